@@ -1,0 +1,281 @@
+"""encode(): the vision tower once, with one look into the attention layers that pruners need.
+
+The tap is an attention function, registered with transformers under the name of the one in use
+(`fopru_sdpa` stands for `sdpa`) and set on the vision config only, and only while encoding. It
+notes the queries and keys of the tapped block and hands on to the real one, so the tower keeps its
+fast kernels and its exact output.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fopru.families import Family, Grid, UnsupportedModelError
+from fopru.significance import attention_scores
+
+
+class Tap(NamedTuple):
+    """One thing to learn from the tower's attention."""
+
+    block: int
+    axis: str  # "received", "given" or "cls"
+    scores: str = "probabilities"
+
+
+class Requests(Protocol):
+    """What `encode` asks of a pruner: the taps it needs, given the family's adapter."""
+
+    def taps(self, family: Family) -> set[Tap]: ...
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One picture, or one view of it, after the vision tower. N visual tokens."""
+
+    family: Family
+    sample: int
+    """The batch row whose prompt holds the picture."""
+    features: Tensor
+    """(N, d): what the LLM would get."""
+    grid: Grid
+    scores: Mapping[Tap, Tensor]
+    """tap -> (N,) float32; a newline token has the mean of its row."""
+    significance: Tensor | None = field(default=None, kw_only=True)
+    """(N,) float32: the scores by which a pruner ranks, where it has any."""
+
+    @property
+    def patches(self) -> Tensor:
+        """(N,) bool: True for patches, False for newline tokens."""
+        return (self.grid.columns >= 0).to(self.features.device)
+
+    def tap(self, axis: str, layer: int | None = None, scores: str = "probabilities") -> Tensor:
+        """(N,) float32 scores of one tapped layer.
+
+        Raises:
+            ValueError: they were not asked for when the picture was encoded.
+        """
+        tap = Tap(self.family.block(layer), axis, scores)
+        if tap not in self.scores:
+            raise ValueError(
+                f"this picture was encoded without the {axis!r} {scores} of block {tap.block}: "
+                "name the pruner in encode(model, inputs, pruners=[...])."
+            )
+        return self.scores[tap]
+
+    def views(self) -> Iterator[EncodedImage]:
+        """Each view as a picture of its own: budgets apply per view."""
+        start = 0
+        for view in self.grid.views:
+            tokens = slice(start, start + view.n_tokens)
+            start = tokens.stop
+            yield replace(
+                self,
+                features=self.features[tokens],
+                grid=Grid((view,)),
+                scores={tap: scores[tokens] for tap, scores in self.scores.items()},
+            )
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch after the vision tower: the pictures, and the inputs that are still text."""
+
+    family: Family
+    inputs: Mapping[str, Any]
+    images: tuple[EncodedImage, ...]
+
+
+@torch.no_grad()
+def encode(
+    model: PreTrainedModel, inputs: Mapping[str, Any], pruners: Collection[Requests] = ()
+) -> Encoded:
+    """Run the vision tower and projector once, learning what all of `pruners` need to know.
+
+    Args:
+        model: a vision-language model of transformers, of a family in `fopru.families`.
+        inputs: what the model's processor returned; tensors on any device.
+        pruners: their taps are computed in this one pass; none means a plain pass.
+
+    Raises:
+        UnsupportedModelError: no adapter for the model, or its tower has no attention to read.
+        ValueError: no images, or images and placeholders in `input_ids` do not match.
+    """
+    family = Family.of(model)
+    taps = set().union(*(pruner.taps(family) for pruner in pruners))
+    missing = [name for name in family.pixels if inputs.get(name) is None]
+    if missing:
+        raise ValueError(
+            f"`inputs` hold no images ({', '.join(missing)} missing; there are: "
+            f"{', '.join(inputs)}), so there is nothing to prune."
+        )
+    grids = family.grids(inputs)
+    samples = _samples(family, inputs.get("input_ids"), [grid.n_tokens for grid in grids])
+
+    blocks = family.blocks() if taps else ()
+    with _tapped(family.tower, {tap.block: blocks[tap.block] for tap in taps}) as seen:
+        features = family.features(inputs)
+    scores = _scores(family, inputs, grids, taps, seen)
+    text = {name: value for name, value in inputs.items() if name not in family.pixels}
+    images = (
+        EncodedImage(family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()})
+        for i, (sample, feature, grid) in enumerate(zip(samples, features, grids, strict=True))
+    )
+    return Encoded(family, text, tuple(images))
+
+
+def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
+    """The batch row of each picture, by counting placeholders."""
+    if input_ids is None:
+        raise ValueError("`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
+                         "not supported).")
+    counts = (input_ids == family.image_token_id).sum(1).tolist()
+    if not any(counts):
+        raise ValueError(
+            f"input_ids hold no image placeholder (token id {family.image_token_id}), yet inputs "
+            f"hold {len(sizes)} image(s): put the processor's image token into the text."
+        )
+    samples, row, left = [], 0, counts[0]
+    for size in sizes:
+        while left == 0 and row + 1 < len(counts):
+            row, left = row + 1, counts[row + 1]
+        if left < size:
+            break
+        samples.append(row)
+        left -= size
+    if len(samples) < len(sizes) or sum(sizes) != sum(counts):
+        raise ValueError(
+            f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual tokens, "
+            f"but rows of input_ids hold {counts} placeholders (token id {family.image_token_id})."
+        )
+    return samples
+
+
+@dataclass
+class _Attention:
+    """Queries and keys that went through one attention layer."""
+
+    query: Tensor  # (tiles, h, T, d)
+    key: Tensor
+    scaling: float
+
+
+_SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def _register(implementation: str) -> str:
+    """Register the tapped twin of an attention implementation; its name.
+
+    The name contains the original's, since transformers asks whether "flash" is in it.
+    """
+    name = f"fopru_{implementation}"
+    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        return name
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any):
+        if (note := _SEEN.get()) is not None:
+            note(module, query, key, *args, **kwargs)
+        if implementation == "eager":  # each modeling file has its own
+            attend = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        return attend(module, query, key, *args, **kwargs)
+
+    if implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    AttentionInterface.register(name, attention)
+    return name
+
+
+@contextmanager
+def _tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
+    """Within the block, note q and k of `blocks`: yields index -> _Attention, filled as they run.
+
+    Raises:
+        UnsupportedModelError: on leaving, where a block did not run its attention through
+            transformers' attention interface, or masked it.
+    """
+    seen: dict[int, _Attention] = {}
+    if not blocks:
+        yield seen
+        return
+    owner = {id(module): index for index, block in blocks.items() for module in block.modules()}
+
+    def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
+        if (index := owner.get(id(module))) is None:
+            return
+        if attention_mask is not None or index in seen:
+            raise UnsupportedModelError(
+                f"{type(tower).__name__} masks or chunks the attention of its block {index}: "
+                "there is no way to score its tokens yet."
+            )
+        seen[index] = _Attention(query, key, scaling or query.shape[-1] ** -0.5)
+
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(tower, threading.RLock())
+    with lock:
+        implementation = tower.config._attn_implementation
+        token = _SEEN.set(note)
+        tower.config._attn_implementation = _register(implementation)
+        try:
+            yield seen
+        finally:
+            tower.config._attn_implementation = implementation
+            _SEEN.reset(token)
+    if missed := blocks.keys() - seen.keys():
+        raise UnsupportedModelError(
+            f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "
+            "transformers' attention interface: there is no attention to score its tokens by."
+        )
+
+
+def _scores(
+    family: Family,
+    inputs: Mapping[str, Any],
+    grids: list[Grid],
+    taps: Collection[Tap],
+    seen: Mapping[int, _Attention],
+) -> dict[Tap, list[Tensor]]:
+    """tap -> one (N,) vector per picture."""
+    n_patches = grids[0].views[0].n_tokens
+    scores: dict[Tap, list[Tensor]] = {}
+    for block, kind in {(tap.block, tap.scores) for tap in taps}:
+        attention = seen[block]
+        maps = attention_scores(
+            attention.query, attention.key, attention.scaling,
+            n_prefix=attention.query.shape[2] - n_patches,
+            axes={tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)},
+            scores=kind,
+        )  # (tiles, P)
+        for axis, tile_maps in maps.items():
+            tokens = family.tokens(tile_maps, inputs)
+            scores[Tap(block, axis, kind)] = [
+                _fill_newlines(vector, grid) for vector, grid in zip(tokens, grids, strict=True)
+            ]
+    return scores
+
+
+def _fill_newlines(scores: Tensor, grid: Grid) -> Tensor:
+    """Give each newline token the mean of its row, which the model's packing left infinite."""
+    parts = []
+    for view, part in zip(grid.views, scores.split([v.n_tokens for v in grid.views]), strict=True):
+        if view.newline:
+            part = part.view(view.height, view.row_width)  # (H, W + 1)
+            means = part[:, :-1].mean(1, keepdim=True)
+            part = torch.cat([part[:, :-1], means], 1).flatten()
+        parts.append(part)
+    return torch.cat(parts)

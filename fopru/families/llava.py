@@ -1,0 +1,40 @@
+"""LLaVA-1.5: one picture, one square of patches (arXiv 2310.03744)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from fopru.families.base import Family, Grid, UnsupportedModelError, View
+
+
+class Llava(Family, model_types=("llava",)):
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        if self.config.vision_config.model_type == "pixtral":
+            raise UnsupportedModelError(
+                "LLaVA with a Pixtral tower packs pictures of all sizes into one sequence with "
+                "break tokens between rows: no adapter for it yet."
+            )
+
+    def check_rectangular(self) -> None:
+        """Raises UnsupportedModelError where the CLS token stays among the visual tokens."""
+        strategy = self.config.vision_feature_select_strategy
+        names = (name for name, _ in self.tower.named_parameters())
+        if strategy != "default" and any(n.endswith(("class_embedding", "cls_token")) for n in names):
+            raise UnsupportedModelError(
+                f"vision_feature_select_strategy={strategy!r} keeps the CLS token among the visual "
+                "tokens, which then are no rectangular grid; 'default' drops it."
+            )
+
+    def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        self.check_rectangular()
+        n_images, _, height, width = inputs["pixel_values"].shape
+        patch = self.config.vision_config.patch_size
+        return [Grid((View(height // patch, width // patch),))] * n_images
+
+    def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
+        return list(maps)

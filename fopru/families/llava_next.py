@@ -1,0 +1,47 @@
+"""LLaVA-NeXT: a base view, and the canvas of its tiles without the padding, a newline a row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+from fopru.families.base import Grid, View
+from fopru.families.llava import Llava
+
+
+class LlavaNext(Llava, model_types=("llava_next",)):
+    pixels = ("pixel_values", "image_sizes")
+
+    def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
+        """Tiles of each picture, its base view included."""
+        return [
+            image_size_to_num_patches(
+                size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
+            )
+            for size in inputs["image_sizes"]
+        ]
+
+    def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        self.check_rectangular()
+        side = self.config.vision_config.image_size // self.config.vision_config.patch_size
+        base = View(side, side)
+        tiles = sum(self.tile_counts(inputs))
+        grids = []
+        for packed in self.tokens(torch.zeros(tiles, base.n_tokens), inputs):
+            height = int(packed.isinf().sum())  # each row of the canvas ends with one newline
+            row_width = (len(packed) - base.n_tokens) // height
+            grids.append(Grid((base, View(height, row_width - 1, newline=True))))
+        return grids
+
+    def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
+        packed, _ = self.model.base_model.pack_image_features(
+            maps[..., None].split(self.tile_counts(inputs)),  # (tiles, patches, 1) per picture
+            inputs["image_sizes"],
+            vision_feature_select_strategy=self.config.vision_feature_select_strategy,
+            image_newline=maps.new_tensor([torch.inf]),
+        )
+        return [tokens.squeeze(-1) for tokens in packed]  # (N,)

@@ -1,0 +1,109 @@
+"""Scores of visual tokens from one attention layer's queries and keys.
+
+Nothing here asks the tower for its attention maps: softmax rows are made again in float32, a block
+of queries at a time, and only their averages are kept. For T tokens and h heads the memory is
+O(block), never h x T x T.
+
+Source: FoPru, arXiv 2411.14164, section "Token Significance"; CLS scores: FasterVLM,
+arXiv 2412.01818.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+SCORES = ("probabilities", "logits")
+AXES = ("received", "given", "cls")
+
+BLOCK_ELEMENTS = 2**22
+"""Attention values in flight at a time: 16 MiB of float32."""
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    n_prefix: int,
+    axes: Collection[str],
+    scores: str = "probabilities",
+) -> dict[str, Tensor]:
+    """Average one layer's attention over heads and along the axes asked for.
+
+    With A the (h, T, T) attention of a tile, T = n_prefix + P, rows and columns of the prefix (the
+    CLS token) cut off, and every average taken over the heads too:
+
+    - "received": mean over queries i of A[i, j], how much patch j is looked at;
+    - "given": mean over keys j of A[i, j], how much patch i looks at patches;
+    - "cls": A[CLS, j], how much the CLS token looks at patch j.
+
+    Args:
+        query, key: (tiles, h, T, d) after whatever the layer does to them (norms, rotary).
+        scaling: factor on query . key.
+        n_prefix: tokens before the patches, 1 for a CLS token, else 0.
+        axes: which of `AXES` to compute.
+        scores: "probabilities" after the softmax over all T keys; "logits" before it.
+
+    Returns:
+        axis -> (tiles, P) float32.
+
+    Raises:
+        ValueError: "cls" is asked for and there is no CLS token.
+    """
+    if "cls" in axes and n_prefix == 0:
+        raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
+    measure = _probabilities if scores == "probabilities" else _logits
+    tiles = [
+        measure(q.float() * scaling, k.float(), n_prefix, axes)  # (h, T, d)
+        for q, k in zip(query, key, strict=True)
+    ]
+    return {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
+
+
+def _probabilities(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:
+    heads, length, _ = q.shape
+    out = {}
+    if "cls" in axes:
+        row = (q[:, :1] @ k.transpose(1, 2)).softmax(-1)  # (h, 1, T)
+        out["cls"] = row[:, 0, p:].mean(0)  # (P,)
+    if not {"received", "given"} & set(axes):
+        return out
+    received = q.new_zeros(length - p)
+    given = q.new_empty(length - p)
+    block = max(1, BLOCK_ELEMENTS // (heads * length))
+    for start in range(p, length, block):
+        rows = q[:, start : start + block] @ k.transpose(1, 2)  # (h, b, T)
+        rows = torch.softmax(rows, dim=-1)[..., p:]  # (h, b, P)
+        if "received" in axes:
+            received += rows.sum((0, 1))
+        if "given" in axes:
+            given[start - p : start - p + rows.shape[1]] = rows.mean((0, 2))
+    sums = {"received": received / (heads * (length - p)), "given": given}
+    return out | {axis: sums[axis] for axis in axes if axis != "cls"}
+
+
+def _logits(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:
+    # The mean of q_i . k_j over i is (mean of q) . k_j: no T x T product is needed.
+    patches_q, patches_k = q[:, p:], k[:, p:]  # (h, P, d)
+    sides = {
+        "received": (patches_q.mean(1), patches_k),
+        "given": (patches_k.mean(1), patches_q),
+        "cls": (q[:, 0], patches_k),
+    }
+    return {axis: torch.einsum("hd,hpd->p", *sides[axis]) / len(q) for axis in axes}
+
+
+def wider(received: Tensor, given: Tensor, patches: Tensor) -> Tensor:
+    """FoPru's variance criterion: of the two vectors, the one that varies more over the patches.
+
+    Softmax makes every row sum to one, so `given` is nearly constant on probabilities and
+    `received` wins; on logits either can.
+
+    Args:
+        received, given: (N,) scores.
+        patches: (N,) bool, False for newline tokens, which do not count.
+    """
+    received_var, given_var = (s[patches].double().var(correction=0) for s in (received, given))
+    return torch.where(received_var >= given_var, received, given)

@@ -1,0 +1,99 @@
+"""Tiny random models of each family with real processors: made here, nothing is downloaded."""
+
+import numpy as np
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+SIDE, PATCH = 32, 4  # pixels: 8 x 8 patches a tile
+PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:", "\n"]
+WORDS += [f"w{i}" for i in range(56)]
+IMAGE_TOKEN_ID = WORDS.index("<image>")
+
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content %}"
+    "{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}ASSISTANT:"
+)
+
+
+def tokenizer(padding_side="left"):
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
+        eos_token="</s>", additional_special_tokens=["<image>"], padding_side=padding_side,
+    )
+
+
+def configs(family, **vision):
+    vision_config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        image_size=SIDE, patch_size=PATCH, projection_dim=16, **vision,
+    )
+    text_config = LlamaConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=len(WORDS), max_position_embeddings=4096,
+        pad_token_id=0, bos_token_id=2, eos_token_id=None,
+    )
+    common = dict(vision_config=vision_config, text_config=text_config,
+                  image_token_index=IMAGE_TOKEN_ID)
+    if family == "llava":
+        return LlavaConfig(**common)
+    return LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
+
+
+def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, **vision):
+    """A model whose attention is far from uniform, so that rankings are not decided by noise."""
+    kinds = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
+    torch.manual_seed(seed)
+    net = kinds[family](configs(family, **vision))
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.8 / parameter.shape[-1] ** 0.5)
+            if "q_proj" in name or "k_proj" in name:
+                parameter.mul_(2)
+    net.set_attn_implementation(attention)
+    net.generation_config.eos_token_id = None
+    net.generation_config.pad_token_id = 0
+    net.generation_config.suppress_tokens = [IMAGE_TOKEN_ID]
+    return net.to(dtype).eval()
+
+
+def processor(family="llava", padding_side="left"):
+    common = dict(tokenizer=tokenizer(padding_side), patch_size=PATCH,
+                  vision_feature_select_strategy="default", num_additional_image_tokens=1,
+                  chat_template=CHAT_TEMPLATE)
+    size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
+    if family == "llava":
+        return LlavaProcessor(image_processor=CLIPImageProcessorPil(**size), **common)
+    images = LlavaNextImageProcessorPil(**size, image_grid_pinpoints=PINPOINTS)
+    return LlavaNextProcessor(image_processor=images, **common)
+
+
+def image(width=40, height=40, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def inputs(family="llava", images=None, texts="USER: <image> w1 w2 w3 ASSISTANT:",
+           padding_side="left"):
+    images = [image()] if images is None else images
+    return processor(family, padding_side)(
+        images=images, text=texts, return_tensors="pt", padding=True
+    )
