@@ -275,7 +275,7 @@ def _fill_newlines(scores: Tensor, grid: Grid) -> Tensor:
     for view, part in zip(grid.views, scores.split([v.n_tokens for v in grid.views]), strict=True):
         if view.newline:
             part = part.view(view.height, view.row_width)  # (H, W + 1)
-            means = part[:, :-1].mean(1, keepdim=True)
+            means = part[:, :-1].sum(1, keepdim=True) / max(view.width, 1)
             part = torch.cat([part[:, :-1], means], 1).flatten()
         parts.append(part)
     return torch.cat(parts)

@@ -13,7 +13,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from fopru import pocket
+import fopru.pocket as pocket
 
 
 def load(model: str | Path = "pocket", **kwargs) -> tuple[PreTrainedModel, ProcessorMixin]:

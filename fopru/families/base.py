@@ -126,9 +126,10 @@ class Family:
             UnsupportedModelError: the tower is not a stack of attention blocks.
         """
         depth = getattr(self.tower.config, "num_hidden_layers", None)
-        for module in self.tower.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == depth:
-                return module
+        for stack in self.tower.modules():
+            if isinstance(stack, nn.ModuleList) and len(stack) == depth:
+                if any(type(part).__name__.endswith("Attention") for part in stack[0].modules()):
+                    return stack
         raise UnsupportedModelError(
             f"the vision tower {type(self.tower).__name__} of {type(self.model).__name__} has no "
             "stack of attention blocks: there is no attention to score its tokens by."

@@ -1,0 +1,58 @@
+"""Independent, slow answers that the package is compared with."""
+
+import torch
+
+
+def eager_attention(model, pixel_values, block):
+    """(tiles, h, T, T) float64 attention of one block, from the tower run in eager mode."""
+    tower = model.base_model.vision_tower
+    before = tower.config._attn_implementation
+    tower.config._attn_implementation = "eager"
+    try:
+        maps = tower(pixel_values, output_attentions=True).attentions
+    finally:
+        tower.config._attn_implementation = before
+    return maps[block].double()
+
+
+def received(attention):
+    """(tiles, P): mean over heads and patch queries, CLS row and column cut off."""
+    return attention[:, :, 1:, 1:].mean((1, 2))
+
+
+def given(attention):
+    return attention[:, :, 1:, 1:].mean((1, 3))
+
+
+def near(scores, kept, k, band=1e-6):
+    """Whether `kept` are the k largest of float64 `scores`, but for those within `band` of the
+    k-th."""
+    border = scores.sort(descending=True).values[k - 1]
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    chosen[kept] = True
+    sure_in, sure_out = scores > border + band, scores < border - band
+    return len(kept) == k and bool(chosen[sure_in].all()) and not bool(chosen[sure_out].any())
+
+
+@torch.no_grad()
+def masked_logits(model, inputs, pruned, positions="preserve"):
+    """Logits of the kept tokens in a full-length run with the dropped columns masked out.
+
+    Returns one (tokens, vocabulary) tensor per batch row.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"].clone()
+    for row, sample in enumerate(ids):
+        flags = sample == model.config.image_token_id
+        kept = []
+        for picture in pruned.images:
+            if picture.sample == row:
+                keep = torch.zeros(picture.n_full, dtype=mask.dtype)
+                keep[picture.kept] = 1
+                kept.append(keep)
+        if kept:
+            mask[row, flags] = torch.cat(kept)
+    counted = inputs["attention_mask"] if positions == "preserve" else mask
+    position_ids = (counted.cumsum(1) - 1).clamp(min=0)
+    arguments = {**inputs, "attention_mask": mask, "position_ids": position_ids}
+    logits = model(**arguments).logits
+    return [logits[row, mask[row].bool()] for row in range(len(ids))]
