@@ -139,8 +139,10 @@ def encode(
 def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
     """The batch row of each picture, by counting placeholders."""
     if input_ids is None:
-        raise ValueError("`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
-                         "not supported).")
+        raise ValueError(
+            "`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
+            "not supported)."
+        )
     counts = (input_ids == family.image_token_id).sum(1).tolist()
     if not any(counts):
         raise ValueError(
@@ -157,8 +159,9 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
         left -= size
     if len(samples) < len(sizes) or sum(sizes) != sum(counts):
         raise ValueError(
-            f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual tokens, "
-            f"but rows of input_ids hold {counts} placeholders (token id {family.image_token_id})."
+            f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
+            f"tokens, but rows of input_ids hold {counts} placeholders (token id "
+            f"{family.image_token_id})."
         )
     return samples
 
@@ -256,7 +259,9 @@ def _scores(
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         attention = seen[block]
         maps = attention_scores(
-            attention.query, attention.key, attention.scaling,
+            attention.query,
+            attention.key,
+            attention.scaling,
             n_prefix=attention.query.shape[2] - n_patches,
             axes={tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)},
             scores=kind,

@@ -120,8 +120,8 @@ class Pruner:
             return [floor_share(size, self.retention) for size in sizes]
         if not len(sizes) <= self.k <= sum(sizes):
             raise ValueError(
-                f"k={self.k}: a picture of {sum(sizes)} visual tokens in {len(sizes)} view(s) keeps "
-                f"{len(sizes)} to {sum(sizes)} of them."
+                f"k={self.k}: a picture of {sum(sizes)} visual tokens in {len(sizes)} view(s) "
+                f"keeps {len(sizes)} to {sum(sizes)} of them."
             )
         return _in_proportion(self.k, sizes)
 
@@ -151,9 +151,7 @@ class Pruner:
             for image, pruned in zip(encoded.images, images, strict=True)
         ]
         positions = self.positions or encoded.family.positions
-        return PrunedInputs(
-            _shorten(encoded, images, positions), encoded.family, features, images
-        )
+        return PrunedInputs(_shorten(encoded, images, positions), encoded.family, features, images)
 
     def _prune_image(self, image: EncodedImage) -> PrunedImage:
         kept, significance, start = [], [], 0
@@ -278,22 +276,24 @@ class PrunedInputs(Mapping[str, Any]):
         return PrunedInputs(text, self._family, features, self.images)
 
 
-def _shorten(
-    encoded: Encoded, images: tuple[PrunedImage, ...], positions: str
-) -> dict[str, Any]:
+def _shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -> dict[str, Any]:
     """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again."""
     inputs = dict(encoded.inputs)
     ids = inputs["input_ids"]  # (B, L)
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     if mask.shape != ids.shape:
-        raise ValueError(f"attention_mask of shape {tuple(mask.shape)}: must be that of input_ids, "
-                         f"{tuple(ids.shape)}.")
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)}: must be that of input_ids, "
+            f"{tuple(ids.shape)}."
+        )
     if positions == "preserve":
         inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
     elif inputs.get("position_ids") is not None:
-        raise ValueError("position_ids were given, and positions='reindex' would number the tokens "
-                         "anew: use positions='preserve', or leave position_ids out.")
+        raise ValueError(
+            "position_ids were given, and positions='reindex' would number the tokens "
+            "anew: use positions='preserve', or leave position_ids out."
+        )
     inputs["attention_mask"] = mask
 
     kept = [torch.zeros(image.n_full, dtype=torch.bool) for image in images]
@@ -343,8 +343,10 @@ def _is_subset(indices: Tensor, n: int) -> bool:
 
 
 def _check_integer(argument: str, value: Any, minimum: int | None = None) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or (
-        minimum is not None and value < minimum
+    if (
+        not isinstance(value, numbers.Integral)
+        or isinstance(value, bool)
+        or (minimum is not None and value < minimum)
     ):
         least = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{argument}={value!r}: must be an integer{least}.")
@@ -353,9 +355,7 @@ def _check_integer(argument: str, value: Any, minimum: int | None = None) -> Non
 def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError naming the argument, its value and what is allowed."""
     if value not in allowed:
-        raise ValueError(
-            f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}."
-        )
+        raise ValueError(f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}.")
 
 
 __all__ = ["METHODS", "PrunedImage", "PrunedInputs", "Pruner", "UnsupportedModelError"]

@@ -45,7 +45,7 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
     family = Family.of(model)
     if model in _ACTIVE:
         raise RuntimeError(
-            f"another pruner is at work on this {type(model).__name__}: leave its `with` block first."
+            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
         )
     run = Run()
     generate = model.generate
@@ -108,9 +108,9 @@ def _to_prune(kwargs: Mapping[str, Any], family: Family) -> bool:
         ids = kwargs.get("input_ids")
         if images or (ids is not None and bool((ids == family.image_token_id).any())):
             raise ValueError(
-                "past_key_values already hold a pruned prompt, which is shorter than input_ids with "
-                "its image placeholders: continue with the new text tokens only, through the model's "
-                "forward, or generate again without past_key_values."
+                "past_key_values already hold a pruned prompt, which is shorter than input_ids "
+                "with its image placeholders: continue with the new text tokens only, through the "
+                "model's forward, or generate again without past_key_values."
             )
         return False
     return images

@@ -35,8 +35,9 @@ def test_features_are_the_models_own_to_the_bit(family, attention):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_received_and_given_equal_an_eager_towers_attention(attention):
     model = tiny.model("llava", attention=attention)
-    inputs = tiny.inputs(images=[tiny.image(seed=1), tiny.image(seed=2)],
-                         texts="USER: <image> <image> ASSISTANT:")
+    inputs = tiny.inputs(
+        images=[tiny.image(seed=1), tiny.image(seed=2)], texts="USER: <image> <image> ASSISTANT:"
+    )
     encoded = encode(model, inputs, [Everything()])
     maps = reference.eager_attention(model, inputs["pixel_values"], block=2)  # -2 of 4 blocks
     for i, image in enumerate(encoded.images):
@@ -138,7 +139,9 @@ def test_two_threads_get_what_one_after_the_other_gets():
 def test_no_images():
     model, inputs = tiny.model(), tiny.inputs()
     del inputs["pixel_values"]
-    with pytest.raises(ValueError, match="hold no images .pixel_values missing; there are: input_ids"):
+    with pytest.raises(
+        ValueError, match="hold no images .pixel_values missing; there are: input_ids"
+    ):
         fopru.FoPru().prune(model, inputs)
 
 
@@ -174,7 +177,9 @@ def test_a_family_without_adapter_is_named():
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM(tiny.configs("llava").text_config)
-    with pytest.raises(fopru.UnsupportedModelError, match="'llama' .LlamaForCausalLM.*llava, llava_next"):
+    with pytest.raises(
+        fopru.UnsupportedModelError, match="'llama' .LlamaForCausalLM.*llava, llava_next"
+    ):
         fopru.FoPru().prune(model, tiny.inputs())
 
 
@@ -186,9 +191,11 @@ def test_a_wrapped_model_is_refused_by_name():
 
 def test_a_vision_tower_without_attention():
     config = LlavaConfig(
-        vision_config=ConvNextV2Config(hidden_sizes=[8, 8, 8, 32], depths=[1, 1, 1, 1], image_size=32,
-                                       patch_size=4),
-        text_config=tiny.configs("llava").text_config, image_token_index=tiny.IMAGE_TOKEN_ID,
+        vision_config=ConvNextV2Config(
+            hidden_sizes=[8, 8, 8, 32], depths=[1, 1, 1, 1], image_size=32, patch_size=4
+        ),
+        text_config=tiny.configs("llava").text_config,
+        image_token_index=tiny.IMAGE_TOKEN_ID,
     )
     config.vision_config.hidden_size = 32
     model = LlavaForConditionalGeneration(config)

@@ -57,9 +57,16 @@ def test_pixtral_towers_are_refused():
     from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
 
     config = LlavaConfig(
-        vision_config=PixtralVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=2,
-                                          num_attention_heads=2, image_size=32, patch_size=8),
-        text_config=tiny.configs("llava").text_config, image_token_index=tiny.IMAGE_TOKEN_ID,
+        vision_config=PixtralVisionConfig(
+            hidden_size=32,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
+        text_config=tiny.configs("llava").text_config,
+        image_token_index=tiny.IMAGE_TOKEN_ID,
     )
     with pytest.raises(fopru.UnsupportedModelError, match="Pixtral"):
         Family.of(LlavaForConditionalGeneration(config))

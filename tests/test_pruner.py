@@ -22,14 +22,24 @@ def batch(family, padding_side="left"):
 
 def answers(model, inputs, **kwargs):
     out = model.generate(**inputs, max_new_tokens=6, do_sample=False, **kwargs)
-    return out[:, inputs["input_ids"].shape[1]:]
+    return out[:, inputs["input_ids"].shape[1] :]
 
 
 # What is kept
 
 
-@pytest.mark.parametrize("share, n, k", [(0.29, 100, 29), (0.25, 576, 144), (0.002, 576, 1),
-                                         (0.002, 2880, 5), (0.1, 7, 1), (1.0, 7, 7), (0.57, 100, 57)])
+@pytest.mark.parametrize(
+    "share, n, k",
+    [
+        (0.29, 100, 29),
+        (0.25, 576, 144),
+        (0.002, 576, 1),
+        (0.002, 2880, 5),
+        (0.1, 7, 1),
+        (1.0, 7, 7),
+        (0.57, 100, 57),
+    ],
+)
 def test_floor_of_the_exact_value(share, n, k):
     assert floor_share(n, share) == k
 
@@ -40,7 +50,9 @@ def test_rank_and_row_of_each_view_from_its_scores_in_float64(family, strategy):
     model, inputs = tiny.model(family), batch(family)
     pruner = fopru.FoPru(retention=0.3, strategy=strategy, axis="received")
     pruned = pruner.prune(model, inputs)
-    for image, encoded in zip(pruned.images, fopru.encode(model, inputs, [pruner]).images, strict=True):
+    for image, encoded in zip(
+        pruned.images, fopru.encode(model, inputs, [pruner]).images, strict=True
+    ):
         start = 0
         for view in image.grid.views:
             values = encoded.tap("received").double()[start : start + view.n_tokens]
@@ -50,8 +62,11 @@ def test_rank_and_row_of_each_view_from_its_scores_in_float64(family, strategy):
             else:
                 table = values.view(view.height, view.row_width)[:, : view.width]
                 rows = kept.view(-1, view.row_width)[:, 0] // view.row_width
-                assert torch.equal(rows.repeat_interleave(view.row_width) * view.row_width
-                                   + torch.arange(view.row_width).repeat(len(rows)), kept)
+                assert torch.equal(
+                    rows.repeat_interleave(view.row_width) * view.row_width
+                    + torch.arange(view.row_width).repeat(len(rows)),
+                    kept,
+                )
                 assert reference.near(table.sum(1), rows, floor_share(view.height, 0.3))
             start += view.n_tokens
 
@@ -158,8 +173,11 @@ def test_decoding_continues_where_the_masked_run_would(family, positions):
     pruner = fopru.FoPru(0.2, positions=positions)
     pruned = pruner.prune(model, inputs)
     new = answers(model, pruned)
-    longer = dict(inputs, input_ids=torch.cat([inputs["input_ids"], new], 1),
-                  attention_mask=torch.ones(1, inputs["input_ids"].shape[1] + new.shape[1]).long())
+    longer = dict(
+        inputs,
+        input_ids=torch.cat([inputs["input_ids"], new], 1),
+        attention_mask=torch.ones(1, inputs["input_ids"].shape[1] + new.shape[1]).long(),
+    )
     logits = reference.masked_logits(model, longer, pruned, positions)[0]
     logits[:, tiny.IMAGE_TOKEN_ID] = -math.inf
     assert torch.equal(logits[-new.shape[1] - 1 : -1].argmax(-1), new[0])
@@ -182,8 +200,14 @@ def test_a_batch_equals_singles(family, method):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [{"num_beams": 3}, {"cache_implementation": "static"},
-                                     {"num_beams": 2, "num_return_sequences": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 3},
+        {"cache_implementation": "static"},
+        {"num_beams": 2, "num_return_sequences": 2},
+    ],
+)
 def test_generation_modes_at_retention_one_and_twice_on_the_same_inputs(family, options):
     model, inputs = tiny.model(family), batch(family)
     pruned = fopru.FoPru(1.0).prune(model, inputs)
@@ -288,10 +312,15 @@ def test_k_beyond_the_picture():
         fopru.FoPru(k=65).prune(tiny.model(), tiny.inputs())
 
 
-@pytest.mark.parametrize("argument, value, allowed", [
-    ("strategy", "column", "'rank', 'row'"), ("axis", "both", "'variance', 'received', 'given'"),
-    ("scores", "softmax", "'probabilities', 'logits'"), ("positions", "keep", "'reindex', 'preserve'"),
-])
+@pytest.mark.parametrize(
+    "argument, value, allowed",
+    [
+        ("strategy", "column", "'rank', 'row'"),
+        ("axis", "both", "'variance', 'received', 'given'"),
+        ("scores", "softmax", "'probabilities', 'logits'"),
+        ("positions", "keep", "'reindex', 'preserve'"),
+    ],
+)
 def test_unknown_choices_name_the_allowed_ones(argument, value, allowed):
     with pytest.raises(ValueError, match=f"{argument}='{value}': must be one of .*{allowed}"):
         fopru.FoPru(**{argument: value})
@@ -327,5 +356,7 @@ def test_a_method_that_breaks_its_promise_is_told(chosen):
         def select(self, image, k):
             return torch.tensor(chosen)
 
-    with pytest.raises(ValueError, match="Broken.select must return 2 sorted, distinct indices below 64"):
+    with pytest.raises(
+        ValueError, match="Broken.select must return 2 sorted, distinct indices below 64"
+    ):
         Broken(k=2).prune(tiny.model(), tiny.inputs())

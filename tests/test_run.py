@@ -26,13 +26,22 @@ def test_output_starts_with_the_original_prompt_and_goes_on_as_pruned(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"num_return_sequences": 2, "num_beams": 2},
-                                     {"cache_implementation": "static"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_beams": 3},
+        {"num_return_sequences": 2, "num_beams": 2},
+        {"cache_implementation": "static"},
+    ],
+)
 def test_retention_one_changes_nothing(family, options):
     model, inputs = tiny.model(family), batch(family)
     plain = model.generate(**inputs, max_new_tokens=6, do_sample=False, **options)
     with fopru.FoPru(1.0)(model):
-        assert torch.equal(model.generate(**inputs, max_new_tokens=6, do_sample=False, **options), plain)
+        assert torch.equal(
+            model.generate(**inputs, max_new_tokens=6, do_sample=False, **options), plain
+        )
         logits = model(**inputs).logits
     mask = inputs["attention_mask"].bool()
     torch.testing.assert_close(logits[mask], model(**inputs).logits[mask], atol=1e-5, rtol=1e-5)
@@ -45,8 +54,10 @@ def test_lengths_count_the_original_prompt(limits):
     with fopru.FoPru(0.25)(model):
         by_name = model.generate(**inputs, do_sample=False, **limits)
         by_config = model.generate(
-            **inputs, generation_config=GenerationConfig(do_sample=False, pad_token_id=0,
-                                                         suppress_tokens=[4], **limits)
+            **inputs,
+            generation_config=GenerationConfig(
+                do_sample=False, pad_token_id=0, suppress_tokens=[4], **limits
+            ),
         )
     assert by_name.shape == plain.shape == (2, limits["max_length"])
     assert torch.equal(by_config, by_name)
@@ -54,14 +65,19 @@ def test_lengths_count_the_original_prompt(limits):
 
 def test_return_dict_scores_and_positional_arguments():
     model, inputs = tiny.model(), tiny.inputs()
-    config = GenerationConfig(max_new_tokens=4, do_sample=False, suppress_tokens=[4],
-                              return_dict_in_generate=True, output_scores=True)
+    config = GenerationConfig(
+        max_new_tokens=4,
+        do_sample=False,
+        suppress_tokens=[4],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
     with fopru.FoPru(0.25)(model):
         ids = inputs.pop("input_ids")
         out = model.generate(ids, config, **inputs)
         loss_and_logits = model(ids, inputs["pixel_values"], inputs["attention_mask"], labels=ids)
     assert out.sequences.shape == (1, ids.shape[1] + 4)
-    assert torch.equal(out.sequences[0, ids.shape[1]:], torch.stack(out.scores).argmax(-1)[:, 0])
+    assert torch.equal(out.sequences[0, ids.shape[1] :], torch.stack(out.scores).argmax(-1)[:, 0])
     assert loss_and_logits.logits.shape[1] == ids.shape[1] - 48
     assert loss_and_logits.loss.isfinite()
 
@@ -86,19 +102,29 @@ def test_streamers_see_the_original_prompt_then_the_new_tokens():
     assert torch.equal(recorder.values[0], inputs["input_ids"])
     assert torch.equal(torch.cat([v.flatten() for v in recorder.values]), out[0])
     assert recorder.ended
-    answer = tiny.tokenizer().decode(out[0, inputs["input_ids"].shape[1]:])
+    answer = tiny.tokenizer().decode(out[0, inputs["input_ids"].shape[1] :])
     assert "".join(text).split() == answer.split()
 
 
 def test_pipelines():
     model, processor = tiny.model(), tiny.processor()
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
-    messages = [{"role": "user", "content": [{"type": "image", "image": tiny.image()},
-                                             {"type": "text", "text": "w1 w2"}]}]
+    messages = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": tiny.image()},
+                {"type": "text", "text": "w1 w2"},
+            ],
+        }
+    ]
 
     def ask():
-        return pipe(text=messages, return_full_text=False,
-                    generate_kwargs={"do_sample": False, "max_new_tokens": 5})[0]["generated_text"]
+        return pipe(
+            text=messages,
+            return_full_text=False,
+            generate_kwargs={"do_sample": False, "max_new_tokens": 5},
+        )[0]["generated_text"]
 
     with fopru.FoPru(1.0)(model):
         same = ask()
@@ -134,8 +160,11 @@ def test_an_outer_loop_of_forward_calls_equals_generate(positions):
             logits[..., tiny.IMAGE_TOKEN_ID] = -torch.inf
             found.append(logits[:, -1].argmax(-1))
             place = length + step if positions == "preserve" else cache.get_seq_length()
-            logits = model(input_ids=found[-1][:, None], past_key_values=cache,
-                           position_ids=torch.tensor([[place]])).logits
+            logits = model(
+                input_ids=found[-1][:, None],
+                past_key_values=cache,
+                position_ids=torch.tensor([[place]]),
+            ).logits
     assert torch.equal(torch.cat(found), expected)
     assert cache.get_seq_length() == run.last["input_ids"].shape[1] + 4
 
@@ -143,7 +172,9 @@ def test_an_outer_loop_of_forward_calls_equals_generate(positions):
 def test_a_second_turn_on_a_pruned_cache_is_refused():
     model, inputs = tiny.model(), tiny.inputs()
     with fopru.FoPru(0.25)(model):
-        out = model.generate(**inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        out = model.generate(
+            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+        )
         longer = {"input_ids": torch.cat([out.sequences, inputs["input_ids"][:, -3:]], 1)}
         for extra in ({}, {"pixel_values": inputs["pixel_values"]}):
             with pytest.raises(ValueError, match="past_key_values already hold a pruned prompt"):
@@ -161,9 +192,11 @@ def test_forward_without_cache_keeps_gapped_positions_right():
 @pytest.mark.parametrize("how", ["argument", "config"])
 def test_generate_with_preserved_positions_and_no_cache_is_refused(how):
     model, inputs = tiny.model(), tiny.inputs()
-    options = {"use_cache": False} if how == "argument" else {
-        "generation_config": GenerationConfig(use_cache=False)
-    }
+    options = (
+        {"use_cache": False}
+        if how == "argument"
+        else {"generation_config": GenerationConfig(use_cache=False)}
+    )
     with (
         fopru.FoPru(0.25, positions="preserve")(model),
         pytest.raises(ValueError, match="positions='preserve' with use_cache=False"),

@@ -35,23 +35,42 @@ def tokenizer(padding_side="left"):
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", unk_token="<unk>", bos_token="<s>",
-        eos_token="</s>", additional_special_tokens=["<image>"], padding_side=padding_side,
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<image>"],
+        padding_side=padding_side,
     )
 
 
 def configs(family, **vision):
     vision_config = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        image_size=SIDE, patch_size=PATCH, projection_dim=16, **vision,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        projection_dim=16,
+        **vision,
     )
     text_config = LlamaConfig(
-        hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, vocab_size=len(WORDS), max_position_embeddings=4096,
-        pad_token_id=0, bos_token_id=2, eos_token_id=None,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(WORDS),
+        max_position_embeddings=4096,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=None,
     )
-    common = dict(vision_config=vision_config, text_config=text_config,
-                  image_token_index=IMAGE_TOKEN_ID)
+    common = dict(
+        vision_config=vision_config, text_config=text_config, image_token_index=IMAGE_TOKEN_ID
+    )
     if family == "llava":
         return LlavaConfig(**common)
     return LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
@@ -59,7 +78,10 @@ def configs(family, **vision):
 
 def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, **vision):
     """A model whose attention is far from uniform, so that rankings are not decided by noise."""
-    kinds = {"llava": LlavaForConditionalGeneration, "llava_next": LlavaNextForConditionalGeneration}
+    kinds = {
+        "llava": LlavaForConditionalGeneration,
+        "llava_next": LlavaNextForConditionalGeneration,
+    }
     torch.manual_seed(seed)
     net = kinds[family](configs(family, **vision))
     with torch.no_grad():
@@ -76,9 +98,13 @@ def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, **visio
 
 
 def processor(family="llava", padding_side="left"):
-    common = dict(tokenizer=tokenizer(padding_side), patch_size=PATCH,
-                  vision_feature_select_strategy="default", num_additional_image_tokens=1,
-                  chat_template=CHAT_TEMPLATE)
+    common = dict(
+        tokenizer=tokenizer(padding_side),
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
     size = {"size": {"shortest_edge": SIDE}, "crop_size": {"height": SIDE, "width": SIDE}}
     if family == "llava":
         return LlavaProcessor(image_processor=CLIPImageProcessorPil(**size), **common)
@@ -91,8 +117,9 @@ def image(width=40, height=40, seed=0):
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def inputs(family="llava", images=None, texts="USER: <image> w1 w2 w3 ASSISTANT:",
-           padding_side="left"):
+def inputs(
+    family="llava", images=None, texts="USER: <image> w1 w2 w3 ASSISTANT:", padding_side="left"
+):
     images = [image()] if images is None else images
     return processor(family, padding_side)(
         images=images, text=texts, return_tensors="pt", padding=True

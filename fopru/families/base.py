@@ -99,8 +99,8 @@ class Family:
         """
         if not isinstance(model, PreTrainedModel):
             raise UnsupportedModelError(
-                f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model that "
-                "it wraps (PEFT: `model.get_base_model()`, torch.compile: the model before it)."
+                f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model "
+                "that it wraps (PEFT: `model.get_base_model()`; torch.compile: the one before it)."
             )
         family = Family.registry.get(model.config.model_type)
         if family is None:
@@ -127,9 +127,10 @@ class Family:
         """
         depth = getattr(self.tower.config, "num_hidden_layers", None)
         for stack in self.tower.modules():
-            if isinstance(stack, nn.ModuleList) and len(stack) == depth:
-                if any(type(part).__name__.endswith("Attention") for part in stack[0].modules()):
-                    return stack
+            if not isinstance(stack, nn.ModuleList) or len(stack) != depth:
+                continue
+            if any(type(part).__name__.endswith("Attention") for part in stack[0].modules()):
+                return stack
         raise UnsupportedModelError(
             f"the vision tower {type(self.tower).__name__} of {type(self.model).__name__} has no "
             "stack of attention blocks: there is no attention to score its tokens by."
@@ -146,16 +147,18 @@ class Family:
         if layer is None:
             state = self.config.vision_feature_layer
             state = state if isinstance(state, int) else state[-1]
-            index = state % (depth + 1) - 1  # hidden state 0 is the embeddings, i + 1 block i's output
+            index = state % (depth + 1) - 1
             if index < 0:
                 raise UnsupportedModelError(
-                    f"vision_feature_layer={self.config.vision_feature_layer} reads the embeddings, "
-                    "which no attention block has seen: pass `layer`."
+                    f"vision_feature_layer={self.config.vision_feature_layer} reads the embeddings,"
+                    " which no attention block has seen: pass `layer`."
                 )
             return index
         if not -depth <= layer < depth:
-            raise ValueError(f"layer={layer}: the vision tower has {depth} blocks, "
-                             f"so layer is in [{-depth}, {depth - 1}].")
+            raise ValueError(
+                f"layer={layer}: the vision tower has {depth} blocks, "
+                f"so layer is in [{-depth}, {depth - 1}]."
+            )
         return layer % depth
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:

@@ -24,7 +24,9 @@ class Llava(Family, model_types=("llava",)):
         """Raises UnsupportedModelError where the CLS token stays among the visual tokens."""
         strategy = self.config.vision_feature_select_strategy
         names = (name for name, _ in self.tower.named_parameters())
-        if strategy != "default" and any(n.endswith(("class_embedding", "cls_token")) for n in names):
+        if strategy != "default" and any(
+            n.endswith(("class_embedding", "cls_token")) for n in names
+        ):
             raise UnsupportedModelError(
                 f"vision_feature_select_strategy={strategy!r} keeps the CLS token among the visual "
                 "tokens, which then are no rectangular grid; 'default' drops it."

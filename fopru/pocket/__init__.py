@@ -51,8 +51,17 @@ def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example
         truth = {"image_id": f"{seed}-{index}", **scene.truth()}
         for i in rng.permutation(len(found))[:QUESTIONS_PER_IMAGE]:
             q = found[i]
-            examples.append(Example(f"{seed}-{index}-{i}", q.task, scene.image, q.text, q.answer,
-                                    evidence=q.evidence, scene=truth))
+            examples.append(
+                Example(
+                    f"{seed}-{index}-{i}",
+                    q.task,
+                    scene.image,
+                    q.text,
+                    q.answer,
+                    evidence=q.evidence,
+                    scene=truth,
+                )
+            )
         index += 1
     return examples[:n]
 

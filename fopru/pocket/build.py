@@ -72,9 +72,7 @@ def tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def processor(
-    words: Iterable[str], image_size: int = 224, patch_size: int = 14
-) -> LlavaProcessor:
+def processor(words: Iterable[str], image_size: int = 224, patch_size: int = 14) -> LlavaProcessor:
     """LLaVA's processor: CLIP's resize of the shorter edge and centre crop, on PIL."""
     square = {"height": image_size, "width": image_size}
     images = CLIPImageProcessorPil(size={"shortest_edge": image_size}, crop_size=square)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,8 +147,20 @@ def _outline(thing: Thing) -> list[tuple[float, float]]:
         corners = [(s * math.sin(t), -s * math.cos(t)) for t, s in pairs]
     else:  # cross
         a = 0.33
-        corners = [(-a, -1), (a, -1), (a, -a), (1, -a), (1, a), (a, a), (a, 1), (-a, 1), (-a, a),
-                   (-1, a), (-1, -a), (-a, -a)]
+        corners = [
+            (-a, -1),
+            (a, -1),
+            (a, -a),
+            (1, -a),
+            (1, a),
+            (a, a),
+            (a, 1),
+            (-a, 1),
+            (-a, a),
+            (-1, a),
+            (-1, -a),
+            (-a, -a),
+        ]
     return [(x + r * dx, y + r * dy) for dx, dy in corners]
 
 
@@ -166,8 +179,10 @@ def paint(thing: Thing, draw: ImageDraw.ImageDraw, fill) -> None:
 def _free_place(rng, taken: list[Box], width: int, height: int) -> tuple[int, int] | None:
     """A top-left corner whose box stays clear of those taken, if thirty tries find one."""
     for x, y in rng.integers(0, (SIZE - width, SIZE - height), (30, 2)).tolist():
-        if all(x + width + 2 < a or c + 2 < x or y + height + 2 < b or d + 2 < y
-               for a, b, c, d in taken):
+        if all(
+            x + width + 2 < a or c + 2 < x or y + height + 2 < b or d + 2 < y
+            for a, b, c, d in taken
+        ):
             return x, y
     return None
 
@@ -179,15 +194,18 @@ def _add_sign(rng, image: Image.Image) -> Sign:
     pad = 4
     width, height = x1 - x0 + 2 * pad, y1 - y0 + 2 * pad
     left, top = rng.integers(0, (SIZE - width, SIZE - height)).tolist()
-    board, ink = ((245, 240, 220), (20, 20, 20)) if rng.random() < 0.5 else ((30, 40, 50),
-                                                                           (240, 240, 230))
+    board, ink = (
+        ((245, 240, 220), (20, 20, 20)) if rng.random() < 0.5 else ((30, 40, 50), (240, 240, 230))
+    )
     draw = ImageDraw.Draw(image)
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=board, outline=ink)
     draw.text((left + pad - x0, top + pad - y0), text, fill=ink, font=font)
     middle = left + pad - x0 + round(font.getlength(text[0]))
     rows = (top + pad, top + height - pad)
-    glyphs = ((left + pad, rows[0], middle, rows[1]),
-              (middle, rows[0], left + width - pad, rows[1]))
+    glyphs = (
+        (left + pad, rows[0], middle, rows[1]),
+        (middle, rows[0], left + width - pad, rows[1]),
+    )
     return Sign(text, (left, top, left + width, top + height), glyphs)
 
 
@@ -227,8 +245,12 @@ def presence(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
         boxes = tuple(t.box for t in scene.things if (t.color, t.shape) == (color, shape))
         yield Question("presence", f"is there a {color} {shape}?", "yes", boxes)
     everywhere = [(c, s) for c in COLORS for s in SHAPES]
-    mixed = [(c, s) for c in {t.color: 0 for t in scene.things} for s in
-             {t.shape: 0 for t in scene.things} if (c, s) not in there]
+    mixed = [
+        (c, s)
+        for c in {t.color: 0 for t in scene.things}
+        for s in {t.shape: 0 for t in scene.things}
+        if (c, s) not in there
+    ]
     for _ in picked:
         pool = mixed if mixed and rng.random() < 0.5 else [p for p in everywhere if p not in there]
         color, shape = pool[rng.integers(len(pool))]
@@ -250,7 +272,7 @@ def attributes(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
     named = unique("name")
     for t in named:
         yield Question("attributes", f"where is the {t.name}?", t.place, (t.box,))
-    for a, b in zip(named, named[1:], strict=False):
+    for a, b in pairwise(named):
         if rng.random() < 0.5:
             a, b = b, a
         relation, gap = ("left of", b.x - a.x) if rng.random() < 0.5 else ("above", b.y - a.y)
@@ -291,8 +313,31 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Iterator[Question]]] = {
 WORDS = sorted(
     {*COLORS, *SHAPES, *(f"{s}s" for s in SHAPES if s != "cross"), "crosses"}
     | {word for row in PLACES for place in row for word in place.split()}
-    | set("is there a what color shape where the object objects how many are number on sign left "
-          "of above yes no".split())
+    | set(
+        [
+            "is",
+            "there",
+            "a",
+            "what",
+            "color",
+            "shape",
+            "where",
+            "the",
+            "object",
+            "objects",
+            "how",
+            "many",
+            "are",
+            "number",
+            "on",
+            "sign",
+            "left",
+            "of",
+            "above",
+            "yes",
+            "no",
+        ]
+    )
 )
 """Every word that questions and answers are made of, digits apart."""
 

@@ -64,7 +64,11 @@ class Batches(torch.utils.data.Dataset):
     """step -> Batch, from the seed and the step alone, so any step can be made again."""
 
     def __init__(
-        self, processor: LlavaProcessor, seed: int, sizes: list[int], text_tokens: int,
+        self,
+        processor: LlavaProcessor,
+        seed: int,
+        sizes: list[int],
+        text_tokens: int,
         objects: list[tuple[int, int]],
     ):
         self.processor, self.seed, self.sizes = processor, seed, sizes
@@ -97,8 +101,14 @@ class Batches(torch.utils.data.Dataset):
         for thing in scene.things:
             pairs[list(scenes.COLORS).index(thing.color), scenes.SHAPES.index(thing.shape)] = 1
         digits = np.array([int(digit) for digit in scene.sign.text])
-        return (pixels.transpose(2, 0, 1), kinds, colors, pairs.ravel(), digits,
-                *self._text(scenes.questions(scene, rng), rng))
+        return (
+            pixels.transpose(2, 0, 1),
+            kinds,
+            colors,
+            pairs.ravel(),
+            digits,
+            *self._text(scenes.questions(scene, rng), rng),
+        )
 
     def _text(self, questions: list[scenes.Question], rng) -> tuple[np.ndarray, ...]:
         """Pack questions, in random order, until the next one does not fit."""

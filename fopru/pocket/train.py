@@ -29,7 +29,7 @@ CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights. Steps of stage A train the tower, those of stage B everything."""
+    """All that decides the weights. Stage A's steps train the tower, stage B's everything."""
 
     seed: int = 0
     tower_steps: int = 800
@@ -62,7 +62,8 @@ class Recipe:
     def batches(self, processor: LlavaProcessor) -> Batches:
         easy = self.tower_steps + round(self.easy * self.steps)
         return Batches(
-            processor, self.seed,
+            processor,
+            self.seed,
             sizes=[self.tower_batch] * self.tower_steps + [self.batch] * self.steps,
             text_tokens=self.text_tokens,
             objects=[(1, 3) if self.tower_steps <= i < easy else (2, 5) for i in range(self.total)],
@@ -84,10 +85,15 @@ class Heads(nn.Module):
 
     def loss(self, patches: Tensor, pooled: Tensor, batch: Batch) -> Tensor:
         """Patches (B, P, d) of the layer that the model reads, pooled CLS (B, d)."""
-        kinds = F.cross_entropy(self.kind(patches).float().flatten(0, 1), batch.kinds.flatten(),
-                                self.weights.float(), ignore_index=IGNORE)
-        colors = F.cross_entropy(self.color(patches).float().flatten(0, 1), batch.colors.flatten(),
-                                 ignore_index=IGNORE)
+        kinds = F.cross_entropy(
+            self.kind(patches).float().flatten(0, 1),
+            batch.kinds.flatten(),
+            self.weights.float(),
+            ignore_index=IGNORE,
+        )
+        colors = F.cross_entropy(
+            self.color(patches).float().flatten(0, 1), batch.colors.flatten(), ignore_index=IGNORE
+        )
         pairs = F.binary_cross_entropy_with_logits(self.pairs(pooled).float(), batch.pairs)
         digits = self.digits(pooled).float().view(-1, 10)
         return kinds + colors + 4 * pairs + F.cross_entropy(digits, batch.digits.flatten())
@@ -122,15 +128,16 @@ class Student(nn.Module):
             inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False
         ).last_hidden_state
         logits = self.model.lm_head(hidden[:, prefix - 1 : -1])  # (B, T, V): each predicts the next
-        # The first token of a question is never an answer, so what stands before it does not matter.
-        return tower, F.cross_entropy(logits.float().flatten(0, 1), batch.labels.flatten(),
-                                      ignore_index=IGNORE)
+        # A question's first token is never an answer: what stands before it does not matter.
+        return tower, F.cross_entropy(
+            logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
+        )
 
 
 def train(
     out: str | Path,
     checkpoints: str | Path = CHECKPOINTS,
-    recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+    recipe: Recipe = Recipe(),
     save_every: int = 200,
     evaluate_every: int = 500,
     stop_after: int | None = None,
@@ -231,8 +238,10 @@ def _resume(checkpoint: Path, recipe: Recipe) -> dict | None:
     for f in fields(recipe):
         here, there = getattr(recipe, f.name), state["recipe"].get(f.name)
         if here != there:
-            raise ValueError(f"{checkpoint} holds a run with {f.name}={there}, not {here}: use "
-                             "another folder, or delete it.")
+            raise ValueError(
+                f"{checkpoint} holds a run with {f.name}={there}, not {here}: use "
+                "another folder, or delete it."
+            )
     return state
 
 
@@ -240,10 +249,16 @@ def _save(checkpoint: Path, recipe, step, masters, optimizer, log) -> None:
     """Whole or not at all: written beside and moved into place."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
-    torch.save({
-        "recipe": asdict(recipe), "step": step, "masters": masters, "log": log,
-        "optimizer": None if step == recipe.tower_steps else optimizer.state_dict(),
-    }, partial)
+    torch.save(
+        {
+            "recipe": asdict(recipe),
+            "step": step,
+            "masters": masters,
+            "log": log,
+            "optimizer": None if step == recipe.tower_steps else optimizer.state_dict(),
+        },
+        partial,
+    )
     os.replace(partial, checkpoint)
 
 
@@ -260,7 +275,9 @@ def _write_log(path: Path, log: list[dict]) -> None:
 
 @torch.no_grad()
 def answer(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, examples: list[Example],
+    model: LlavaForConditionalGeneration,
+    processor: LlavaProcessor,
+    examples: list[Example],
     batch_size: int = 32,
 ) -> Iterator[str]:
     """What the model generates for each lone question, as a user would ask it."""
@@ -271,11 +288,14 @@ def answer(
             for e in part
         ]
         text = processor.apply_chat_template(chats, add_generation_prompt=True)
-        inputs = processor(images=[e.image for e in part], text=text, padding=True,
-                           return_tensors="pt")
+        inputs = processor(
+            images=[e.image for e in part], text=text, padding=True, return_tensors="pt"
+        )
         out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         new = out[:, inputs["input_ids"].shape[1] :]
-        yield from (s.strip().lower() for s in processor.batch_decode(new, skip_special_tokens=True))
+        yield from (
+            s.strip().lower() for s in processor.batch_decode(new, skip_special_tokens=True)
+        )
 
 
 def quick_accuracy(model, processor, n: int = 64, seed: int = 10**6) -> dict[str, float]:

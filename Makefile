@@ -1,0 +1,50 @@
+# Each target does all of its own set-up; what is done already is not done again.
+.PHONY: help test slow book serve lint clean
+.DEFAULT_GOAL := help
+
+BIN := .venv/bin
+READY := .venv/.ready
+ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
+PORT ?= 8000
+
+help:
+	@echo "make test   quick tests        make book   build the site into book/_build/html"
+	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
+	@echo "make lint   ruff               make clean  remove what the targets made"
+
+test: $(READY)
+	$(BIN)/pytest -q -m "not slow"
+
+slow: $(READY)
+	$(BIN)/pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+book: $(READY) assets
+	$(BIN)/jupyter-book build . --config book/_config.yml --toc book/_toc.yml \
+	  --path-output book -W --keep-going -q
+	@echo "book/_build/html/index.html is built; make serve shows it"
+
+serve: $(READY)
+	@test -f book/_build/html/index.html || { echo "no site yet: run make book first" >&2; exit 1; }
+	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
+
+clean:
+	rm -rf .venv node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
+
+$(READY): requirements/ci.txt pyproject.toml
+	@set -e; for python in python3 python3.13 python3.12 python3.11; do \
+	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
+	  python=; done; \
+	if [ -z "$$python" ]; then echo "fopru needs Python 3.11 or newer, and found none" >&2; exit 1; fi; \
+	test -x $(BIN)/python || $$python -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/ci.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# MathJax comes from npm: the system's, or that of a Python wheel. Without either the book uses a CDN.
+.PHONY: assets
+assets: $(READY)
+	@test -f $(ASSETS) || $(BIN)/python book/_ext/vendor.py

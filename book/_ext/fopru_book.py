@@ -1,0 +1,58 @@
+"""What the book needs of Sphinx beyond its configuration file."""
+
+import hashlib
+import tomllib
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.util import logging
+
+ROOT = Path(__file__).parents[2]
+MATHJAX = "vendor/mathjax/tex-mml-chtml.js"
+
+logger = logging.getLogger(__name__)
+
+
+def source_hash() -> str:
+    """Of everything that a notebook's output depends on besides the notebook itself."""
+    digest = hashlib.sha256()
+    places = [
+        *ROOT.glob("fopru/**/*.py"),
+        *ROOT.glob("data/pocket/*"),
+        *ROOT.glob("requirements/*"),
+    ]
+    for path in sorted(path for path in places if path.is_file()):
+        digest.update(path.relative_to(ROOT).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def configure(app: Sphinx, config: Config) -> None:
+    # jupyter-cache looks at the notebook only; a new package or new weights must run it again.
+    config.nb_execution_cache_path = str(ROOT / ".jupyter_cache" / source_hash())
+    if (ROOT / "book" / "_static" / MATHJAX).is_file():
+        config.mathjax_path = MATHJAX
+    else:
+        logger.info("MathJax is not in book/_static/vendor: pages load it from a CDN")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    config.html_theme_options["repository_url"] = project["urls"]["Repository"]
+
+
+def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
+    """Follow the reader's light or dark setting, and leave out sphinx-thebe, which is not used and
+    names a CDN."""
+    context["default_mode"] = "auto"
+    context["script_files"] = [s for s in context.get("script_files", []) if not _is_thebe(s)]
+    context["css_files"] = [s for s in context.get("css_files", []) if not _is_thebe(s)]
+
+
+def _is_thebe(file: object) -> bool:
+    parts = (getattr(file, "filename", None), getattr(file, "attributes", {}).get("body"), file)
+    return any("thebe" in str(part) for part in parts)
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("config-inited", configure, priority=900)
+    app.connect("html-page-context", page_context, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,212 @@
+"""The command line: `fopru ask` and `fopru pocket`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Visual-token pruning for vision-language models.",
+    pretty_exceptions_enable=False,
+)
+pocket_app = typer.Typer(no_args_is_help=True, help="The embedded pocket model.")
+app.add_typer(pocket_app, name="pocket")
+
+
+class Strategy(StrEnum):
+    rank = "rank"
+    row = "row"
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Bad input ends the command with one sentence on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        typer.echo(f"fopru: {message}", err=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def ask(
+    image: Annotated[Path, typer.Argument(help="A picture file.")],
+    question: Annotated[str, typer.Argument(help="A question about it.")],
+    model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
+    retention: Annotated[
+        float, typer.Option(help="Share of visual tokens kept, in (0, 1].")
+    ] = 0.25,
+    strategy: Annotated[Strategy, typer.Option(help="FoPru's strategy.")] = Strategy.rank,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 32,
+    overlay: Annotated[Path | None, typer.Option(help="Write what was kept to this .png.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask with all visual tokens and with the kept ones: answers, token counts, times."""
+    with warnings.catch_warnings(record=True) as notes, one_sentence():
+        warnings.simplefilter("always")
+        from fopru import FoPru, load
+        from fopru.loading import load_image
+
+        pruner = FoPru(retention=retention, strategy=strategy.value)
+        if overlay is not None:
+            _check_overlay(overlay)
+        picture = load_image(image)
+    for note in notes:
+        if note.category is UserWarning:
+            typer.echo(f"fopru: {note.message}", err=True)
+    with one_sentence():
+        net, processor = load(model)
+        result, pruned = _compare(net, processor, picture, question, pruner, max_new_tokens)
+        if overlay is not None:
+            _write_overlay(overlay, picture, pruned.images[0], processor)
+    result = {
+        "image": str(image),
+        "question": question,
+        "model": model,
+        "retention": retention,
+        "strategy": strategy.value,
+        **result,
+    }
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        _print_table(result)
+        if overlay is not None:
+            typer.echo(f"overlay: {overlay}")
+
+
+def _check_overlay(path: Path) -> None:
+    """Refuse early what could not be written after minutes of work."""
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"--overlay {path}: must end in .png.")
+    if not path.parent.is_dir():
+        raise ValueError(f"--overlay {path}: there is no folder {path.parent}.")
+
+
+def _write_overlay(path: Path, picture: Any, pruned_image: Any, processor: Any) -> None:
+    from matplotlib.figure import Figure
+
+    from fopru import plots
+
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    plots.significance(picture, pruned_image, processor, ax=left)
+    plots.overlay(picture, pruned_image, processor, ax=right)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        figure.savefig(partial, format="png", dpi=150)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _compare(
+    net: Any, processor: Any, picture: Any, question: str, pruner: Any, max_new_tokens: int
+) -> tuple[dict[str, Any], Any]:
+    """Answers and times with every visual token, and with the kept ones."""
+    from fopru import Random, encode
+
+    if not getattr(processor, "chat_template", None):
+        raise ValueError(
+            f"{type(processor).__name__} of this model has no chat template, so there "
+            "is no way to know how it wants to be asked."
+        )
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    inputs = processor(images=picture, text=prompt, return_tensors="pt").to(net.device)
+
+    def run(method: Any, tokens: int) -> tuple[dict[str, Any], Any]:
+        marks = _Marks(net.device)
+        pruned = method.compact(encode(net, inputs, [method]))
+        marks.note()
+        out = net.generate(**pruned, max_new_tokens=tokens, do_sample=False, streamer=marks)
+        new = out[0, pruned["input_ids"].shape[1] :]
+        times = marks.stages()
+        return {
+            "answer": processor.decode(new, skip_special_tokens=True).strip(),
+            "visual_tokens": sum(i.n_kept for i in pruned.images),
+            "new_tokens": len(new),
+            **times,
+        }, pruned
+
+    run(pruner, 1)  # warm-up, not reported
+    full, _ = run(Random(1.0), max_new_tokens)  # keeps all: nothing is scored, nothing changes
+    result, pruned = run(pruner, max_new_tokens)
+    return {"full": full, "pruned": result}, pruned
+
+
+class _Marks:
+    """A streamer that only looks at the clock: at the prompt, then at each token."""
+
+    def __init__(self, device: Any):
+        self.device = device
+        self.times: list[float] = []
+        self.note()
+
+    def note(self) -> None:
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.times.append(time.perf_counter())
+
+    def put(self, value: Any) -> None:
+        self.note()
+
+    def end(self) -> None:
+        pass
+
+    def stages(self) -> dict[str, float]:
+        """Milliseconds: the vision tower with scoring and selection; the prefill up to the first
+        token; the other tokens."""
+        start, encoded, _, first, *_ = self.times
+        seconds = (encoded - start, first - encoded, self.times[-1] - first)
+        names = ("vision_ms", "prefill_ms", "decode_ms")
+        return {name: round(1000 * s, 2) for name, s in zip(names, seconds, strict=True)}
+
+
+def _print_table(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(result["question"]))
+    for column in ("", "answer", "visual tokens", "vision ms", "prefill ms", "decode ms"):
+        table.add_column(column, justify="left" if column in ("", "answer") else "right")
+    names = {"full": "all tokens", "pruned": f"FoPru {result['strategy']} {result['retention']:g}"}
+    for key, name in names.items():
+        row = result[key]
+        times = (f"{row[stage]:.1f}" for stage in ("vision_ms", "prefill_ms", "decode_ms"))
+        table.add_row(name, Text(row["answer"]), str(row["visual_tokens"]), *times)
+    Console(file=sys.stdout).print(table)
+
+
+@pocket_app.command()
+def train(
+    out: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
+    checkpoints: Annotated[Path, typer.Option(help="Folder to resume from.")] = Path(
+        "~/.cache/fopru/pocket-train"
+    ),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage A, the tower.")] = 600,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of stage B, everything.")] = 2200,
+) -> None:
+    """Train the pocket model anew; a run that was stopped is resumed."""
+    with one_sentence():
+        from fopru.pocket.train import Recipe
+        from fopru.pocket.train import train as train_pocket
+
+        recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps)
+        train_pocket(out, checkpoints, recipe)
+    typer.echo(f"pocket model: {out}")

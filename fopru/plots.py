@@ -1,0 +1,130 @@
+"""Figures: data in, matplotlib Axes out."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from PIL import Image
+from transformers import ProcessorMixin
+
+from fopru.pruner import PrunedImage
+
+Frame = tuple[float, float, float, float]
+
+
+def frame(image: Image.Image, processor: ProcessorMixin) -> Frame:
+    """The part of a picture that the vision tower sees: (x0, y0, x1, y1) in its pixels.
+
+    Processors with tiles take the whole picture. CLIP's scales the shorter edge and cuts out the
+    centre; where LLaVA's pads to a square first, the frame reaches beyond the picture.
+    """
+    width, height = image.size
+    images = processor.image_processor
+    if hasattr(images, "image_grid_pinpoints"):
+        return 0, 0, width, height
+    x0, y0, x1, y1 = 0.0, 0.0, float(width), float(height)
+    if getattr(images, "do_pad", False):
+        side = max(width, height)
+        x0, y0 = (width - side) / 2, (height - side) / 2
+        x1, y1 = x0 + side, y0 + side
+    size = dict(images.size)
+    if images.do_resize and not size.get("shortest_edge"):
+        return x0, y0, x1, y1  # squeezed to a fixed size, nothing is cut off
+    if getattr(images, "do_center_crop", False):
+        crop = dict(images.crop_size)
+        shorter = min(x1 - x0, y1 - y0)
+        scale = size["shortest_edge"] / shorter if images.do_resize else 1.0
+        half_width, half_height = crop["width"] / scale / 2, crop["height"] / scale / 2
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        return x - half_width, y - half_height, x + half_width, y + half_height
+    return x0, y0, x1, y1
+
+
+def _table(pruned: PrunedImage, values: np.ndarray, view: int) -> np.ndarray:
+    """(N,) values as the (H, W) patches of one view."""
+    if not 0 <= view < len(pruned.grid.views):
+        raise ValueError(f"view={view}: this picture has views 0 to {len(pruned.grid.views) - 1}.")
+    height, width, _ = pruned.grid.views[view]
+    patches = (pruned.view == view) & (pruned.columns >= 0)
+    return values[patches.numpy()].reshape(height, width)
+
+
+def _canvas(image: Image.Image, seen: Frame, ax: Axes | None) -> Axes:
+    """The picture on bare axes, with what the tower does not see greyed out."""
+    ax = ax if ax is not None else plt.subplots(figsize=(4, 4), layout="constrained")[1]
+    width, height = image.size
+    ax.imshow(image, extent=(0, width, height, 0))
+    x0, y0, x1, y1 = seen
+    for x, y, w, h in (
+        (0, 0, x0, height),
+        (x1, 0, width - x1, height),
+        (0, 0, width, y0),
+        (0, y1, width, height - y1),
+    ):
+        if w > 0 and h > 0:
+            ax.add_patch(Rectangle((x, y), w, h, color="0.5", alpha=0.85, linewidth=0))
+    ax.set(
+        xlim=(min(0, x0), max(width, x1)), ylim=(max(height, y1), min(0, y0)), xticks=[], yticks=[]
+    )
+    return ax
+
+
+def overlay(
+    image: Image.Image,
+    pruned_image: PrunedImage,
+    processor: ProcessorMixin,
+    ax: Axes | None = None,
+    view: int = 0,
+) -> Axes:
+    """The picture with the patches that were pruned dimmed.
+
+    Args:
+        image: as it was given to the processor; its resize and crop are mapped back.
+        pruned_image: what was kept of it.
+        view: 0 for the base view, 1 for the canvas of its tiles.
+
+    Raises:
+        ValueError: there is no such view.
+    """
+    kept = np.zeros(pruned_image.n_full, dtype=bool)
+    kept[pruned_image.kept.cpu().numpy()] = True
+    table = _table(pruned_image, kept, view)  # (H, W)
+    seen = x0, y0, x1, y1 = frame(image, processor)
+    ax = _canvas(image, seen, ax)
+    shade = np.zeros((*table.shape, 4))
+    shade[..., 3] = np.where(table, 0, 0.72)
+    ax.imshow(shade, extent=(x0, x1, y1, y0), interpolation="nearest")
+    ax.set_title(f"{pruned_image.n_kept} of {pruned_image.n_full} visual tokens kept")
+    return ax
+
+
+def significance(
+    image: Image.Image,
+    pruned_image: PrunedImage,
+    processor: ProcessorMixin,
+    ax: Axes | None = None,
+    view: int = 0,
+) -> Axes:
+    """The significance of each patch as a heat map on the picture; arguments as in `overlay`.
+
+    Raises:
+        ValueError: there is no such view, or the method ranks nothing.
+    """
+    if pruned_image.significance is None:
+        raise ValueError("this picture was pruned by a method that has no significance to draw.")
+    values = pruned_image.significance.float().cpu().numpy()
+    table = _table(pruned_image, values, view)  # (H, W)
+    seen = x0, y0, x1, y1 = frame(image, processor)
+    ax = _canvas(image, seen, ax)
+    heat = ax.imshow(
+        table * table.size,
+        extent=(x0, x1, y1, y0),
+        cmap="viridis",
+        alpha=0.75,
+        interpolation="nearest",
+    )
+    ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance (1 = uniform attention)")
+    ax.set_title("significance of each patch")
+    return ax
