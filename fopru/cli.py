@@ -182,8 +182,9 @@ def _print_table(result: dict[str, Any]) -> None:
     from rich.text import Text
 
     table = Table(title=Text(result["question"]))
-    for column in ("", "answer", "visual tokens", "vision ms", "prefill ms", "decode ms"):
-        table.add_column(column, justify="left" if column in ("", "answer") else "right")
+    for column in ("", "answer", "tokens", "vision ms", "prefill ms", "decode ms"):
+        text = column in ("", "answer")
+        table.add_column(column, justify="left" if text else "right", no_wrap=column != "answer")
     names = {"full": "all tokens", "pruned": f"FoPru {result['strategy']} {result['retention']:g}"}
     for key, name in names.items():
         row = result[key]

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from fopru import pocket
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Decoders that untrusted files may reach; none of them starts another program."""
 
 MIN_SIDE, MAX_ASPECT = 8, 100

@@ -119,12 +119,12 @@ def significance(
     seen = x0, y0, x1, y1 = frame(image, processor)
     ax = _canvas(image, seen, ax)
     heat = ax.imshow(
-        table * table.size,
+        table,
         extent=(x0, x1, y1, y0),
         cmap="viridis",
         alpha=0.75,
         interpolation="nearest",
     )
-    ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance (1 = uniform attention)")
+    ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")
     ax.set_title("significance of each patch")
     return ax

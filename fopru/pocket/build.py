@@ -8,6 +8,7 @@ the vocabulary are ours.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import deepcopy
 from pathlib import Path
 
 import torch
@@ -139,7 +140,11 @@ def save(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: str | Path
 ) -> None:
     """Write both in Hugging Face format: weights in float16 on disk, float32 when loaded."""
-    half = LlavaForConditionalGeneration(model.config)
+    half = LlavaForConditionalGeneration(deepcopy(model.config))
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
+    loaded = deepcopy(half.config)
+    for part in (loaded, loaded.vision_config, loaded.text_config):
+        part.dtype = torch.float32
+    loaded.save_pretrained(folder)
     processor.save_pretrained(folder)

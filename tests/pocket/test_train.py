@@ -1,0 +1,103 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import fopru
+from fopru.pocket import build, scenes
+from fopru.pocket.targets import IGNORE, Batches, isolated, patch_labels
+from fopru.pocket.train import Recipe, answer, train
+
+TINY = Recipe(tower_steps=2, steps=3, tower_batch=2, batch=2, warmup=1, width=32)
+
+
+def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
+    whole = train(tmp_path / "whole", tmp_path / "a", TINY, evaluate_every=100)
+    for stop in (1, 2, 4):
+        train(tmp_path / "parts", tmp_path / "b", TINY, evaluate_every=100, stop_after=stop)
+    parts = train(tmp_path / "parts", tmp_path / "b", TINY, evaluate_every=100)
+    other = parts.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in whole.state_dict().items())
+
+    with pytest.raises(ValueError, match="holds a run with seed=0, not 1"):
+        train(tmp_path / "parts", tmp_path / "b", Recipe(**{**vars(TINY), "seed": 1}))
+
+
+def test_what_is_saved_loads_with_the_auto_classes(tmp_path):
+    processor = build.processor(scenes.WORDS)
+    model = build.model(build.config(processor, width=32)).eval()
+    build.save(model, processor, tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+    again = AutoProcessor.from_pretrained(tmp_path, backend="pil")
+    assert loaded.dtype == torch.float32
+    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where?"}]}]
+    inputs = [
+        p(
+            images=scenes.scene(0).image.resize((301, 257)),
+            text=p.apply_chat_template(chat, add_generation_prompt=True),
+            return_tensors="pt",
+        )
+        for p in (processor, again)
+    ]
+    assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
+    logits = loaded(**inputs[0]).logits
+    half = model.half().float()  # weights are float16 on disk
+    torch.testing.assert_close(logits, half(**inputs[0]).logits)
+
+
+def test_the_tokenizer_reads_and_writes_plain_words():
+    tokenizer = build.tokenizer(scenes.WORDS)
+    ids = tokenizer("Is THERE a red zebra, or 47?").input_ids
+    words = tokenizer.decode(ids).split()
+    assert words == ["<s>", "is", "there", "a", "red", "<unk>", ",", "<unk>", "47", "?"]
+    assert tokenizer.decode(tokenizer("top left", add_special_tokens=False).input_ids) == "top left"
+
+
+def test_patch_labels_name_what_covers_the_patch():
+    scene = scenes.scene(5)
+    kinds, colors = patch_labels(scene, 14)
+    assert kinds.shape == colors.shape == (256,)
+    for thing in scene.things:
+        row, column = thing.y // 14, thing.x // 14
+        if thing.shape in ("circle", "square", "cross") and thing.radius > 12:
+            assert kinds[row * 16 + column] == scenes.SHAPES.index(thing.shape) + 1
+            assert colors[row * 16 + column] == list(scenes.COLORS).index(thing.color)
+    empty = np.ones((224, 224), bool)
+    for x0, y0, x1, y1 in [scene.sign.box, *(t.box for t in scene.things)]:
+        empty[y0:y1, x0:x1] = False
+    free = empty.reshape(16, 14, 16, 14).all((1, 3)).ravel()
+    assert (kinds[free] == 0).all()
+    assert (colors[free] == IGNORE).all()
+
+
+def test_packed_questions_hold_the_answers_and_do_not_see_each_other():
+    """A question in a packed sequence gets the logits that it gets alone."""
+    processor = build.processor(scenes.WORDS)
+    model = build.model(build.config(processor, width=32)).eval()
+    batch = Batches(processor, 0, [1], 208, [(2, 5)])[0]
+    tokenizer = processor.tokenizer
+    for segment in range(1, int(batch.segments.max()) + 1):
+        labels = batch.labels[0][batch.segments[0] == segment]
+        assert tokenizer.eos_token_id == labels[-1]
+        assert 2 <= (labels != IGNORE).sum() <= 3
+    embeds = model.get_input_embeddings()(batch.text)
+    prefix = torch.randn(1, 20, 32)
+    mask, positions = isolated(20, batch.segments, batch.offsets)
+    bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    decoder = model.model.language_model
+    packed = decoder(
+        inputs_embeds=torch.cat([prefix, embeds], 1), attention_mask=bias, position_ids=positions
+    ).last_hidden_state[0, 20:]
+    second = batch.segments[0] == 2
+    alone = decoder(inputs_embeds=torch.cat([prefix, embeds[:, second]], 1)).last_hidden_state
+    torch.testing.assert_close(packed[second], alone[0, 20:], atol=1e-5, rtol=1e-4)
+
+
+def test_the_shipped_model_reads_signs_and_needs_the_picture():
+    """A floor far below the model card's number; the card has the number with its interval."""
+    model, processor = fopru.load("pocket")
+    examples = fopru.pocket.sample("reading", n=40, seed=77)
+    right = sum(
+        a == e.answer for a, e in zip(answer(model, processor, examples), examples, strict=True)
+    )
+    assert right >= 20
