@@ -200,14 +200,31 @@ def train(
         "~/.cache/fopru/pocket-train"
     ),
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    tower_steps: Annotated[int, typer.Option(min=1, help="Steps of stage A, the tower.")] = 600,
-    steps: Annotated[int, typer.Option(min=1, help="Steps of stage B, everything.")] = 2200,
 ) -> None:
     """Train the pocket model anew; a run that was stopped is resumed."""
     with one_sentence():
         from fopru.pocket.train import Recipe
         from fopru.pocket.train import train as train_pocket
 
-        recipe = Recipe(seed=seed, tower_steps=tower_steps, steps=steps)
-        train_pocket(out, checkpoints, recipe)
+        train_pocket(out, checkpoints, Recipe(seed=seed))
     typer.echo(f"pocket model: {out}")
+
+
+@pocket_app.command()
+def score(
+    n: Annotated[int, typer.Option(min=2, help="Questions per task.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
+    model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
+    out: Annotated[
+        Path | None, typer.Option(help="Write rows and provenance to this .json.")
+    ] = None,
+) -> None:
+    """Accuracy per task with intervals: all tokens, blind, and pruned to a quarter."""
+    with one_sentence():
+        from fopru.pocket.score import provenance, table
+        from fopru.pocket.score import score as score_pocket
+
+        rows = score_pocket(n, seed, model)
+        if out is not None:
+            out.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
+    typer.echo(table(rows))

@@ -1,7 +1,6 @@
 """What the book needs of Sphinx beyond its configuration file."""
 
 import hashlib
-import tomllib
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -35,8 +34,6 @@ def configure(app: Sphinx, config: Config) -> None:
         config.mathjax_path = MATHJAX
     else:
         logger.info("MathJax is not in book/_static/vendor: pages load it from a CDN")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    config.html_theme_options["repository_url"] = project["urls"]["Repository"]
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:

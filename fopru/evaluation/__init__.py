@@ -1,5 +1,6 @@
 """Accuracy against retention."""
 
+from fopru.evaluation.runner import answer
 from fopru.evaluation.tasks import Example
 
-__all__ = ["Example"]
+__all__ = ["Example", "answer"]

@@ -1,4 +1,4 @@
-"""Training the pocket model: the tower with dense labels first, then everything on answers.
+"""Training the pocket model: stages of dense labels for the tower, and of answers for everything.
 
 Everything random follows from the seed and the step, so a run that was killed and resumed is the
 same run. Weights are bfloat16 with a float32 master copy: on CPUs with bfloat16 units that is
@@ -8,10 +8,8 @@ several times faster. Visual tokens are never dropped in training: FoPru is trai
 from __future__ import annotations
 
 import csv
-import math
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from fopru.evaluation.tasks import Example
+from fopru.evaluation import answer
 from fopru.pocket import build, sample, scenes
 from fopru.pocket.targets import IGNORE, KINDS, Batch, Batches, isolated
 
@@ -28,45 +26,65 @@ CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A stretch of training on one kind of loss."""
+
+    learns: str
+    """"tower": dense labels teach the tower; "answers": all weights learn from answers too."""
+    steps: int
+    batch: int
+    lr: float
+    warmup: int = 100
+    """Steps up to the full learning rate, with a fresh optimizer; 0 goes on with what there is."""
+    decay: float = 0.0
+    """Share of the stage, at its end, over which the learning rate falls to zero."""
+    objects: tuple[int, int] = (2, 5)
+    """Least and largest number of shapes in a scene."""
+
+    def learning_rate(self, step: int) -> float:
+        """At a step of this stage: warm-up, plateau, linear decay."""
+        factor = 1.0
+        if self.warmup:
+            factor = min(factor, (step + 1) / self.warmup)
+        if self.decay:
+            factor = min(factor, (self.steps - step) / (self.decay * self.steps))
+        return self.lr * factor
+
+
+STAGES = (
+    Stage("tower", 600, 64, 2e-3, decay=0.4),
+    Stage("answers", 480, 32, 1.5e-3, objects=(1, 3)),
+    Stage("answers", 320, 32, 1.5e-3, warmup=0),
+    Stage("tower", 800, 64, 2e-3, decay=0.4),
+    Stage("answers", 800, 32, 1.5e-3, decay=0.6),
+)
+"""What the shipped weights went through. The decoder starts to look before the tower is done."""
+
+
+@dataclass(frozen=True)
 class Recipe:
-    """All that decides the weights. Stage A's steps train the tower, stage B's everything."""
+    """All that decides the weights."""
 
     seed: int = 0
-    tower_steps: int = 800
-    steps: int = 3000
-    tower_batch: int = 64
-    batch: int = 32
-    tower_lr: float = 2e-3
-    lr: float = 1.5e-3
-    warmup: int = 100
-    decay: float = 0.4
-    """Share of each stage, at its end, over which the learning rate falls to zero."""
-    easy: float = 0.3
-    """Share of stage B, at its start, with at most three objects a scene."""
+    stages: tuple[Stage, ...] = STAGES
     tower_weight: float = 0.2
-    """Weight of stage A's losses in stage B."""
+    """Weight of the dense losses while answers are learned."""
     text_tokens: int = 208
     width: int = 128
 
     @property
-    def total(self) -> int:
-        return self.tower_steps + self.steps
-
-    def learning_rate(self, step: int) -> float:
-        """Warm-up, plateau, linear decay; once for each stage."""
-        tower = step < self.tower_steps
-        peak, length = (self.tower_lr, self.tower_steps) if tower else (self.lr, self.steps)
-        place = step if tower else step - self.tower_steps
-        return peak * min((place + 1) / self.warmup, (length - place) / (self.decay * length), 1)
+    def schedule(self) -> list[tuple[Stage, int]]:
+        """For each step its stage, and its place there."""
+        return [(stage, i) for stage in self.stages for i in range(stage.steps)]
 
     def batches(self, processor: LlavaProcessor) -> Batches:
-        easy = self.tower_steps + round(self.easy * self.steps)
+        schedule = self.schedule
         return Batches(
             processor,
             self.seed,
-            sizes=[self.tower_batch] * self.tower_steps + [self.batch] * self.steps,
+            sizes=[stage.batch for stage, _ in schedule],
             text_tokens=self.text_tokens,
-            objects=[(1, 3) if self.tower_steps <= i < easy else (2, 5) for i in range(self.total)],
+            objects=[stage.objects for stage, _ in schedule],
         )
 
 
@@ -172,42 +190,43 @@ def train(
     _copy(parameters, masters)
     first = state["step"] if state is not None else 0
     optimizer = _optimizer(masters)
-    if state is not None and state["optimizer"] is not None:
+    if state is not None:
         optimizer.load_state_dict(state["optimizer"])
     log = state["log"] if state is not None else []
 
+    schedule = recipe.schedule
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, sampler=range(first, recipe.total), num_workers=1, prefetch_factor=4
+        data, batch_size=None, sampler=range(first, len(schedule)), num_workers=1, prefetch_factor=4
     )
-    bar = tqdm(loader, initial=first, total=recipe.total, desc="pocket", unit="step")
+    bar = tqdm(loader, initial=first, total=len(schedule), desc="pocket", unit="step")
     running: dict[str, float] = {}
     for step, batch in enumerate(bar, start=first):
-        if step == recipe.tower_steps:
+        stage, place = schedule[step]
+        if place == 0 and stage.warmup:
             optimizer = _optimizer(masters)
-        answers = step >= recipe.tower_steps
-        tower, answer = student(batch, answers)
-        loss = answer + recipe.tower_weight * tower if answers else tower
+        tower, text = student(batch, answers=stage.learns == "answers")
+        loss = tower if text is None else text + recipe.tower_weight * tower
         loss.backward()
         for master, parameter in zip(masters, parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         nn.utils.clip_grad_norm_(masters, 1.0)
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate(step)
+            group["lr"] = stage.learning_rate(place)
         optimizer.step()
         _copy(parameters, masters)
 
         done = step + 1
-        for name, value in (("tower", tower), ("answer", answer)):
+        for name, value in (("tower", tower), ("answer", text)):
             if value is not None:
                 running[name] = 0.98 * running.get(name, value.item()) + 0.02 * value.item()
         bar.set_postfix(running, refresh=False)
-        if done % evaluate_every == 0 or done == recipe.total:
+        if done % evaluate_every == 0 or done == len(schedule):
             row = {"step": done, **running}
-            if answers:
+            if text is not None:
                 row |= quick_accuracy(model, processor)
             log.append(row)
-        if done % save_every == 0 or done in (recipe.total, stop_after):
+        if done % save_every == 0 or done in (len(schedule), stop_after):
             _save(checkpoint, recipe, done, masters, optimizer, log)
         if done == stop_after:
             return model
@@ -235,30 +254,29 @@ def _resume(checkpoint: Path, recipe: Recipe) -> dict | None:
     if not checkpoint.exists():
         return None
     state = torch.load(checkpoint, weights_only=True)
-    for f in fields(recipe):
-        here, there = getattr(recipe, f.name), state["recipe"].get(f.name)
+    for name, here in asdict(recipe).items():
+        there = state["recipe"].get(name)
         if here != there:
             raise ValueError(
-                f"{checkpoint} holds a run with {f.name}={there}, not {here}: use "
-                "another folder, or delete it."
+                f"{checkpoint} holds a run with {name}={there}, not {here}: use another folder, "
+                "or delete it."
             )
     return state
 
 
-def _save(checkpoint: Path, recipe, step, masters, optimizer, log) -> None:
+def _save(
+    checkpoint: Path,
+    recipe: Recipe,
+    step: int,
+    masters: list[Tensor],
+    optimizer: torch.optim.Optimizer,
+    log: list[dict],
+) -> None:
     """Whole or not at all: written beside and moved into place."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
-    torch.save(
-        {
-            "recipe": asdict(recipe),
-            "step": step,
-            "masters": masters,
-            "log": log,
-            "optimizer": None if step == recipe.tower_steps else optimizer.state_dict(),
-        },
-        partial,
-    )
+    state = {"recipe": asdict(recipe), "step": step, "masters": masters, "log": log}
+    torch.save({**state, "optimizer": optimizer.state_dict()}, partial)
     os.replace(partial, checkpoint)
 
 
@@ -268,34 +286,6 @@ def _write_log(path: Path, log: list[dict]) -> None:
         writer = csv.DictWriter(file, names)
         writer.writeheader()
         writer.writerows(log)
-
-
-# Answers
-
-
-@torch.no_grad()
-def answer(
-    model: LlavaForConditionalGeneration,
-    processor: LlavaProcessor,
-    examples: list[Example],
-    batch_size: int = 32,
-) -> Iterator[str]:
-    """What the model generates for each lone question, as a user would ask it."""
-    for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
-        chats = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": e.question}]}]
-            for e in part
-        ]
-        text = processor.apply_chat_template(chats, add_generation_prompt=True)
-        inputs = processor(
-            images=[e.image for e in part], text=text, padding=True, return_tensors="pt"
-        )
-        out = model.generate(**inputs, max_new_tokens=6, do_sample=False)
-        new = out[:, inputs["input_ids"].shape[1] :]
-        yield from (
-            s.strip().lower() for s in processor.batch_decode(new, skip_special_tokens=True)
-        )
 
 
 def quick_accuracy(model, processor, n: int = 64, seed: int = 10**6) -> dict[str, float]:
@@ -309,11 +299,3 @@ def quick_accuracy(model, processor, n: int = 64, seed: int = 10**6) -> dict[str
         accuracy[task] = sum(right) / len(right)
     model.train()
     return accuracy
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a proportion (Wilson, 1927)."""
-    p = right / n
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return middle - half, middle + half

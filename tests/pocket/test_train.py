@@ -4,11 +4,14 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
+from fopru.evaluation import answer
 from fopru.pocket import build, scenes
 from fopru.pocket.targets import IGNORE, Batches, isolated, patch_labels
-from fopru.pocket.train import Recipe, answer, train
+from fopru.pocket.train import Recipe, Stage, train
 
-TINY = Recipe(tower_steps=2, steps=3, tower_batch=2, batch=2, warmup=1, width=32)
+TINY = Recipe(
+    stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)), width=32
+)
 
 
 def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
