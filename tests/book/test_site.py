@@ -1,0 +1,143 @@
+"""The built pages in a browser; `make book` comes first."""
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+SITE = Path(__file__).parents[2] / "book" / "_build" / "html"
+PAGES = [
+    "book/index.html",
+    "notebooks/01_quickstart.html",
+    "notebooks/02_from_scratch.html",
+    "book/bibliography.html",
+    "search.html",
+    "genindex.html",
+]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def address():
+    if not (SITE / "index.html").is_file():
+        pytest.fail("there is no built site: run `make book` before the slow tests")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Quiet, directory=SITE)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("these tests need Chromium: `apt-get install chromium`")
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def visit(address, browser):
+    """Open a page; on leaving, nothing may have gone wrong and nothing left this machine."""
+    contexts, problems = [], []
+
+    def open_page(path, width=1280, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        contexts.append(context)
+
+        def guard(route):
+            if route.request.url.startswith((address, "data:", "blob:")):
+                route.continue_()
+            else:
+                problems.append(f"asked for {route.request.url}")
+                route.abort()
+
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.on("console", lambda m: m.type == "error" and problems.append(m.text))
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("response", lambda r: r.status >= 400 and problems.append(f"{r.status} {r.url}"))
+        page.goto(f"{address}/{path}", wait_until="load")
+        page.wait_for_timeout(300)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_loads_and_fits(visit, path, width, scheme):
+    page = visit(path, width, scheme)
+    assert page.locator("h1").count() >= 1
+    assert page.evaluate("document.documentElement.dataset.theme") == scheme
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_formulas_are_set(visit):
+    page = visit("notebooks/02_from_scratch.html")
+    page.wait_for_selector("mjx-container", timeout=10_000)
+    assert page.locator("mjx-container").count() > 10
+    assert page.locator("mjx-merror").count() == 0
+
+
+def test_search_finds_the_row_strategy(visit):
+    page = visit("search.html?q=row+strategy")
+    page.wait_for_selector("ul.search li a", timeout=10_000)
+    found = page.locator("ul.search li a").all_inner_texts()
+    assert any("Quickstart" in text for text in found)
+
+
+def test_the_colab_button_opens_the_notebook(visit):
+    page = visit("notebooks/01_quickstart.html")
+    links = page.eval_on_selector_all("a[href*='colab']", "links => links.map(a => a.href)")
+    assert links
+    assert links[0].endswith("/fopru/fopru/blob/main/notebooks/01_quickstart.ipynb")
+
+
+def test_links_inside_the_site_resolve(visit, address):
+    todo, seen = ["book/index.html"], set()
+    page = visit("book/index.html")
+    while todo:
+        path = todo.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        assert (SITE / path).is_file(), path
+        if path.endswith(".html"):
+            page.goto(f"{address}/{path}", wait_until="domcontentloaded")
+            for link in page.eval_on_selector_all("a[href]", "links => links.map(a => a.href)"):
+                bare = link.split("#")[0].split("?")[0]
+                if bare.startswith(address) and bare.rstrip("/") != address:
+                    todo.append(bare.removeprefix(address + "/"))
+    assert {"notebooks/01_quickstart.html", "notebooks/02_from_scratch.html"} <= seen
+
+
+def test_pages_stay_small():
+    assert all(p.stat().st_size < 1_500_000 for p in SITE.rglob("*.html"))
+    assert sum(p.stat().st_size for p in SITE.rglob("*") if p.is_file()) < 40_000_000
