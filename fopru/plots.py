@@ -117,12 +117,12 @@ def significance(
     values = pruned_image.significance.float().cpu().numpy()
     table = _table(pruned_image, values, view)  # (H, W)
     seen = x0, y0, x1, y1 = frame(image, processor)
-    ax = _canvas(image, seen, ax)
+    ax = _canvas(image.convert("L").convert("RGB"), seen, ax)  # hues are the heat map's
     heat = ax.imshow(
         table,
         extent=(x0, x1, y1, y0),
         cmap="viridis",
-        alpha=0.75,
+        alpha=0.7,
         interpolation="nearest",
     )
     ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")

@@ -36,7 +36,7 @@ def test_code_comes_in_short_cells(cells):
 
 def test_the_first_code_cell_installs_this_repository_in_one_line(cells):
     (line,) = code(cells)[0]["source"]
-    assert line.startswith('!python -c "import fopru"')
+    assert line.startswith('!{__import__("sys").executable} -c "import fopru" 2>&- || pip install')
     assert line.endswith(f"pip install -q git+{PROJECT['urls']['Repository']}")
 
 
