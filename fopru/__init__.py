@@ -6,7 +6,8 @@ from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.families import UnsupportedModelError
 from fopru.loading import load
 from fopru.methods import FoPru, Random
-from fopru.pruner import METHODS, PrunedImage, PrunedInputs, Pruner
+from fopru.pruned import PrunedImage, PrunedInputs
+from fopru.pruner import METHODS, Pruner
 
 __version__ = version("fopru")
 

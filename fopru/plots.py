@@ -9,7 +9,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import ProcessorMixin
 
-from fopru.pruner import PrunedImage
+from fopru.pruned import PrunedImage
 
 Frame = tuple[float, float, float, float]
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 import torch
@@ -15,7 +15,10 @@ from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from fopru.families import Family
-from fopru.pruner import PER_TOKEN, PrunedInputs, Pruner
+from fopru.pruned import PER_TOKEN, PrunedInputs
+
+if TYPE_CHECKING:
+    from fopru.pruner import Pruner
 
 _ACTIVE: WeakSet[nn.Module] = WeakSet()
 

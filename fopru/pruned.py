@@ -1,0 +1,166 @@
+"""What is left of a picture and its prompt: the kept tokens, and the shorter inputs they make."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fopru.encoding import Encoded
+from fopru.families import Family, Grid
+
+PER_TOKEN = {
+    "input_ids": 0,
+    "attention_mask": 0,
+    "position_ids": 0,
+    "token_type_ids": 0,
+    "mm_token_type_ids": 0,
+    "labels": -100,
+}
+"""Inputs with one value per token, and what fills the padding (input_ids: unless the model has a
+pad token)."""
+
+
+@dataclass(frozen=True)
+class PrunedImage:
+    """What was kept of one picture of N visual tokens."""
+
+    sample: int
+    """The batch row whose prompt holds the picture."""
+    kept: Tensor
+    """(k,) int64, sorted: indices into the picture's own visual tokens."""
+    significance: Tensor | None
+    """(N,) float32, or None where the method has none."""
+    grid: Grid
+
+    @property
+    def n_full(self) -> int:
+        return self.grid.n_tokens
+
+    @property
+    def n_kept(self) -> int:
+        return len(self.kept)
+
+    @property
+    def view(self) -> Tensor:
+        """(N,) int64: 0 for the base view, 1 for the tiles' canvas."""
+        return self.grid.view
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) int64: row within the view."""
+        return self.grid.rows
+
+    @property
+    def columns(self) -> Tensor:
+        """(N,) int64: column within the view, -1 for a newline token."""
+        return self.grid.columns
+
+    def box(self, i: int) -> tuple[float, float, float, float]:
+        """(x0, y0, x1, y1) of visual token i, in [0, 1] coordinates of its view.
+
+        Raises:
+            ValueError: token i is a newline, which covers nothing.
+        """
+        row, column = int(self.rows[i]), int(self.columns[i])
+        if column < 0:
+            raise ValueError(f"i={i}: that visual token is a newline and covers no patch.")
+        height, width, _ = self.grid.views[int(self.view[i])]
+        return column / width, row / height, (column + 1) / width, (row + 1) / height
+
+
+class PrunedInputs(Mapping[str, Any]):
+    """Inputs with the kept visual tokens only: `model.generate(**pruned)`, `model(**pruned)`.
+
+    The pictures ride along as `mm_encoder_outputs`, already encoded. With `positions="preserve"`
+    call `generate` with its cache (the default): without it transformers drops the attention mask
+    and then reads the gaps in `position_ids` as borders between packed sequences.
+    """
+
+    def __init__(
+        self,
+        text: Mapping[str, Any],
+        family: Family,
+        features: list[Tensor],
+        images: tuple[PrunedImage, ...],
+    ):
+        self._text = dict(text)
+        self._family = family
+        self.features = features
+        """(k, d) per picture: the kept tokens."""
+        self.images = images
+        """One `PrunedImage` per picture, flat and in prompt order."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "mm_encoder_outputs":
+            return self._family.encoder_outputs(self.features)
+        return self._text[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._text
+        yield "mm_encoder_outputs"
+
+    def __len__(self) -> int:
+        return len(self._text) + 1
+
+    def __repr__(self) -> str:
+        kept = ", ".join(f"{image.n_kept} of {image.n_full}" for image in self.images)
+        return f"PrunedInputs({', '.join(self)}; visual tokens kept: {kept})"
+
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> PrunedInputs:
+        """The same on another device; `dtype` is that of the features."""
+        text = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self._text.items()}
+        features = [feature.to(device=device, dtype=dtype) for feature in self.features]
+        return PrunedInputs(text, self._family, features, self.images)
+
+
+def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -> dict[str, Any]:
+    """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again."""
+    inputs = dict(encoded.inputs)
+    ids = inputs["input_ids"]  # (B, L)
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(ids) if mask is None else mask
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask of shape {tuple(mask.shape)}: must be that of input_ids, "
+            f"{tuple(ids.shape)}."
+        )
+    if positions == "preserve":
+        inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
+    elif inputs.get("position_ids") is not None:
+        raise ValueError(
+            "position_ids were given, and positions='reindex' would number the tokens "
+            "anew: use positions='preserve', or leave position_ids out."
+        )
+    inputs["attention_mask"] = mask
+
+    kept = [torch.zeros(image.n_full, dtype=torch.bool) for image in images]
+    for flags, image in zip(kept, images, strict=True):
+        flags[image.kept.cpu()] = True
+    keep = mask.bool()  # (B, L)
+    visual = ids == encoded.family.image_token_id
+    keep[visual] = torch.cat(kept).to(keep.device)
+
+    lengths = keep.sum(1)
+    length = int(lengths.max())  # L'
+    pad_right = bool((mask[:, -1] == 0).any())
+    # A stable sort lines up the kept tokens, in order, at one end of each row.
+    order = (~keep if pad_right else keep).to(torch.uint8).argsort(dim=1, stable=True)
+    order = order[:, :length] if pad_right else order[:, -length:]  # (B, L')
+    padding = ~keep.gather(1, order)
+    fill = PER_TOKEN | {"input_ids": _pad_token_id(encoded.family)}
+    for name in fill.keys() & inputs.keys():
+        if inputs[name] is not None:
+            inputs[name] = inputs[name].gather(1, order).masked_fill(padding, fill[name])
+    return inputs
+
+
+def _pad_token_id(family: Family) -> int:
+    """Any id but the image token's: padding is masked, but placeholders are counted."""
+    pad = family.config.get_text_config().pad_token_id
+    return PER_TOKEN["input_ids"] if pad is None or pad == family.image_token_id else pad
