@@ -9,6 +9,7 @@ eager tower with `output_attentions=True` and the same selection. Speed does not
 
 import argparse
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -111,7 +112,9 @@ def print_memory(heads: int = 16, width: int = 64) -> None:
     """Each way in a fresh process, since a peak never goes down."""
     context = multiprocessing.get_context("spawn")
     print(f"peak extra memory of scoring one layer, {heads} heads of {width}, float32")
-    for way, length in (("dense", 6144), ("streamed", 6144), ("streamed", 16384)):
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    largest = int((0.7 * free / (2 * 4 * heads)) ** 0.5) // 1024 * 1024  # logits and probabilities
+    for way, length in (("dense", largest), ("streamed", largest), ("streamed", 16384)):
         answer = context.Queue()
         process = context.Process(target=_peak, args=(way, length, heads, width, answer))
         process.start()

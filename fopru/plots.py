@@ -89,7 +89,7 @@ def overlay(
         ValueError: there is no such view.
     """
     kept = np.zeros(pruned_image.n_full, dtype=bool)
-    kept[pruned_image.kept.cpu().numpy()] = True
+    kept[pruned_image.kept.numpy()] = True
     table = _table(pruned_image, kept, view)  # (H, W)
     seen = x0, y0, x1, y1 = frame(image, processor)
     ax = _canvas(image, seen, ax)
@@ -114,7 +114,7 @@ def significance(
     """
     if pruned_image.significance is None:
         raise ValueError("this picture was pruned by a method that has no significance to draw.")
-    values = pruned_image.significance.float().cpu().numpy()
+    values = pruned_image.significance.numpy()
     table = _table(pruned_image, values, view)  # (H, W)
     seen = x0, y0, x1, y1 = frame(image, processor)
     ax = _canvas(image.convert("L").convert("RGB"), seen, ax)  # hues are the heat map's

@@ -26,7 +26,7 @@ pad token)."""
 
 @dataclass(frozen=True)
 class PrunedImage:
-    """What was kept of one picture of N visual tokens."""
+    """What was kept of one picture of N visual tokens; its tensors are on the CPU."""
 
     sample: int
     """The batch row whose prompt holds the picture."""
@@ -141,7 +141,7 @@ def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -
 
     kept = [torch.zeros(image.n_full, dtype=torch.bool) for image in images]
     for flags, image in zip(kept, images, strict=True):
-        flags[image.kept.cpu()] = True
+        flags[image.kept] = True
     keep = mask.bool()  # (B, L)
     visual = ids == encoded.family.image_token_id
     keep[visual] = torch.cat(kept).to(keep.device)

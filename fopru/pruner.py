@@ -135,7 +135,7 @@ class Pruner:
         """
         images = tuple(self._prune_image(image) for image in encoded.images)
         features = [
-            image.features[pruned.kept]
+            image.features[pruned.kept.to(image.features.device)]
             for image, pruned in zip(encoded.images, images, strict=True)
         ]
         positions = self.positions or encoded.family.positions
@@ -157,8 +157,8 @@ class Pruner:
         scored = significance[0] is not None
         return PrunedImage(
             sample=image.sample,
-            kept=torch.cat(kept),
-            significance=torch.cat(significance) if scored else None,
+            kept=torch.cat(kept).cpu(),
+            significance=torch.cat(significance).cpu() if scored else None,
             grid=image.grid,
         )
 

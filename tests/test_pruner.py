@@ -7,6 +7,7 @@ import torch
 
 import fopru
 from fopru.families import Grid, View
+from fopru.methods.fopru import top
 from fopru.pruner import floor_share
 
 FAMILIES = ["llava", "llava_next"]
@@ -82,8 +83,6 @@ def test_llava_rank_from_the_eager_towers_attention_alone():
 
 
 def test_ties_go_to_the_lower_index():
-    from fopru.methods.fopru import top
-
     assert top(torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0]), 2).tolist() == [1, 2]
     assert top(torch.zeros(300), 7).tolist() == list(range(7))
 
@@ -103,6 +102,26 @@ def test_every_method_keeps_its_budget_per_view_in_order(family, method, retenti
         assert per_view == pruner.budgets(image.grid)
         assert image.significance is None or image.significance.shape == (image.n_full,)
     assert [f.shape[0] for f in pruned.features] == [image.n_kept for image in pruned.images]
+
+
+def test_a_method_of_ones_own_in_a_few_lines():
+    """CONTRIBUTING.md's example: the CLS token's row of attention."""
+
+    class Corners(fopru.Pruner):
+        needs = frozenset({"cls"})
+
+        def score(self, image):
+            return image.tap("cls", self.layer)
+
+        def select(self, image, k):
+            return top(image.significance, k)
+
+    model, inputs = tiny.model(), tiny.inputs()
+    image = Corners(k=9, layer=1).prune(model, inputs).images[0]
+    row = reference.eager_attention(model, inputs["pixel_values"], block=1)[0, :, 0, 1:].mean(0)
+    assert (image.significance.double() - row).abs().max() < 1e-7
+    assert reference.near(row, image.kept, 9)
+    assert Corners not in fopru.METHODS.values()
 
 
 @pytest.mark.parametrize("k, budgets", [(2, [1, 1]), (10, [6, 4]), (13, [8, 5]), (104, [64, 40])])
