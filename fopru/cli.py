@@ -66,7 +66,10 @@ def ask(
         if note.category is UserWarning:
             typer.echo(f"fopru: {note.message}", err=True)
     with one_sentence():
-        net, processor = load(model)
+        try:
+            net, processor = load(model)
+        except OSError as error:
+            raise ValueError(f"--model {model} cannot be loaded: {error}") from None
         result, pruned = _compare(net, processor, picture, question, pruner, max_new_tokens)
         if overlay is not None:
             _write_overlay(overlay, picture, pruned.images[0], processor)

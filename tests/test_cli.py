@@ -82,7 +82,11 @@ def test_bad_options_end_with_one_sentence(picture, tmp_path):
         fopru_cli("ask", picture, QUESTION, "--overlay", tmp_path / "no" / "a.png"), "no folder"
     )
     refused(fopru_cli("ask", picture, QUESTION, "--overlay", "a.tiff"), ".png")
-    refused(fopru_cli("ask", picture, QUESTION, "--model", tmp_path / "nowhere"), "nowhere")
+    refused(
+        fopru_cli("ask", picture, QUESTION, "--model", tmp_path / "nowhere"),
+        "--model",
+        "nowhere cannot be loaded",
+    )
 
 
 def test_an_animation_is_noted_on_stderr(tmp_path):
