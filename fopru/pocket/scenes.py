@@ -310,34 +310,13 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Iterator[Question]]] = {
     "reading": reading,
 }
 
+GRAMMAR = (
+    "is there a what color shape where the object objects how many are number on sign left of above "
+    "yes no"
+)
 WORDS = sorted(
-    {*COLORS, *SHAPES, *(f"{s}s" for s in SHAPES if s != "cross"), "crosses"}
+    {*COLORS, *SHAPES, *(f"{s}s" for s in SHAPES if s != "cross"), "crosses", *GRAMMAR.split()}
     | {word for row in PLACES for place in row for word in place.split()}
-    | set(
-        [
-            "is",
-            "there",
-            "a",
-            "what",
-            "color",
-            "shape",
-            "where",
-            "the",
-            "object",
-            "objects",
-            "how",
-            "many",
-            "are",
-            "number",
-            "on",
-            "sign",
-            "left",
-            "of",
-            "above",
-            "yes",
-            "no",
-        ]
-    )
 )
 """Every word that questions and answers are made of, digits apart."""
 
