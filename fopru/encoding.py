@@ -104,6 +104,8 @@ def encode(
 ) -> Encoded:
     """Run the vision tower and projector once, learning what all of `pruners` need to know.
 
+    Without gradients: training through pruned inputs reaches the language model only.
+
     Args:
         model: a vision-language model of transformers, of a family in `fopru.families`.
         inputs: what the model's processor returned; tensors on any device.

@@ -311,8 +311,8 @@ TASKS: dict[str, Callable[[Scene, np.random.Generator], Iterator[Question]]] = {
 }
 
 GRAMMAR = (
-    "is there a what color shape where the object objects how many are number on sign left of above "
-    "yes no"
+    "is there a what color shape where the object objects how many are number on sign left of "
+    "above yes no"
 )
 WORDS = sorted(
     {*COLORS, *SHAPES, *(f"{s}s" for s in SHAPES if s != "cross"), "crosses", *GRAMMAR.split()}
