@@ -39,7 +39,7 @@ $(READY): requirements/ci.txt pyproject.toml
 	  if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then break; fi; \
 	  python=; done; \
 	if [ -z "$$python" ]; then echo "fopru needs Python 3.11 or newer, and found none" >&2; exit 1; fi; \
-	test -x $(BIN)/python || $$python -m venv .venv
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv --clear .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/ci.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@

@@ -1,6 +1,7 @@
 """What the book needs of Sphinx beyond its configuration file."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from sphinx.application import Sphinx
@@ -17,7 +18,7 @@ def source_hash() -> str:
     """Of everything that a notebook's output depends on besides the notebook itself."""
     digest = hashlib.sha256()
     places = [
-        *ROOT.glob("fopru/**/*.py"),
+        *(path for path in ROOT.glob("fopru/**/*") if "__pycache__" not in path.parts),
         *ROOT.glob("data/pocket/*"),
         *ROOT.glob("requirements/*"),
     ]
@@ -28,6 +29,8 @@ def source_hash() -> str:
 
 
 def configure(app: Sphinx, config: Config) -> None:
+    # The pocket model is tiny: beside another job, a second thread makes it ten times slower.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # kernels inherit it
     # jupyter-cache looks at the notebook only; a new package or new weights must run it again.
     config.nb_execution_cache_path = str(ROOT / ".jupyter_cache" / source_hash())
     if (ROOT / "book" / "_static" / MATHJAX).is_file():
