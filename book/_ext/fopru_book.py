@@ -19,7 +19,7 @@ def source_hash() -> str:
     digest = hashlib.sha256()
     places = [
         *(path for path in ROOT.glob("fopru/**/*") if "__pycache__" not in path.parts),
-        *ROOT.glob("data/pocket/*"),
+        *ROOT.glob("data/**/*"),
         *ROOT.glob("requirements/*"),
     ]
     for path in sorted(path for path in places if path.is_file()):
