@@ -12,7 +12,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedModel, ProcessorMixin
+
+from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load
+from fopru.evaluation import chat
+from fopru.loading import load_image
+from fopru.pocket import CHECKPOINTS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,9 +66,6 @@ def ask(
     """Ask with all visual tokens and with the kept ones: answers, token counts, times."""
     with warnings.catch_warnings(record=True) as notes, one_sentence():
         warnings.simplefilter("always")
-        from fopru import FoPru, load
-        from fopru.loading import load_image
-
         pruner = FoPru(retention=retention, strategy=strategy.value)
         if overlay is not None:
             _check_overlay(overlay)
@@ -97,7 +105,9 @@ def _check_overlay(path: Path) -> None:
         raise ValueError(f"--overlay {path}: there is no folder {path.parent}.")
 
 
-def _write_overlay(path: Path, picture: Any, pruned_image: Any, processor: Any) -> None:
+def _write_overlay(
+    path: Path, picture: Image.Image, pruned_image: PrunedImage, processor: ProcessorMixin
+) -> None:
     from matplotlib.figure import Figure
 
     from fopru import plots
@@ -115,21 +125,23 @@ def _write_overlay(path: Path, picture: Any, pruned_image: Any, processor: Any) 
 
 
 def _compare(
-    net: Any, processor: Any, picture: Any, question: str, pruner: Any, max_new_tokens: int
-) -> tuple[dict[str, Any], Any]:
+    net: PreTrainedModel,
+    processor: ProcessorMixin,
+    picture: Image.Image,
+    question: str,
+    pruner: Pruner,
+    max_new_tokens: int,
+) -> tuple[dict[str, Any], PrunedInputs]:
     """Answers and times with every visual token, and with the kept ones."""
-    from fopru import Random, encode
-
     if not getattr(processor, "chat_template", None):
         raise ValueError(
             f"{type(processor).__name__} of this model has no chat template, so there "
             "is no way to know how it wants to be asked."
         )
-    chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    prompt = processor.apply_chat_template(chat(question), add_generation_prompt=True)
     inputs = processor(images=picture, text=prompt, return_tensors="pt").to(net.device)
 
-    def run(method: Any, tokens: int) -> tuple[dict[str, Any], Any]:
+    def run(method: Pruner, tokens: int) -> tuple[dict[str, Any], PrunedInputs]:
         marks = _Marks(net.device)
         pruned = method.compact(encode(net, inputs, [method]))
         marks.note()
@@ -152,14 +164,12 @@ def _compare(
 class _Marks:
     """A streamer that only looks at the clock: at the prompt, then at each token."""
 
-    def __init__(self, device: Any):
+    def __init__(self, device: torch.device):
         self.device = device
         self.times: list[float] = []
         self.note()
 
     def note(self) -> None:
-        import torch
-
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.times.append(time.perf_counter())
@@ -180,10 +190,6 @@ class _Marks:
 
 
 def _print_table(result: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(title=Text(result["question"]))
     for column in ("", "answer", "tokens", "vision ms", "prefill ms", "decode ms"):
         text = column in ("", "answer")
@@ -199,9 +205,7 @@ def _print_table(result: dict[str, Any]) -> None:
 @pocket_app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
-    checkpoints: Annotated[Path, typer.Option(help="Folder to resume from.")] = Path(
-        "~/.cache/fopru/pocket-train"
-    ),
+    checkpoints: Annotated[Path, typer.Option(help="Folder to resume from.")] = CHECKPOINTS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train the pocket model anew; a run that was stopped is resumed."""

@@ -126,7 +126,7 @@ def encode(
     grids = family.grids(inputs)
     samples = _samples(family, inputs.get("input_ids"), [grid.n_tokens for grid in grids])
 
-    blocks = family.blocks() if taps else ()
+    blocks = family.blocks if taps else ()
     with _tapped(family.tower, {tap.block: blocks[tap.block] for tap in taps}) as seen:
         features = family.features(inputs)
     scores = _scores(family, inputs, grids, taps, seen)

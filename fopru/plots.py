@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import ProcessorMixin
@@ -51,12 +54,18 @@ def _table(pruned: PrunedImage, values: np.ndarray, view: int) -> np.ndarray:
     return values[patches.numpy()].reshape(height, width)
 
 
-def _canvas(image: Image.Image, seen: Frame, ax: Axes | None) -> Axes:
-    """The picture on bare axes, with what the tower does not see greyed out."""
+def _draw(
+    image: Image.Image,
+    cells: np.ndarray,
+    processor: ProcessorMixin,
+    ax: Axes | None,
+    **style: Any,
+) -> tuple[Axes, AxesImage]:
+    """Cells (H, W) over what the tower sees of the picture, the rest greyed out, on bare axes."""
+    x0, y0, x1, y1 = frame(image, processor)
     ax = ax if ax is not None else plt.subplots(figsize=(4, 4), layout="constrained")[1]
     width, height = image.size
     ax.imshow(image, extent=(0, width, height, 0))
-    x0, y0, x1, y1 = seen
     for x, y, w, h in (
         (0, 0, x0, height),
         (x1, 0, width - x1, height),
@@ -68,7 +77,7 @@ def _canvas(image: Image.Image, seen: Frame, ax: Axes | None) -> Axes:
     ax.set(
         xlim=(min(0, x0), max(width, x1)), ylim=(max(height, y1), min(0, y0)), xticks=[], yticks=[]
     )
-    return ax
+    return ax, ax.imshow(cells, extent=(x0, x1, y1, y0), interpolation="nearest", **style)
 
 
 def overlay(
@@ -91,11 +100,9 @@ def overlay(
     kept = np.zeros(pruned_image.n_full, dtype=bool)
     kept[pruned_image.kept.numpy()] = True
     table = _table(pruned_image, kept, view)  # (H, W)
-    seen = x0, y0, x1, y1 = frame(image, processor)
-    ax = _canvas(image, seen, ax)
     shade = np.zeros((*table.shape, 4))
     shade[..., 3] = np.where(table, 0, 0.72)
-    ax.imshow(shade, extent=(x0, x1, y1, y0), interpolation="nearest")
+    ax, _ = _draw(image, shade, processor, ax)
     ax.set_title(f"{pruned_image.n_kept} of {pruned_image.n_full} visual tokens kept")
     return ax
 
@@ -116,15 +123,8 @@ def significance(
         raise ValueError("this picture was pruned by a method that has no significance to draw.")
     values = pruned_image.significance.numpy()
     table = _table(pruned_image, values, view)  # (H, W)
-    seen = x0, y0, x1, y1 = frame(image, processor)
-    ax = _canvas(image.convert("L").convert("RGB"), seen, ax)  # hues are the heat map's
-    heat = ax.imshow(
-        table,
-        extent=(x0, x1, y1, y0),
-        cmap="viridis",
-        alpha=0.7,
-        interpolation="nearest",
-    )
+    grey = image.convert("L").convert("RGB")  # hues are the heat map's
+    ax, heat = _draw(grey, table, processor, ax, cmap="viridis", alpha=0.7)
     ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")
     ax.set_title("significance of each patch")
     return ax

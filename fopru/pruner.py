@@ -95,7 +95,7 @@ class Pruner:
 
     def taps(self, family: Family) -> set[Tap]:
         """What this method needs to learn from the vision tower."""
-        return {Tap(family.block(self.layer), axis) for axis in self.needs} if self.needs else set()
+        return {Tap(family.block(self.layer), axis) for axis in self.needs}
 
     def budgets(self, grid: Grid) -> list[int]:
         """Tokens kept of each view of a picture with this grid.

@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from fopru.families import Family
@@ -66,11 +66,12 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
             kwargs["input_ids"] = ids
         if not _to_prune(kwargs, family):
             return generate(**kwargs)
-        _refuse_gaps_without_cache(pruner, family, model, kwargs)
+        config = kwargs.get("generation_config") or model.generation_config
+        _refuse_gaps_without_cache(pruner, family, config, kwargs)
         prompt = kwargs["input_ids"]
         pruned = prune(kwargs)
         removed = prompt.shape[1] - pruned["input_ids"].shape[1]
-        kwargs |= dict(pruned) | _shorter_lengths(model, kwargs, removed)
+        kwargs |= dict(pruned) | _shorter_lengths(config, kwargs, removed)
         if kwargs.get("streamer") is not None:
             kwargs["streamer"] = _PromptStreamer(kwargs["streamer"], prompt)
         return _with_prompt(generate(**kwargs), prompt, pruned["input_ids"].shape[1])
@@ -120,9 +121,8 @@ def _to_prune(kwargs: Mapping[str, Any], family: Family) -> bool:
 
 
 def _refuse_gaps_without_cache(
-    pruner: Pruner, family: Family, model: PreTrainedModel, kwargs: Mapping[str, Any]
+    pruner: Pruner, family: Family, config: GenerationConfig, kwargs: Mapping[str, Any]
 ) -> None:
-    config = kwargs.get("generation_config") or model.generation_config
     use_cache = kwargs["use_cache"] if kwargs.get("use_cache") is not None else config.use_cache
     if (pruner.positions or family.positions) == "preserve" and use_cache is False:
         raise ValueError(
@@ -133,10 +133,9 @@ def _refuse_gaps_without_cache(
 
 
 def _shorter_lengths(
-    model: PreTrainedModel, kwargs: Mapping[str, Any], removed: int
+    config: GenerationConfig, kwargs: Mapping[str, Any], removed: int
 ) -> dict[str, int]:
     """`max_length` and `min_length` count the prompt: take off what pruning removed."""
-    config = kwargs.get("generation_config") or model.generation_config
     lengths = {}
     for name in ("max_length", "min_length"):
         value = kwargs[name] if kwargs.get(name) is not None else getattr(config, name)

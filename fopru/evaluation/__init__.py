@@ -1,6 +1,6 @@
 """Accuracy against retention."""
 
-from fopru.evaluation.runner import answer
+from fopru.evaluation.runner import answer, chat
 from fopru.evaluation.tasks import Example
 
-__all__ = ["Example", "answer"]
+__all__ = ["Example", "answer", "chat"]

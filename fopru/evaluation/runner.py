@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
+
+
+def chat(question: str) -> list[dict[str, Any]]:
+    """A question about one picture, as chat templates take it."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
 @torch.no_grad()
@@ -25,10 +31,7 @@ def answer(
     """
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        chats = [
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": e.question}]}]
-            for e in part
-        ]
+        chats = [chat(e.question) for e in part]
         text = processor.apply_chat_template(chats, add_generation_prompt=True)
         inputs = processor(
             images=[e.image for e in part], text=text, padding=True, return_tensors="pt"

@@ -119,6 +119,7 @@ class Family:
         """The vision tower."""
         return self.model.base_model.vision_tower
 
+    @cached_property
     def blocks(self) -> nn.ModuleList:
         """The tower's transformer blocks, first to last.
 
@@ -143,7 +144,7 @@ class Family:
             ValueError: the tower has no such block.
             UnsupportedModelError: the model reads the embeddings, before any block.
         """
-        depth = len(self.blocks())
+        depth = len(self.blocks)
         if layer is None:
             state = self.config.vision_feature_layer
             state = state if isinstance(state, int) else state[-1]

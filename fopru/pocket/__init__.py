@@ -11,6 +11,12 @@ from fopru.pocket import scenes
 
 QUESTIONS_PER_IMAGE = 3
 
+TRAINING, EVALUATION = 0, 1
+"""First entries of every scene's seed: training and evaluation draw from disjoint streams."""
+
+CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
+"""What a stopped training run resumes from."""
+
 
 def folder() -> Path:
     """The folder of the shipped model, in Hugging Face format.
@@ -64,7 +70,3 @@ def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example
             )
         index += 1
     return examples[:n]
-
-
-TRAINING, EVALUATION = 0, 1
-"""First entries of every scene's seed: training and evaluation draw from disjoint streams."""

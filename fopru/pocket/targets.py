@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import LlavaProcessor
 
+from fopru.evaluation import chat
 from fopru.pocket import TRAINING, scenes
 
 KINDS = len(scenes.SHAPES) + 10
@@ -80,8 +81,7 @@ class Batches(torch.utils.data.Dataset):
     @cached_property
     def prompt_ids(self) -> tuple[list[int], list[int]]:
         """Token ids before the image, the placeholder excluded, and before the answer."""
-        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}]
-        text = self.processor.apply_chat_template(chat, add_generation_prompt=True)
+        text = self.processor.apply_chat_template(chat("?"), add_generation_prompt=True)
         ids = self.processor.tokenizer(text).input_ids
         image = ids.index(self.processor.image_token_id)
         return ids[:image], ids[image + 2 :]

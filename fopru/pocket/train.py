@@ -19,10 +19,8 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fopru.evaluation import answer
-from fopru.pocket import build, sample, scenes
+from fopru.pocket import CHECKPOINTS, build, sample, scenes
 from fopru.pocket.targets import IGNORE, KINDS, Batch, Batches, isolated
-
-CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 
 
 @dataclass(frozen=True)
@@ -183,18 +181,17 @@ def train(
         heads = Heads(recipe.width)
     data = recipe.batches(processor)
     student = Student(model, heads, data.prompt_ids[0])
-    state = _resume(checkpoint, recipe)
     masters = [p.detach().clone() for p in student.parameters()]
+    first, log = 0, []
+    state = _resume(checkpoint, recipe)
     if state is not None:
-        masters = state["masters"]
+        masters, first, log = state["masters"], state["step"], state["log"]
     student.bfloat16()
     parameters = list(student.parameters())
     _copy(parameters, masters)
-    first = state["step"] if state is not None else 0
     optimizer = _optimizer(masters)
     if state is not None:
         optimizer.load_state_dict(state["optimizer"])
-    log = state["log"] if state is not None else []
 
     schedule = recipe.schedule
     loader = torch.utils.data.DataLoader(
