@@ -3,15 +3,17 @@
 from importlib.metadata import version
 
 from fopru.encoding import Encoded, EncodedImage, encode
+from fopru.evaluation import evaluate
 from fopru.families import UnsupportedModelError
 from fopru.loading import load
-from fopru.methods import FoPru, Random
+from fopru.methods import CLS, FoPru, Random, Uniform
 from fopru.pruned import PrunedImage, PrunedInputs
 from fopru.pruner import METHODS, Pruner
 
 __version__ = version("fopru")
 
 __all__ = [
+    "CLS",
     "METHODS",
     "Encoded",
     "EncodedImage",
@@ -20,7 +22,9 @@ __all__ = [
     "PrunedInputs",
     "Pruner",
     "Random",
+    "Uniform",
     "UnsupportedModelError",
     "encode",
+    "evaluate",
     "load",
 ]

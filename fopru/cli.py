@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load
 from fopru.evaluation import chat
 from fopru.loading import load_image
-from fopru.pocket import CHECKPOINTS
+from fopru.pocket import train as training
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -205,15 +205,14 @@ def _print_table(result: dict[str, Any]) -> None:
 @pocket_app.command()
 def train(
     out: Annotated[Path, typer.Argument(help="Folder for the trained model.")],
-    checkpoints: Annotated[Path, typer.Option(help="Folder to resume from.")] = CHECKPOINTS,
+    checkpoints: Annotated[
+        Path, typer.Option(help="Folder to resume from.")
+    ] = training.CHECKPOINTS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Train the pocket model anew; a run that was stopped is resumed."""
     with one_sentence():
-        from fopru.pocket.train import Recipe
-        from fopru.pocket.train import train as train_pocket
-
-        train_pocket(out, checkpoints, Recipe(seed=seed))
+        training.train(out, checkpoints, training.Recipe(seed=seed))
     typer.echo(f"pocket model: {out}")
 
 

@@ -12,37 +12,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from transformers import ProcessorMixin
 
+from fopru.evaluation.evidence import frame
 from fopru.pruned import PrunedImage
-
-Frame = tuple[float, float, float, float]
-
-
-def frame(image: Image.Image, processor: ProcessorMixin) -> Frame:
-    """The part of a picture that the vision tower sees: (x0, y0, x1, y1) in its pixels.
-
-    Processors with tiles take the whole picture. CLIP's scales the shorter edge and cuts out the
-    centre; where LLaVA's pads to a square first, the frame reaches beyond the picture.
-    """
-    width, height = image.size
-    images = processor.image_processor
-    if hasattr(images, "image_grid_pinpoints"):
-        return 0, 0, width, height
-    x0, y0, x1, y1 = 0.0, 0.0, float(width), float(height)
-    if getattr(images, "do_pad", False):
-        side = max(width, height)
-        x0, y0 = (width - side) / 2, (height - side) / 2
-        x1, y1 = x0 + side, y0 + side
-    size = dict(images.size)
-    if images.do_resize and not size.get("shortest_edge"):
-        return x0, y0, x1, y1  # squeezed to a fixed size, nothing is cut off
-    if getattr(images, "do_center_crop", False):
-        crop = dict(images.crop_size)
-        shorter = min(x1 - x0, y1 - y0)
-        scale = size["shortest_edge"] / shorter if images.do_resize else 1.0
-        half_width, half_height = crop["width"] / scale / 2, crop["height"] / scale / 2
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        return x - half_width, y - half_height, x + half_width, y + half_height
-    return x0, y0, x1, y1
 
 
 def _table(pruned: PrunedImage, values: np.ndarray, view: int) -> np.ndarray:

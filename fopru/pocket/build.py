@@ -116,7 +116,7 @@ def config(
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     return LlavaConfig(
         vision_config=vision,
@@ -125,15 +125,43 @@ def config(
         image_seq_length=(image_size // processor.patch_size) ** 2,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
 
 
 def model(config: LlavaConfig, seed: int = 0) -> LlavaForConditionalGeneration:
-    """An untrained model: float32, initialised from the seed, the global generator untouched."""
+    """An untrained model: float32, initialised from the seed, the global generator untouched.
+
+    The tower's position embeddings start as sines and cosines of row and column, and its queries
+    equal to its keys, so that from the first step a patch looks at what is near and like itself
+    (Trockman and Kolter, "Mimetic Initialization of Self-Attention Layers", ICML 2023).
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return LlavaForConditionalGeneration(config)
+        model = LlavaForConditionalGeneration(config)
+        for name, projection in model.model.vision_tower.named_modules():
+            if name.endswith("q_proj"):
+                torch.nn.init.orthogonal_(projection.weight)
+    tower = model.model.vision_tower
+    (table,) = (p for n, p in tower.named_parameters() if "position_embedding" in n)
+    with torch.no_grad():
+        table[1:] = _waves(config.vision_config)  # CLS, the first, stays as it is
+        for name, projection in tower.named_modules():
+            if name.endswith("k_proj"):
+                query = tower.get_submodule(name.replace("k_proj", "q_proj"))
+                projection.weight.copy_(query.weight)
+    return model
+
+
+def _waves(vision: CLIPVisionConfig) -> torch.Tensor:
+    """(P, d): sines and cosines of each patch's row and column at d / 4 wavelengths."""
+    side = vision.image_size // vision.patch_size
+    places = torch.arange(side, dtype=torch.float32)
+    lengths = 4 * 16 ** torch.linspace(0, 1, vision.hidden_size // 4)  # 4 to 64 patches
+    angles = 2 * torch.pi * places[:, None] / lengths
+    waves = torch.cat([angles.sin(), angles.cos()], 1)  # (side, d / 2)
+    grid = [waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)]
+    return torch.cat(grid, 2).flatten(0, 1) / 2
 
 
 def save(

@@ -1,4 +1,4 @@
-"""What training asks of the model: dense labels for the tower, packed questions for the decoder."""
+"""What training asks of the model: words for each patch, packed questions for the decoder."""
 
 from __future__ import annotations
 
@@ -12,53 +12,69 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from fopru.evaluation import chat
-from fopru.pocket import TRAINING, scenes
+from fopru.pocket import objects, papers, scenes
+from fopru.pocket.build import DIGITS
+from fopru.pocket.drawing import COLORS, SIZE, Question, Scene
 
-KINDS = len(scenes.SHAPES) + 10
-"""What a patch can show: nothing (0), a shape (1 to 6), a digit (7 to 16)."""
+ONES = tuple(f"##{digit}" for digit in DIGITS)
+SLOTS: dict[str, tuple[str, ...]] = {
+    "name": (
+        *("nothing", *objects.SHAPES, *DIGITS, *ONES),
+        *(*papers.ITEMS, *papers.LETTERS, "bar", "arrow"),
+    ),
+    "color": tuple(COLORS),
+    "row": ("top", "center", "bottom"),
+    "column": ("left", "center", "right"),
+    "tens": DIGITS,
+    "ones": ONES,
+    "to": (*papers.ITEMS, *papers.LETTERS),
+}
+"""The words that a patch may be given, tokens of the vocabulary. "tens" and "ones" spell the number
+that belongs to what is there (on its sign, in its row, of its bar); "to" is where it leads: an
+arrow or a box to a letter, a price to its item."""
 
 IGNORE = -100
 
 
-def patch_labels(scene: scenes.Scene, patch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kind and colour of what lies under each patch: two (patches,) int64 arrays.
+def patch_labels(scene: Scene, patch: int) -> np.ndarray:
+    """For each slot and patch the place of its word in `SLOTS`: (slots, patches) int64.
 
-    A patch takes the kind that covers most of it, where anything covers a fifth; between nothing
-    and a fifth it is ignored. Colours are -100 where there is no shape.
+    A patch takes the mark that covers most of it, where any covers a fifth; between nothing and a
+    fifth it is ignored. Where nothing is, the name is "nothing" and the other slots are ignored.
     """
-    kinds = Image.new("L", (scenes.SIZE, scenes.SIZE))
-    draw = ImageDraw.Draw(kinds)
-    for i, thing in enumerate(scene.things):
-        scenes.paint(thing, draw, 1 + i)
-    for i, (x0, y0, x1, y1) in enumerate(scene.sign.glyphs):
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), fill=1 + len(scene.things) + i)
-    labels = [scenes.SHAPES.index(t.shape) + 1 for t in scene.things]
-    labels += [len(scenes.SHAPES) + 1 + int(digit) for digit in scene.sign.text]
-    colors = [list(scenes.COLORS).index(t.color) for t in scene.things] + [IGNORE, IGNORE]
-
-    side = scenes.SIZE // patch
-    cut = np.asarray(kinds).reshape(side, patch, side, patch).transpose(0, 2, 1, 3)
-    cut = cut.reshape(side * side, patch * patch)  # (patches, pixels): 0 or the thing's number
-    counts = np.stack([(cut == i).sum(1) for i in range(1 + len(labels))], axis=1)
-    best = counts[:, 1:].argmax(1)
-    cover = counts[:, 1:].max(1)
-    kind = np.where(cover * 5 >= patch * patch, np.array(labels)[best], IGNORE)
-    kind[cover == 0] = 0
-    return kind, np.where(kind > 0, np.array(colors)[best], IGNORE)
+    marks = scene.marks
+    drawn = Image.new("L", (SIZE, SIZE))
+    draw = ImageDraw.Draw(drawn)
+    for i, mark in enumerate(marks, start=1):
+        mark.paint(draw, i)
+    side = SIZE // patch
+    cut = np.asarray(drawn).reshape(side, patch, side, patch).transpose(0, 2, 1, 3)
+    cut = cut.reshape(side * side, patch * patch)  # (patches, pixels): 0 or the mark's number
+    counts = np.stack([(cut == i).sum(1) for i in range(1, 1 + len(marks))], axis=1)
+    best, cover = counts.argmax(1), counts.max(1)
+    labels = np.full((len(SLOTS), side * side), IGNORE)
+    for slot, (name, words) in enumerate(SLOTS.items()):
+        of_mark = np.array(
+            [words.index(m.words[name]) if name in m.words else IGNORE for m in marks]
+        )
+        labels[slot] = np.where(cover * 5 >= patch * patch, of_mark[best], IGNORE)
+    labels[0, cover == 0] = 0
+    return labels
 
 
 class Batch(NamedTuple):
-    """One step's worth of scenes. B scenes, P patches, T text tokens."""
+    """One step's worth of scenes. B scenes, S slots, P patches, T text tokens."""
 
     pixels: Tensor  # (B, 3, S, S) float32
-    kinds: Tensor  # (B, P)
-    colors: Tensor  # (B, P)
-    pairs: Tensor  # (B, colours * shapes) float32: which are there
-    digits: Tensor  # (B, 2)
+    patches: Tensor  # (B, S, P)
+    words: Tensor  # (B, names + pairs) float32: which are in the picture
     text: Tensor  # (B, T) token ids after the image
     segments: Tensor  # (B, T) which question a token belongs to, 0 for padding
     offsets: Tensor  # (B, T) position within the question
     labels: Tensor  # (B, T) the token itself where it belongs to an answer, else -100
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 class Batches(torch.utils.data.Dataset):
@@ -70,10 +86,10 @@ class Batches(torch.utils.data.Dataset):
         seed: int,
         sizes: list[int],
         text_tokens: int,
-        objects: list[tuple[int, int]],
+        few: list[float],
     ):
         self.processor, self.seed, self.sizes = processor, seed, sizes
-        self.text_tokens, self.objects = text_tokens, objects
+        self.text_tokens, self.few = text_tokens, few
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -91,26 +107,23 @@ class Batches(torch.utils.data.Dataset):
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
 
     def _row(self, step: int, i: int) -> tuple[np.ndarray, ...]:
-        scene = scenes.scene((TRAINING, self.seed, step, i), self.objects[step])
-        rng = np.random.default_rng((TRAINING, self.seed, step, i, 1))
+        rng = np.random.default_rng((scenes.TRAINING, self.seed, step, i, 1))
+        scene = scenes.scene(
+            (scenes.TRAINING, self.seed, step, i), few=rng.random() < self.few[step]
+        )
         images = self.processor.image_processor
         pixels = np.asarray(scene.image, np.float32) / 255
         pixels = (pixels - np.float32(images.image_mean)) / np.float32(images.image_std)
-        kinds, colors = patch_labels(scene, self.processor.patch_size)
-        pairs = np.zeros((len(scenes.COLORS), len(scenes.SHAPES)), np.float32)
-        for thing in scene.things:
-            pairs[list(scenes.COLORS).index(thing.color), scenes.SHAPES.index(thing.shape)] = 1
-        digits = np.array([int(digit) for digit in scene.sign.text])
+        asked = scenes.questions(scene, rng)
+        asked.append(Question("caption", "caption", scenes.CAPTION, scene.caption))
         return (
             pixels.transpose(2, 0, 1),
-            kinds,
-            colors,
-            pairs.ravel(),
-            digits,
-            *self._text(scenes.questions(scene, rng), rng),
+            patch_labels(scene, self.processor.patch_size),
+            _present(scene),
+            *self._text(asked, rng),
         )
 
-    def _text(self, questions: list[scenes.Question], rng) -> tuple[np.ndarray, ...]:
+    def _text(self, questions: list[Question], rng) -> tuple[np.ndarray, ...]:
         """Pack questions, in random order, until the next one does not fit."""
         tokenizer, (_, ask) = self.processor.tokenizer, self.prompt_ids
         text, segments, offsets = (np.zeros(self.text_tokens, np.int64) for _ in range(3))
@@ -131,6 +144,14 @@ class Batches(torch.utils.data.Dataset):
         return text, segments, offsets, labels
 
 
+def _present(scene: Scene) -> np.ndarray:
+    """Which names there are in a picture, and which pairs of colour and shape: 0 or 1."""
+    names = {mark.words["name"] for mark in scene.marks}
+    pairs = {(mark.words.get("color"), mark.words["name"]) for mark in scene.marks}
+    there = [name in names for name in SLOTS["name"]] + [pair in pairs for pair in objects.PAIRS]
+    return np.array(there, np.float32)
+
+
 def isolated(prefix: int, segments: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
     """Attention mask and positions under which each question sees the image and itself only.
 
@@ -143,8 +164,8 @@ def isolated(prefix: int, segments: Tensor, offsets: Tensor) -> tuple[Tensor, Te
     """
     batch, length = segments.shape
     every = torch.cat([segments.new_zeros(batch, prefix), segments], 1)  # (B, L)
-    causal = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
+    places = torch.arange(prefix + length, device=every.device)
+    causal = places[:, None] >= places
     same = every[:, :, None] == every[:, None, :]  # (B, L, L)
-    to_prefix = (torch.arange(prefix + length) < prefix)[None, None, :]
-    positions = torch.cat([torch.arange(prefix).expand(batch, -1), prefix + offsets], 1)
-    return ((same | to_prefix) & causal)[:, None], positions
+    positions = torch.cat([places[:prefix].expand(batch, -1), prefix + offsets], 1)
+    return ((same | (places < prefix)) & causal)[:, None], positions

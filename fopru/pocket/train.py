@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +21,15 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fopru.evaluation import answer
-from fopru.pocket import CHECKPOINTS, build, sample, scenes
-from fopru.pocket.targets import IGNORE, KINDS, Batch, Batches, isolated
+from fopru.pocket import build, objects, sample, scenes
+from fopru.pocket.targets import IGNORE, SLOTS, Batch, Batches, isolated
+
+CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
+"""What a stopped run resumes from."""
+
+
+WEIGHTS = {"tens": 0.25, "ones": 0.25, "to": 0.25}
+"""Of slots whose words are not under the patch itself, and which come late, in the dense loss."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +45,8 @@ class Stage:
     """Steps up to the full learning rate, with a fresh optimizer; 0 goes on with what there is."""
     decay: float = 0.0
     """Share of the stage, at its end, over which the learning rate falls to zero."""
-    objects: tuple[int, int] = (2, 5)
-    """Least and largest number of shapes in a scene."""
+    few: float = 0.0
+    """Share of scenes that have less on them than those of the benchmark."""
 
     def learning_rate(self, step: int) -> float:
         """At a step of this stage: warm-up, plateau, linear decay."""
@@ -50,15 +59,11 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 600, 64, 2e-3, decay=0.4),
-    Stage("answers", 480, 32, 1.5e-3, objects=(1, 3)),
-    Stage("answers", 320, 32, 1.5e-3, warmup=0),
-    Stage("tower", 800, 64, 2e-3, decay=0.4),
-    Stage("answers", 1450, 32, 1.5e-3, decay=0.5),
+    Stage("tower", 2200, 64, 3e-3, few=0.2, decay=0.35),
+    Stage("answers", 1200, 16, 2e-3, few=0.7),
+    Stage("answers", 3200, 32, 2e-3, warmup=0, few=0.15, decay=0.5),
 )
-"""The recipe of the shipped weights, but for the learning rate in part of the last stage, whose
-length was changed while it ran (see the model card). The decoder starts to look before the tower is
-done."""
+"""The recipe of the shipped weights."""
 
 
 @dataclass(frozen=True)
@@ -84,46 +89,32 @@ class Recipe:
             self.seed,
             sizes=[stage.batch for stage, _ in schedule],
             text_tokens=self.text_tokens,
-            objects=[stage.objects for stage, _ in schedule],
+            few=[stage.few for stage, _ in schedule],
         )
-
-
-class Heads(nn.Module):
-    """Linear read-outs of the tower, for training only."""
-
-    def __init__(self, width: int):
-        super().__init__()
-        self.kind = nn.Linear(width, 1 + KINDS)
-        self.color = nn.Linear(width, len(scenes.COLORS))
-        self.pairs = nn.Linear(width, len(scenes.COLORS) * len(scenes.SHAPES))
-        self.digits = nn.Linear(width, 20)
-        weights = torch.ones(1 + KINDS)
-        weights[0] = 0.15  # background is most of every picture
-        self.register_buffer("weights", weights, persistent=False)
-
-    def loss(self, patches: Tensor, pooled: Tensor, batch: Batch) -> Tensor:
-        """Patches (B, P, d) of the layer that the model reads, pooled CLS (B, d)."""
-        kinds = F.cross_entropy(
-            self.kind(patches).float().flatten(0, 1),
-            batch.kinds.flatten(),
-            self.weights.float(),
-            ignore_index=IGNORE,
-        )
-        colors = F.cross_entropy(
-            self.color(patches).float().flatten(0, 1), batch.colors.flatten(), ignore_index=IGNORE
-        )
-        pairs = F.binary_cross_entropy_with_logits(self.pairs(pooled).float(), batch.pairs)
-        digits = self.digits(pooled).float().view(-1, 10)
-        return kinds + colors + 4 * pairs + F.cross_entropy(digits, batch.digits.flatten())
 
 
 class Student(nn.Module):
-    """The model and its read-outs; forward gives the loss of one batch."""
+    """The model and its read-out of CLS; forward gives the losses of one batch."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, heads: Heads, before: list[int]):
+    def __init__(
+        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, before: list[int]
+    ):
         super().__init__()
-        self.model, self.heads = model, heads
-        self.register_buffer("before", torch.tensor(before), persistent=False)
+        self.model = model
+        there = len(SLOTS["name"]) + len(objects.PAIRS)
+        self.present = nn.Linear(model.config.vision_config.hidden_size, there)
+        weights = torch.ones(len(SLOTS["name"]))
+        weights[0] = 0.15  # nothing is on most patches
+        constants = {
+            name: torch.tensor(processor.tokenizer.convert_tokens_to_ids(words))
+            for name, words in SLOTS.items()
+        }
+        for name, value in {
+            **constants,
+            "weights": weights,
+            "before": torch.tensor(before),
+        }.items():
+            self.register_buffer(f"_{name}", value, persistent=False)
 
     def forward(self, batch: Batch, answers: bool) -> tuple[Tensor, Tensor | None]:
         """The tower's loss, and, with `answers`, the mean loss of answer tokens."""
@@ -131,16 +122,19 @@ class Student(nn.Module):
         state = core.config.vision_feature_layer
         seen = core.vision_tower(batch.pixels.to(self.model.dtype), output_hidden_states=True)
         patches = seen.hidden_states[state][:, 1:]  # (B, P, d)
-        tower = self.heads.loss(patches, seen.pooler_output, batch)
+        visual = core.multi_modal_projector(patches)  # (B, P, D)
+        tower = self._named(visual, batch.patches)
+        tower = tower + 4 * F.binary_cross_entropy_with_logits(
+            self.present(seen.pooler_output).float(), batch.words
+        )
         if not answers:
             return tower, None
         embed = self.model.get_input_embeddings()
-        visual = core.multi_modal_projector(patches)
-        before = embed(self.before).expand(len(visual), -1, -1)
+        before = embed(self._before).expand(len(visual), -1, -1)
         embeds = torch.cat([before, visual, embed(batch.text)], 1)  # (B, L, D)
         prefix = before.shape[1] + visual.shape[1]
         mask, positions = isolated(prefix, batch.segments, batch.offsets)
-        bias = torch.zeros(mask.shape, dtype=embeds.dtype)
+        bias = torch.zeros(mask.shape, dtype=embeds.dtype, device=embeds.device)
         bias.masked_fill_(~mask, torch.finfo(embeds.dtype).min)
         hidden = core.language_model(
             inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False
@@ -151,6 +145,21 @@ class Student(nn.Module):
             logits.float().flatten(0, 1), batch.labels.flatten(), ignore_index=IGNORE
         )
 
+    def _named(self, visual: Tensor, labels: Tensor) -> Tensor:
+        """How badly visual tokens (B, P, D), read as the decoder reads its own output, name what is
+        under them: labels (B, S, P) by slot."""
+        logits = self.model.lm_head(self.model.model.language_model.norm(visual)).float()
+        loss = logits.new_zeros(())
+        for slot, name in enumerate(SLOTS):
+            wanted = labels[:, slot].flatten()
+            weight = self._weights.float() if name == "name" else None
+            said = logits[..., getattr(self, f"_{name}")].flatten(0, 1)  # (B * P, words)
+            wrong = F.cross_entropy(said, wanted, weight, ignore_index=IGNORE, reduction="sum")
+            known = wanted != IGNORE
+            total = known.sum() if weight is None else weight[wanted[known]].sum()
+            loss = loss + WEIGHTS.get(name, 1.0) * wrong / total.clamp(min=1)
+        return loss
+
 
 def train(
     out: str | Path,
@@ -158,6 +167,7 @@ def train(
     recipe: Recipe = Recipe(),
     save_every: int = 200,
     evaluate_every: int = 500,
+    device: str | torch.device = "cpu",
     stop_after: int | None = None,
 ) -> LlavaForConditionalGeneration:
     """Train the pocket model and save it in Hugging Face format.
@@ -167,52 +177,62 @@ def train(
         checkpoints: folder for what a later call resumes from; may be deleted.
         recipe: what is trained; a checkpoint of another recipe is refused.
         save_every, evaluate_every: steps between checkpoints, and between measurements.
+        device: where to train; a GPU's results differ in the last bits from a CPU's.
         stop_after: leave after this step, to be resumed; for tests.
 
     Raises:
-        ValueError: `checkpoints` holds a run of another recipe.
+        ValueError: `checkpoints` holds a run of another recipe, or a damaged file.
     """
     checkpoint = Path(checkpoints).expanduser() / "checkpoint.pt"
+    device = torch.device(device)
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=recipe.width), recipe.seed)
     model.set_attn_implementation("eager")  # SDPA's backward is slow in bfloat16 on CPUs
+    data = recipe.batches(processor)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        heads = Heads(recipe.width)
-    data = recipe.batches(processor)
-    student = Student(model, heads, data.prompt_ids[0])
+        student = Student(model, processor, data.prompt_ids[0])
+    student.to(device)
+    names = [name for name, _ in student.named_parameters()]
     masters = [p.detach().clone() for p in student.parameters()]
+    running: dict[str, float] = {}
     first, log = 0, []
-    state = _resume(checkpoint, recipe)
+    state = _resume(checkpoint, recipe, device)
     if state is not None:
-        masters, first, log = state["masters"], state["step"], state["log"]
+        masters, first, log, running = (state[k] for k in ("masters", "step", "log", "running"))
     student.bfloat16()
     parameters = list(student.parameters())
     _copy(parameters, masters)
-    optimizer = _optimizer(masters)
+    optimizers = _optimizers(names, masters)
     if state is not None:
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(found)
 
     schedule = recipe.schedule
     loader = torch.utils.data.DataLoader(
-        data, batch_size=None, sampler=range(first, len(schedule)), num_workers=1, prefetch_factor=4
+        data,
+        batch_size=None,
+        sampler=range(first, len(schedule)),
+        num_workers=max(1, min(8, (os.cpu_count() or 1) - 1)),
+        prefetch_factor=4,
+        pin_memory=device.type == "cuda",
     )
     bar = tqdm(loader, initial=first, total=len(schedule), desc="pocket", unit="step")
-    running: dict[str, float] = {}
     for step, batch in enumerate(bar, start=first):
         stage, place = schedule[step]
         if place == 0 and stage.warmup:
-            optimizer = _optimizer(masters)
-        tower, text = student(batch, answers=stage.learns == "answers")
+            optimizers = _optimizers(names, masters)
+        tower, text = student(batch.to(device), answers=stage.learns == "answers")
         loss = tower if text is None else text + recipe.tower_weight * tower
         loss.backward()
         for master, parameter in zip(masters, parameters, strict=True):
             master.grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None
         nn.utils.clip_grad_norm_(masters, 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = stage.learning_rate(place)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = stage.learning_rate(place)
+            optimizer.step()
         _copy(parameters, masters)
 
         done = step + 1
@@ -226,11 +246,19 @@ def train(
                 row |= quick_accuracy(model, processor)
             log.append(row)
         if done % save_every == 0 or done in (len(schedule), stop_after):
-            _save(checkpoint, recipe, done, masters, optimizer, log)
+            _save(
+                checkpoint,
+                recipe=asdict(recipe),
+                step=done,
+                masters=masters,
+                optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                log=log,
+                running=running,
+            )
         if done == stop_after:
             return model
-    weights = dict(zip([name for name, _ in student.named_parameters()], masters, strict=True))
-    student.float().load_state_dict(weights)
+    _copy(list(student.float().parameters()), masters)
+    student.cpu()
     model.set_attn_implementation("sdpa")
     build.save(model, processor, out)
     _write_log(Path(out) / "log.csv", log)
@@ -242,40 +270,42 @@ def _copy(parameters: list[nn.Parameter], masters: list[Tensor]) -> None:
     torch._foreach_copy_(parameters, masters)
 
 
-def _optimizer(masters: list[Tensor]) -> torch.optim.Optimizer:
-    decayed = [m for m in masters if m.dim() > 1]
-    others = [m for m in masters if m.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": 0.02}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
+def _optimizers(names: list[str], masters: list[Tensor]) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for what is left."""
+    blocks, others = [], []
+    for name, master in zip(names, masters, strict=True):
+        (blocks if master.dim() == 2 and ".layers." in name else others).append(master)
+    return [
+        torch.optim.Muon(blocks, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, weight_decay=0.0, betas=(0.9, 0.98), foreach=True),
+    ]
 
 
-def _resume(checkpoint: Path, recipe: Recipe) -> dict | None:
+def _resume(checkpoint: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
     if not checkpoint.exists():
         return None
-    state = torch.load(checkpoint, weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        found = state["recipe"]
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise ValueError(
+            f"{checkpoint} is not a whole checkpoint of a training run: delete it to start anew "
+            f"({error})."
+        ) from None
     for name, here in asdict(recipe).items():
-        there = state["recipe"].get(name)
-        if here != there:
+        if here != found.get(name):
             raise ValueError(
-                f"{checkpoint} holds a run with {name}={there}, not {here}: use another folder, "
-                "or delete it."
+                f"{checkpoint} holds a run with {name}={found.get(name)}, not {here}: use another "
+                "folder, or delete it."
             )
     return state
 
 
-def _save(
-    checkpoint: Path,
-    recipe: Recipe,
-    step: int,
-    masters: list[Tensor],
-    optimizer: torch.optim.Optimizer,
-    log: list[dict],
-) -> None:
+def _save(checkpoint: Path, **state: Any) -> None:
     """Whole or not at all: written beside and moved into place."""
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     partial = checkpoint.with_suffix(".partial")
-    state = {"recipe": asdict(recipe), "step": step, "masters": masters, "log": log}
-    torch.save({**state, "optimizer": optimizer.state_dict()}, partial)
+    torch.save(state, partial)
     os.replace(partial, checkpoint)
 
 

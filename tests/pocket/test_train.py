@@ -6,7 +6,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import fopru
 from fopru.evaluation import answer
 from fopru.pocket import build, scenes
-from fopru.pocket.targets import IGNORE, Batches, isolated, patch_labels
+from fopru.pocket.objects import Objects
+from fopru.pocket.papers import Receipt
+from fopru.pocket.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
 from fopru.pocket.train import Recipe, Stage, train
 
 TINY = Recipe(
@@ -22,8 +24,15 @@ def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
     other = parts.state_dict()
     assert all(torch.equal(value, other[name]) for name, value in whole.state_dict().items())
 
+    log = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
+    assert log[0] == log[1]
+
     with pytest.raises(ValueError, match="holds a run with seed=0, not 1"):
         train(tmp_path / "parts", tmp_path / "b", Recipe(**{**vars(TINY), "seed": 1}))
+    saved = tmp_path / "b" / "checkpoint.pt"
+    saved.write_bytes(saved.read_bytes()[:2000])
+    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a whole checkpoint"):
+        train(tmp_path / "parts", tmp_path / "b", TINY)
 
 
 def test_what_is_saved_loads_with_the_auto_classes(tmp_path):
@@ -50,39 +59,62 @@ def test_what_is_saved_loads_with_the_auto_classes(tmp_path):
 
 def test_the_tokenizer_reads_and_writes_plain_words():
     tokenizer = build.tokenizer(scenes.WORDS)
-    ids = tokenizer("Is THERE a red zebra, or 47?").input_ids
+    ids = tokenizer("Is THERE a red zebra, if 47?").input_ids
     words = tokenizer.decode(ids).split()
     assert words == ["<s>", "is", "there", "a", "red", "<unk>", ",", "<unk>", "47", "?"]
     assert tokenizer.decode(tokenizer("top left", add_special_tokens=False).input_ids) == "top left"
 
 
+def words_of(labels, patch):
+    return {
+        name: words[label]
+        for (name, words), label in zip(SLOTS.items(), labels[:, patch], strict=True)
+        if label != IGNORE
+    }
+
+
 def test_patch_labels_name_what_covers_the_patch():
-    scene = scenes.scene(5)
-    kinds, colors = patch_labels(scene, 14)
-    assert kinds.shape == colors.shape == (256,)
+    scene = scenes.scene(5, Objects)
+    labels = patch_labels(scene, 14)
+    assert labels.shape == (len(SLOTS), 256)
     for thing in scene.things:
         row, column = thing.y // 14, thing.x // 14
         if thing.shape in ("circle", "square", "cross") and thing.radius > 12:
-            assert kinds[row * 16 + column] == scenes.SHAPES.index(thing.shape) + 1
-            assert colors[row * 16 + column] == list(scenes.COLORS).index(thing.color)
+            words = words_of(labels, row * 16 + column)
+            assert (words["name"], words["color"]) == (thing.shape, thing.color)
+            assert words["row"] in thing.place
+            assert words["column"] in thing.place
+            assert "to" not in words
     empty = np.ones((224, 224), bool)
     for x0, y0, x1, y1 in [scene.sign.box, *(t.box for t in scene.things)]:
         empty[y0:y1, x0:x1] = False
     free = empty.reshape(16, 14, 16, 14).all((1, 3)).ravel()
-    assert (kinds[free] == 0).all()
-    assert (colors[free] == IGNORE).all()
+    assert (labels[0, free] == SLOTS["name"].index("nothing")).all()
+    assert (labels[1:, free] == IGNORE).all()
+
+
+def test_patch_labels_of_papers_say_what_belongs_together():
+    scene = scenes.scene(3, Receipt)
+    labels = patch_labels(scene, 14)
+    for line in scene.lines:
+        x0, y0, x1, y1 = line.item_box
+        words = words_of(labels, (y0 + y1) // 2 // 14 * 16 + (x0 + x1) // 2 // 14)
+        number = {"tens": line.price[0], "ones": f"##{line.price[1]}"}
+        assert words == {"name": line.item, **number}
+    named = {words_of(labels, i).get("to") for i in range(256)} - {None}
+    assert named <= {line.item for line in scene.lines}
 
 
 def test_packed_questions_hold_the_answers_and_do_not_see_each_other():
     """A question in a packed sequence gets the logits that it gets alone."""
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=32)).eval()
-    batch = Batches(processor, 0, [1], 208, [(2, 5)])[0]
+    batch = Batches(processor, 0, [1], 208, [0.0])[0]
     tokenizer = processor.tokenizer
     for segment in range(1, int(batch.segments.max()) + 1):
         labels = batch.labels[0][batch.segments[0] == segment]
         assert tokenizer.eos_token_id == labels[-1]
-        assert 2 <= (labels != IGNORE).sum() <= 3
+        assert (labels != IGNORE).sum() >= 2
     embeds = model.get_input_embeddings()(batch.text)
     prefix = torch.randn(1, 20, 32)
     mask, positions = isolated(20, batch.segments, batch.offsets)

@@ -1,0 +1,333 @@
+"""Receipts, diagrams and bar charts, and the questions asked about them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from PIL import ImageDraw
+
+from fopru.pocket.drawing import (
+    COLORS,
+    Box,
+    Mark,
+    Question,
+    Scene,
+    extent,
+    font,
+    hull,
+    page,
+    write,
+)
+
+ITEMS = (
+    "tea",
+    "milk",
+    "bread",
+    "rice",
+    "soap",
+    "fish",
+    "cake",
+    "salt",
+    "corn",
+    "lamp",
+    "rope",
+    "seed",
+)
+LETTERS = tuple("bcdefghk")
+BARS = tuple(color for color in COLORS if color not in ("white", "black"))
+
+
+def _number(text: str) -> dict[str, str]:
+    return {"tens": text[0], "ones": f"##{text[1]}"}
+
+
+def _digits(text: str, glyphs: tuple[Box, ...], **words: str) -> list[Mark]:
+    pair = zip(glyphs, _number(text).values(), strict=True)
+    return [Mark(box, {"name": digit, **words}) for box, digit in pair]
+
+
+class Line(NamedTuple):
+    """An item and its price, in one row."""
+
+    item: str
+    price: str
+    item_box: Box
+    glyphs: tuple[Box, ...]
+    """Of the price's digits."""
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        return self.item_box, hull(self.glyphs)
+
+
+@dataclass(frozen=True)
+class Receipt(Scene):
+    lines: tuple[Line, ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
+        image, draw, (x0, y0, x1, y1), ink = page(rng)
+        face = font(rng, 15, 19)
+        count = rng.integers(2, 4) if few else rng.integers(4, 7)
+        pitch = (y1 - y0 - 12) / count
+        left, right = x0 + rng.integers(5, 20), x1 - rng.integers(5, 20)
+        ruled = rng.random() < 0.5
+        lines = []
+        items = rng.permutation(len(ITEMS))[:count]
+        prices = 10 + rng.permutation(90)[:count]
+        for i, (item, price) in enumerate(zip(items.tolist(), prices.tolist(), strict=True)):
+            top = round(y0 + 6 + i * pitch + rng.uniform(0.1, 0.3) * (pitch - 14))
+            word, text = ITEMS[item], str(price)
+            box = hull(write(draw, face, word, int(left), top, ink))
+            glyphs = write(draw, face, text, int(right) - extent(face, text)[0], top, ink)
+            lines.append(Line(word, text, box, glyphs))
+            if ruled and i:
+                y = round(y0 + 4 + i * pitch)
+                draw.line((x0 + 3, y, x1 - 4, y), fill=(140, 140, 140))
+        return cls(image, tuple(lines))
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        marks = []
+        for line in self.lines:
+            marks.append(Mark(line.item_box, {"name": line.item, **_number(line.price)}))
+            marks += _digits(line.price, line.glyphs, to=line.item)
+        return tuple(marks)
+
+    @property
+    def caption(self) -> str:
+        return ", ".join(f"{line.item} {line.price}" for line in self.lines)
+
+    def truth(self) -> dict[str, Any]:
+        return {"lines": [line._asdict() for line in self.lines]}
+
+
+def documents(scene: Receipt, rng: np.random.Generator) -> Iterator[Question]:
+    """The price in the row of an item, and the item in the row of a price."""
+    for line in scene.lines:
+        text = f"what is the price of {line.item}?"
+        yield Question("documents", "price", text, line.price, line.boxes)
+    for line in scene.lines:
+        text = f"which item costs {line.price}?"
+        yield Question("documents", "item", text, line.item, line.boxes)
+
+
+class Arrow(NamedTuple):
+    """From one box to another, by their letters."""
+
+    source: str
+    target: str
+    start: tuple[int, int]
+    end: tuple[int, int]
+
+    @property
+    def box(self) -> Box:
+        (a, b), (c, d) = self.start, self.end
+        return min(a, c) - 2, min(b, d) - 2, max(a, c) + 3, max(b, d) + 3
+
+    def strip(self, width: float) -> tuple[tuple[float, float], ...]:
+        """Corners of a straight strip along it."""
+        (a, b), (c, d) = self.start, self.end
+        length = math.hypot(c - a, d - b)
+        x, y = width / 2 * (b - d) / length, width / 2 * (c - a) / length
+        return (a + x, b + y), (c + x, d + y), (c - x, d - y), (a - x, b - y)
+
+
+@dataclass(frozen=True)
+class Diagram(Scene):
+    boxes: dict[str, Box]
+    """By letter."""
+    arrows: tuple[Arrow, ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
+        image, draw, (x0, y0, x1, y1), ink = page(rng)
+        count = int(rng.integers(3, 5) if few else rng.integers(4, 7))
+        face = font(rng, 17, 22)
+        side = int(rng.integers(30, 37))
+        letters = [LETTERS[i] for i in rng.permutation(len(LETTERS))[:count]]
+        links: list[tuple[int, int]] = []
+        while len(links) < 2:
+            cells = [divmod(int(i), 3) for i in rng.permutation(9)[:count]]
+            links = _links(rng, cells)
+        boxes = {}
+        for letter, (row, column) in zip(letters, cells, strict=True):
+            x = round(x0 + (column + 0.5) * (x1 - x0) / 3 - side / 2 + rng.uniform(-6, 6))
+            y = round(y0 + (row + 0.5) * (y1 - y0) / 3 - side / 2 + rng.uniform(-6, 6))
+            boxes[letter] = (x, y, x + side, y + side)
+        arrows = []
+        for i, j in links:
+            arrow = _arrow(letters[i], letters[j], boxes)
+            arrows.append(arrow)
+            _paint_arrow(draw, arrow, ink)
+        round_boxes = rng.random() < 0.5
+        for letter, (a, b, c, d) in boxes.items():
+            radius = side // 3 if round_boxes else 0
+            draw.rounded_rectangle((a, b, c - 1, d - 1), radius, outline=ink, width=2)
+            width, height = extent(face, letter.upper())
+            write(draw, face, letter.upper(), (a + c - width) // 2, (b + d - height) // 2, ink)
+        return cls(image, boxes, tuple(arrows))
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        marks = [Mark(a.strip(7), {"name": "arrow", "to": a.target}) for a in self.arrows]
+        targets = {a.source: {"to": a.target} for a in self.arrows}
+        for letter, box in self.boxes.items():
+            marks.append(Mark(box, {"name": letter, **targets.get(letter, {})}))
+        return tuple(marks)
+
+    @property
+    def caption(self) -> str:
+        return ", ".join(f"{a.source} to {a.target}" for a in sorted(self.arrows))
+
+    def truth(self) -> dict[str, Any]:
+        return {"boxes": self.boxes, "arrows": [a._asdict() for a in self.arrows]}
+
+
+def _links(rng: np.random.Generator, cells: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Arrows between neighbouring cells: at most one from each and between two, none crossing."""
+    pairs = list(permutations(range(len(cells)), 2))
+    links: list[tuple[int, int]] = []
+    for i, j in (pairs[n] for n in rng.permutation(len(pairs))):
+        (a, b), (c, d) = cells[i], cells[j]
+        near = max(abs(a - c), abs(b - d)) == 1
+        middle = (a + c, b + d)  # crossing diagonals share it, and nothing else does
+        free = all(
+            k != i
+            and {k, m} != {i, j}
+            and middle != (cells[k][0] + cells[m][0], cells[k][1] + cells[m][1])
+            for k, m in links
+        )
+        if near and free and rng.random() < 0.85:
+            links.append((i, j))
+    return links
+
+
+def _arrow(source: str, target: str, boxes: dict[str, Box]) -> Arrow:
+    """From border to border, a little apart from both."""
+    middles = []
+    for letter in (source, target):
+        x0, y0, x1, y1 = boxes[letter]
+        middles.append(((x0 + x1) / 2, (y0 + y1) / 2))
+    (a, b), (c, d) = middles
+    side = boxes[source][2] - boxes[source][0]
+    out = (side / 2 + 3) / max(abs(c - a), abs(d - b))
+    start = round(a + out * (c - a)), round(b + out * (d - b))
+    end = round(c - out * (c - a)), round(d - out * (d - b))
+    return Arrow(source, target, start, end)
+
+
+def _paint_arrow(draw: ImageDraw.ImageDraw, arrow: Arrow, ink: tuple) -> None:
+    (a, b), (c, d) = arrow.start, arrow.end
+    draw.line((a, b, c, d), fill=ink, width=3)
+    length = math.hypot(c - a, d - b)
+    x, y = (c - a) / length, (d - b) / length
+    back = (c - 10 * x, d - 10 * y)
+    draw.polygon(
+        [(c, d), (back[0] - 6 * y, back[1] + 6 * x), (back[0] + 6 * y, back[1] - 6 * x)], fill=ink
+    )
+
+
+def diagrams(scene: Diagram, rng: np.random.Generator) -> Iterator[Question]:
+    """What a box points to, and what points to it, of three."""
+    for variant, text in (("target", "what does {} point to?"), ("source", "what points to {}?")):
+        for arrow in scene.arrows:
+            ends = (arrow.source, arrow.target)
+            asked, answer = ends if variant == "target" else ends[::-1]
+            if variant == "source" and sum(a.target == asked for a in scene.arrows) > 1:
+                continue
+            others = [letter for letter in scene.boxes if letter not in ends]
+            others = rng.permutation(others).tolist()[:2]
+            if len(others) < 2:
+                others += [x for x in LETTERS if x not in scene.boxes][: 2 - len(others)]
+            choices = tuple(rng.permutation([answer, *others]).tolist())
+            yield Question(
+                "diagrams",
+                variant,
+                f"{text.format(asked)} {choices[0]}, {choices[1]} or {choices[2]}",
+                answer,
+                (scene.boxes[asked], arrow.box, scene.boxes[answer]),
+                choices,
+            )
+
+
+class Bar(NamedTuple):
+    color: str
+    value: str
+    box: Box
+    glyphs: tuple[Box, ...]
+    """Of the value's digits, above the bar."""
+
+
+@dataclass(frozen=True)
+class Chart(Scene):
+    bars: tuple[Bar, ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
+        image, draw, (x0, y0, x1, y1), ink = page(rng)
+        count = int(rng.integers(2, 4) if few else rng.integers(3, 6))
+        face = font(rng, 15, 18)
+        pitch = (x1 - x0 - 12) / count
+        width = int(rng.uniform(0.45, 0.7) * min(pitch, 48))
+        bottom, room = y1 - 10, y1 - y0 - 40
+        scale = rng.uniform(0.75, 1) * room / 99
+        colors = rng.permutation(len(BARS))[:count]
+        values = 10 + 6 * rng.permutation(15)[:count] + rng.integers(0, 4, count)
+        bars = []
+        for i, (color, value) in enumerate(zip(colors.tolist(), values.tolist(), strict=True)):
+            left = round(x0 + 6 + (i + 0.5) * pitch - width / 2)
+            box = (left, round(bottom - scale * value), left + width, bottom)
+            draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLORS[BARS[color]])
+            text = str(value)
+            w, h = extent(face, text)
+            glyphs = write(draw, face, text, (box[0] + box[2] - w) // 2, box[1] - h - 4, ink)
+            bars.append(Bar(BARS[color], text, box, glyphs))
+        draw.line((x0 + 4, bottom, x1 - 5, bottom), fill=ink, width=2)
+        return cls(image, tuple(bars))
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        marks = []
+        for bar in self.bars:
+            number = _number(bar.value)
+            marks.append(Mark(bar.box, {"name": "bar", "color": bar.color, **number}))
+            marks += _digits(bar.value, bar.glyphs, color=bar.color)
+        return tuple(marks)
+
+    @property
+    def caption(self) -> str:
+        return ", ".join(f"{bar.color} {bar.value}" for bar in self.bars)
+
+    def truth(self) -> dict[str, Any]:
+        return {"bars": [bar._asdict() for bar in self.bars]}
+
+
+def charts(scene: Chart, rng: np.random.Generator) -> Iterator[Question]:
+    """The value of a bar, the highest and the lowest bar, and which of two is higher."""
+    for bar in scene.bars:
+        text = f"what is the value of the {bar.color} bar?"
+        yield Question("charts", "value", text, bar.value, (bar.box, hull(bar.glyphs)))
+    ordered = sorted(scene.bars, key=lambda bar: int(bar.value))
+    everything = tuple(hull((bar.box, *bar.glyphs)) for bar in scene.bars)
+    for variant, bar in (("highest", ordered[-1]), ("lowest", ordered[0])):
+        yield Question("charts", variant, f"which bar is {variant}?", bar.color, everything)
+
+
+GRAMMAR = (
+    "what is the price of which item costs does point to points or bar value highest lowest arrow"
+)
+WORDS = sorted(
+    {
+        *ITEMS,
+        *LETTERS,
+        *COLORS,
+        *GRAMMAR.split(),
+    }
+)
+"""Every word of these questions, answers and captions, digits apart."""

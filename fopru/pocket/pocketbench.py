@@ -1,0 +1,202 @@
+"""PocketBench: frozen questions on frozen pictures, in Parquet files that hold both."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image, UnidentifiedImageError
+
+from fopru.evaluation import Example
+from fopru.pocket import scenes
+from fopru.pocket.drawing import SIZE, Question
+from fopru.pocket.objects import Objects
+from fopru.pocket.sampling import example, folder
+
+SPLITS = {"test": (scenes.TEST, 200), "validation": (scenes.VALIDATION, 100)}
+"""Split -> first entry of its scenes' seeds, and questions per task."""
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "task": pa.string(),
+        "image": pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        "question": pa.string(),
+        "answer": pa.string(),
+        "choices": pa.list_(pa.string()),
+        "evidence": pa.list_(pa.list_(pa.int32())),
+        "scene": pa.string(),
+    }
+)
+
+
+def benchmark(split: str = "test", task: str | None = None) -> list[Example]:
+    """The questions of PocketBench: at least 200 per task to test on.
+
+    Args:
+        split: "test", or "validation" for whatever is to be tuned.
+        task: one of `fopru.pocket.scenes.TASKS`; None for all.
+
+    Raises:
+        ValueError: an unknown split or task, or a damaged file.
+        FileNotFoundError: PocketBench is neither in the installed package nor in the checkout.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}: must be one of {', '.join(map(repr, SPLITS))}.")
+    scenes.check_task(task)
+    examples = read(folder("pocketbench") / f"{split}.parquet")
+    return [e for e in examples if task in (None, e.task)]
+
+
+def make(split: str) -> list[Example]:
+    """Draw a split anew.
+
+    A picture of objects is asked one question of each of its tasks, any other picture two. Variants
+    of question take turns; half of the presence questions are to be answered by yes.
+    """
+    stream, n = SPLITS[split]
+    examples: list[Example] = []
+    for number, kind in enumerate(scenes.KINDS):
+        tasks = [task for task, (asked, _) in scenes.TASKS.items() if asked is kind]
+        each = 1 if kind is Objects else 2
+        pictures, index = 0, 0
+        while pictures < n // each:
+            seed = (stream, number, index)
+            index += 1
+            scene = scenes.scene(seed, kind)
+            rng = np.random.default_rng((*seed, 1))
+            found = {task: scenes.questions(scene, rng, task) for task in tasks}
+            if min(map(len, found.values())) < each:
+                continue  # two things of one name: nothing can be asked without doubt
+            name = f"{split}-{kind.__name__.lower()}-{pictures}"
+            for task, turn in product(tasks, range(each)):
+                asked = _take(found[task], pictures * each + turn, rng)
+                examples.append(example(f"{name}-{task}-{turn}", name, scene, asked))
+            pictures += 1
+    return examples
+
+
+def _take(found: list[Question], turn: int, rng: np.random.Generator) -> Question:
+    """Remove and return a question of the variant whose turn it is."""
+    variants = sorted({q.variant for q in found})
+    if "there" in variants:  # presence: every other one is there
+        others = [v for v in variants if v != "there"]
+        variants = [v for other in others for v in ("there", other)]
+    variant = variants[turn % len(variants)]
+    of_it = [q for q in found if q.variant == variant]
+    question = of_it[rng.integers(len(of_it))]
+    found.remove(question)
+    return question
+
+
+def write(examples: Sequence[Example], path: str | Path) -> None:
+    """Write questions to a Parquet file, each picture once, as WebP.
+
+    Its pixels are the canonical ones; they differ a little from those that were drawn.
+
+    `datasets.load_dataset("parquet", data_files=...)` and `pandas.read_parquet` read it.
+    """
+    path = Path(path)
+    pictures = {id(e.image): e.image for e in examples}
+    encoded = {key: _webp(image) for key, image in pictures.items()}
+    rows = [
+        {
+            "id": e.id,
+            "task": e.task,
+            "image": {"bytes": encoded[id(e.image)], "path": None},
+            "question": e.question,
+            "answer": e.answer,
+            "choices": e.choices,
+            "evidence": e.evidence,
+            "scene": json.dumps(e.scene),
+        }
+        for e in examples
+    ]
+    feature = {"info": {"features": {"image": {"_type": "Image"}}}}
+    schema = SCHEMA.with_metadata({"huggingface": json.dumps(feature)})
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=schema),
+        partial,
+        compression="zstd",
+        dictionary_pagesize_limit=2**28,  # large enough that no picture is stored twice
+    )
+    os.replace(partial, path)
+
+
+def read(path: str | Path) -> list[Example]:
+    """Read what `write` wrote; questions on the same picture share it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not such a file, or a damaged field: the message names file, row and field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is no whole Parquet file: {error}") from None
+    for name in SCHEMA.names:
+        if (
+            name not in table.column_names
+            or table.schema.field(name).type != SCHEMA.field(name).type
+        ):
+            raise ValueError(
+                f"{path}: field {name!r} is missing, or is not {SCHEMA.field(name).type}."
+            )
+    pictures: dict[bytes, Image.Image] = {}
+    examples = []
+    for i, row in enumerate(table.to_pylist()):
+        field = "image"
+        try:
+            data = row["image"]["bytes"]
+            if data not in pictures:
+                pictures[data] = _open(data)
+            field = "scene"
+            scene = json.loads(row["scene"])
+            field = "evidence"
+            evidence = tuple(_box(box) for box in row["evidence"])
+            field = "choices"
+            choices = tuple(row["choices"]) if row["choices"] is not None else None
+            for field in ("id", "task", "question", "answer"):
+                if row[field] is None:
+                    raise ValueError("must not be empty")
+        except (ValueError, TypeError, OSError, SyntaxError) as error:
+            raise ValueError(f"{path}, row {i}, field {field!r}: {error}.") from None
+        told = (row[name] for name in ("question", "answer"))
+        examples.append(
+            Example(row["id"], row["task"], pictures[data], *told, choices, evidence, scene)
+        )
+    return examples
+
+
+def _box(box: list[int]) -> tuple[int, int, int, int]:
+    x0, y0, x1, y1 = box
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"{box} is no box (x0, y0, x1, y1)")
+    return x0, y0, x1, y1
+
+
+def _webp(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "WEBP", quality=97, method=6)
+    return buffer.getvalue()
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(BytesIO(data), formats=("WEBP",))
+        if image.size != (SIZE, SIZE):
+            raise ValueError(f"a picture of {image.size} pixels, not {SIZE} x {SIZE}")
+        return image.convert("RGB")
+    except UnidentifiedImageError:
+        raise ValueError("no WebP picture") from None

@@ -1,0 +1,67 @@
+"""Questions on fresh scenes, and where the shipped files are."""
+
+from __future__ import annotations
+
+import numbers
+from pathlib import Path
+
+import numpy as np
+
+from fopru.evaluation.tasks import Example
+from fopru.pocket import scenes
+from fopru.pocket.drawing import Question, Scene
+
+QUESTIONS_PER_IMAGE = 3
+
+
+def folder(name: str = "pocket") -> Path:
+    """The folder of the shipped model, in Hugging Face format, or of its benchmark.
+
+    Raises:
+        FileNotFoundError: it is neither in the installed package nor in the checkout.
+    """
+    here = Path(__file__).parent
+    places = (here / "data" / name, here.parents[1] / "data" / name)
+    for place in places:
+        if place.is_dir():
+            return place
+    raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, places))}.")
+
+
+def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example]:
+    """Questions on fresh scenes, none of them seen in training or in PocketBench.
+
+    Args:
+        task: one of `fopru.pocket.scenes.TASKS`; None draws from all.
+        n: number of questions; up to `QUESTIONS_PER_IMAGE` share a picture.
+        seed: the same seed gives the same questions, and a larger n more of them.
+
+    Raises:
+        ValueError: an unknown task, or n or seed that is no integer of at least 0.
+    """
+    scenes.check_task(task)
+    for argument, value in (("n", n), ("seed", seed)):
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        if not whole or value < 0:
+            raise ValueError(f"{argument}={value!r}: must be an integer of at least 0.")
+    kind = scenes.TASKS[task][0] if task else None
+    examples: list[Example] = []
+    index = 0
+    while len(examples) < n:
+        scene = scenes.scene((scenes.SAMPLES, seed, index), kind)
+        rng = np.random.default_rng((scenes.SAMPLES, seed, index, 1))
+        found = scenes.questions(scene, rng, task)
+        picture = f"{seed}-{index}"
+        examples += [
+            example(f"{picture}-{i}", picture, scene, found[i])
+            for i in rng.permutation(len(found))[:QUESTIONS_PER_IMAGE]
+        ]
+        index += 1
+    return examples[:n]
+
+
+def example(name: str, picture: str, scene: Scene, asked: Question) -> Example:
+    """A question in the form that evaluation takes."""
+    truth = {"image_id": picture, "variant": asked.variant, **scene.truth()}
+    told = (asked.text, asked.answer, asked.choices, asked.evidence)
+    return Example(name, asked.task, scene.image, *told, truth)
