@@ -23,6 +23,9 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load
 from fopru.evaluation import chat
 from fopru.loading import load_image
+from fopru.pocket import pocketbench
+from fopru.pocket import sample as questions
+from fopru.pocket import score as scoring
 from fopru.pocket import train as training
 
 app = typer.Typer(
@@ -222,15 +225,31 @@ def score(
     seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
     model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
     out: Annotated[
-        Path | None, typer.Option(help="Write rows and provenance to this .json.")
+        Path | None, typer.Option(help="Write answers to this .parquet, provenance beside it.")
     ] = None,
 ) -> None:
-    """Accuracy per task with intervals: all tokens, blind, and pruned to a quarter."""
+    """Accuracy per task with intervals: all tokens, blind, and pruned by several methods."""
     with one_sentence():
-        from fopru.pocket.score import provenance, table
-        from fopru.pocket.score import score as score_pocket
-
-        rows = score_pocket(n, seed, model)
+        if out is not None and out.suffix != ".parquet":
+            raise ValueError(f"--out {out}: must end in .parquet.")
+        results = scoring.score(n, seed, model)
         if out is not None:
-            out.write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=1) + "\n")
-    typer.echo(table(rows))
+            results.to_parquet(out, index=False, compression="zstd")
+            about = json.dumps(scoring.provenance(), indent=1)
+            out.with_suffix(".json").write_text(about + "\n")
+    typer.echo(scoring.report(results))
+
+
+@pocket_app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(help="Parquet file to write.")],
+    task: Annotated[str | None, typer.Option(help="One task; all if not given.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Number of questions.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 0,
+) -> None:
+    """Write fresh questions with their pictures, in PocketBench's format."""
+    with one_sentence():
+        if out.suffix != ".parquet":
+            raise ValueError(f"OUT {out}: must end in .parquet.")
+        pocketbench.write(questions(task, n, seed), out)
+    typer.echo(f"{n} questions: {out}")

@@ -2,8 +2,6 @@ import matplotlib
 import numpy as np
 import pytest
 import tiny
-from PIL import Image
-from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru import plots
@@ -15,31 +13,6 @@ def prune(family="llava", size=(100, 50), pruner=None):
     image = tiny.image(*size)
     pruner = pruner or fopru.FoPru(0.25)
     return image, pruner.prune(tiny.model(family), tiny.inputs(family, [image])).images[0]
-
-
-def test_the_frame_is_what_the_processor_cuts_out():
-    """A picture that is red inside the frame and blue outside of it comes out all red."""
-    processor = tiny.processor()
-    for width, height in ((100, 50), (50, 100), (640, 480), (64, 64)):
-        x0, y0, x1, y1 = plots.frame(Image.new("RGB", (width, height)), processor)
-        pixels = np.zeros((height, width, 3), np.uint8)
-        pixels[..., 2] = 255
-        pixels[round(y0) : round(y1), round(x0) : round(x1)] = (255, 0, 0)
-        seen = processor.image_processor(
-            Image.fromarray(pixels), return_tensors="np", do_normalize=False, resample=0
-        )["pixel_values"][0]
-        assert seen[0].mean() > 0.97
-        assert (x1 - x0) == pytest.approx(min(width, height))
-
-
-def test_processors_with_tiles_or_a_fixed_size_see_the_whole_picture():
-    image = tiny.image(100, 50)
-    assert plots.frame(image, tiny.processor("llava_next")) == (0, 0, 100, 50)
-    processor = tiny.processor()
-    processor.image_processor = CLIPImageProcessorPil(
-        size={"height": 32, "width": 32}, do_center_crop=False
-    )
-    assert plots.frame(image, processor) == (0, 0, 100, 50)
 
 
 @pytest.mark.parametrize("family, view", [("llava", 0), ("llava_next", 0), ("llava_next", 1)])

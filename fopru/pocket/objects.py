@@ -105,6 +105,12 @@ class Sign(NamedTuple):
     box: Box
     glyphs: tuple[Box, ...]
 
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        number = {"tens": self.text[0], "ones": f"##{self.text[1]}"}
+        pairs = zip(self.glyphs, number.values(), strict=True)
+        return tuple(Mark(box, {"name": digit, **number}) for box, digit in pairs)
+
 
 @dataclass(frozen=True)
 class Objects(Scene):
@@ -115,22 +121,14 @@ class Objects(Scene):
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
         image = background(rng)
         draw = ImageDraw.Draw(image)
-        sign = _add_sign(rng, draw)
-        things: list[Thing] = []
-        for _ in range(rng.integers(1, 4) if few else rng.integers(2, 6)):
-            radius = round(MIN_RADIUS * (MAX_RADIUS / MIN_RADIUS) ** rng.random())
-            taken = [sign.box, *(thing.box for thing in things)]
-            while (place := _free_place(rng, taken, 2 * radius + 1)) is None:
-                radius = max(MIN_RADIUS, radius * 2 // 3)
-            color, shape = PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)]
-            things.append(Thing(shape, color, place[0] + radius, place[1] + radius, radius))
-            things[-1].paint(draw)
-        return cls(image, tuple(things), sign)
+        taken: list[Box] = []
+        sign = _add_sign(rng, draw, taken)
+        count = rng.integers(1, 4) if few else rng.integers(2, 6)
+        things = _add_things(rng, draw, count, MAX_RADIUS, taken)
+        return cls(image, things, sign)
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        tens, ones = self.sign.text[0], f"##{self.sign.text[1]}"
-        number = {"tens": tens, "ones": ones}
         marks = []
         for thing in self.things:
             row, column = thing.y * 3 // SIZE, thing.x * 3 // SIZE
@@ -141,9 +139,7 @@ class Objects(Scene):
                 "column": ("left", "center", "right")[column],
             }
             marks.append(Mark(thing.outline, words))
-        for box, digit in zip(self.sign.glyphs, (tens, ones), strict=True):
-            marks.append(Mark(box, {"name": digit, **number}))
-        return tuple(marks)
+        return (*marks, *self.sign.marks)
 
     @property
     def caption(self) -> str:
@@ -158,23 +154,67 @@ class Objects(Scene):
         }
 
 
-def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw) -> Sign:
+@dataclass(frozen=True)
+class Crowd(Objects):
+    """Many smaller things and several signs, of which nothing can be asked: the tower learns more
+    from each of them."""
+
+    signs: tuple[Sign, ...]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
+        image = background(rng)
+        draw = ImageDraw.Draw(image)
+        taken: list[Box] = []
+        signs = tuple(_add_sign(rng, draw, taken) for _ in range(rng.integers(3, 6)))
+        things = _add_things(rng, draw, rng.integers(7, 15), MAX_RADIUS * 2 // 3, taken)
+        return cls(image, things, signs[0], signs[1:])
+
+    @property
+    def marks(self) -> tuple[Mark, ...]:
+        return super().marks + tuple(mark for sign in self.signs for mark in sign.marks)
+
+
+def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, taken: list[Box]) -> Sign:
     text = str(rng.integers(10, 100))
     face = font(rng, 16, 26)
     pad = 4
     width, height = (v + 2 * pad for v in extent(face, text))
-    left, top = rng.integers(0, (SIZE - width, SIZE - height)).tolist()
+    left, top = _free_place(rng, taken, width, height)
     board, ink = PAPERS[int(rng.random() < 0.5)]
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=board, outline=ink)
     glyphs = write(draw, face, text, left + pad, top + pad, ink)
-    return Sign(text, (left, top, left + width, top + height), glyphs)
+    taken.append((left, top, left + width, top + height))
+    return Sign(text, taken[-1], glyphs)
 
 
-def _free_place(rng: np.random.Generator, taken: list[Box], side: int) -> tuple[int, int] | None:
-    """A top-left corner whose square stays clear of the boxes taken, if thirty tries find one."""
-    for x, y in rng.integers(0, SIZE - side, (30, 2)).tolist():
+def _add_things(
+    rng: np.random.Generator,
+    draw: ImageDraw.ImageDraw,
+    count: int,
+    largest: int,
+    taken: list[Box],
+) -> tuple[Thing, ...]:
+    things: list[Thing] = []
+    for _ in range(count):
+        radius = round(MIN_RADIUS * (largest / MIN_RADIUS) ** rng.random())
+        while (place := _free_place(rng, taken, *[2 * radius + 1] * 2)) is None:
+            radius = max(MIN_RADIUS, radius * 2 // 3)
+        color, shape = PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)]
+        things.append(Thing(shape, color, place[0] + radius, place[1] + radius, radius))
+        things[-1].paint(draw)
+        taken.append(things[-1].box)
+    return tuple(things)
+
+
+def _free_place(
+    rng: np.random.Generator, taken: list[Box], width: int, height: int
+) -> tuple[int, int] | None:
+    """A top-left corner whose box stays clear of those taken, if thirty tries find one."""
+    for x, y in rng.integers(0, (SIZE - width, SIZE - height), (30, 2)).tolist():
         if all(
-            x + side + 2 < a or c + 2 < x or y + side + 2 < b or d + 2 < y for a, b, c, d in taken
+            x + width + 2 < a or c + 2 < x or y + height + 2 < b or d + 2 < y
+            for a, b, c, d in taken
         ):
             return x, y
     return None

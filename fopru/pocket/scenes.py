@@ -14,7 +14,7 @@ import numpy as np
 
 from fopru.pocket import objects, papers
 from fopru.pocket.drawing import Question, Scene
-from fopru.pocket.objects import Objects
+from fopru.pocket.objects import Crowd, Objects
 from fopru.pocket.papers import Chart, Diagram, Receipt
 
 KINDS: dict[type[Scene], float] = {Objects: 0.5, Receipt: 0.16, Diagram: 0.18, Chart: 0.16}
@@ -39,17 +39,24 @@ CAPTION = "what is in the picture?"
 WORDS = sorted({*objects.WORDS, *papers.WORDS, "nothing"})
 
 
-def scene(seed: int | tuple[int, ...], kind: type[Scene] | None = None, few: bool = False) -> Scene:
+def scene(
+    seed: int | tuple[int, ...],
+    kind: type[Scene] | None = None,
+    few: bool = False,
+    crowded: bool = False,
+) -> Scene:
     """The scene of a seed.
 
     Args:
         seed: anything that seeds `numpy.random.default_rng`.
         kind: one of `KINDS`; None draws one.
         few: with less on it than usual.
+        crowded: where it would show objects, many more of them, of which nothing is asked.
     """
     rng = np.random.default_rng(seed)
     drawn = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
-    return (kind or drawn).draw(rng, few)
+    kind = kind or drawn
+    return (Crowd if crowded and kind is Objects else kind).draw(rng, few)
 
 
 def check_task(task: str | None) -> None:
@@ -61,4 +68,4 @@ def check_task(task: str | None) -> None:
 def questions(scene: Scene, rng: np.random.Generator, task: str | None = None) -> list[Question]:
     """All questions about a scene, or those of one task."""
     asked = TASKS.values() if task is None else (TASKS[task],)
-    return [q for kind, ask in asked if isinstance(scene, kind) for q in ask(scene, rng)]
+    return [q for kind, ask in asked if type(scene) is kind for q in ask(scene, rng)]

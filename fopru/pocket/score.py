@@ -1,95 +1,87 @@
-"""The numbers of the model card: accuracy per task, beside its controls."""
+"""The numbers of the model card: accuracy per task beside its controls, and what pruning does."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from scipy.stats import binomtest
-from tqdm import tqdm
+import pandas as pd
+import torch
 
-from fopru.evaluation import Example, answer
+from fopru.encoding import encode
+from fopru.evaluation import chat, evaluate
+from fopru.evaluation.statistics import accuracy, difference
 from fopru.loading import load
-from fopru.methods import FoPru, Random
+from fopru.methods import FoPru
 from fopru.pocket import sample, scenes
 
-PRUNERS = {
-    "FoPru rank, 25 %": FoPru(0.25),
-    "FoPru row, 25 %": FoPru(0.25, "row"),
-    "random, 25 %": Random(0.25),
-    "FoPru rank, 25 %, preserved positions": FoPru(0.25, positions="preserve"),
-    "FoPru row, 25 %, preserved positions": FoPru(0.25, "row", positions="preserve"),
-    "random, 25 %, preserved positions": Random(0.25, positions="preserve"),
-}
+METHODS = ("fopru", "fopru-row", "cls", "random", "uniform", "oracle")
+RETENTIONS = (0.5, 0.25, 0.1, 0.05)
+POSITIONS = ("preserve", "reindex")
 
 
-def _grey(examples: list[Example]) -> list[Example]:
-    blank = Image.new("RGB", (scenes.SIZE, scenes.SIZE), "gray")
-    return [replace(e, image=blank) for e in examples]
-
-
-def _swapped(examples: list[Example]) -> list[Example]:
-    """Each question on a picture that is another one's."""
-    half = len(examples) // 2
-    return [
-        replace(e, image=other.image)
-        for e, other in zip(examples, examples[half:] + examples[:half], strict=True)
-    ]
-
-
-def score(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> list[dict[str, Any]]:
-    """Accuracy of n fresh questions per task, with 95 % Wilson intervals.
+def score(
+    n: int = 200,
+    seed: int = 1,
+    model: str | Path = "pocket",
+    methods: Sequence[str] = METHODS,
+    retentions: Sequence[float] = RETENTIONS,
+) -> pd.DataFrame:
+    """Ask n fresh questions per task with all tokens, blind, and pruned.
 
     Args:
         n: questions per task.
         seed: of `fopru.pocket.sample`.
         model: as for `fopru.load`.
+        methods, retentions: as for `fopru.evaluate`.
 
     Returns:
-        One row per task and setting: all tokens, blind (grey, or another question's picture), and
-        pruned to a quarter.
+        Rows of `fopru.evaluate`, with the column "positions".
     """
     net, processor = load(model)
+    examples = [e for task in scenes.TASKS for e in sample(task, n, seed)]
+    parts = []
+    for positions in POSITIONS:
+        blind = ("grey", "swapped") if positions == POSITIONS[0] else ()
+        rows = evaluate(net, processor, examples, methods, retentions, positions, blind=blind)
+        parts.append(rows.assign(positions=positions))
+    return pd.concat(parts, ignore_index=True)
+
+
+@torch.no_grad()
+def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataFrame:
+    """Whether single tokens stand out, per picture: attention sinks, tokens of high norm.
+
+    Returns:
+        One row per picture: task; `norm`, the largest norm of a visual token as the LLM gets it,
+        over the median; `received`, the most attention that a patch receives in the scored block,
+        over the mean; `cls`, the share of the patches' attention that goes to the CLS token.
+    """
+    net, processor = load(model)
+    pruners = [FoPru(1.0, axis="received"), FoPru(1.0, axis="given")]
     rows = []
-    bar = tqdm(total=len(scenes.TASKS) * (3 + len(PRUNERS)), desc="score")
-
-    def measure(task: str, setting: str, examples: list[Example], said: Iterable[str]) -> None:
-        right = sum(a == e.answer for a, e in zip(said, examples, strict=True))
-        interval = binomtest(right, len(examples)).proportion_ci(method="wilson")
-        rows.append(
-            {
-                "task": task,
-                "setting": setting,
-                "n": len(examples),
-                "right": right,
-                "accuracy": right / len(examples),
-                "low": float(interval.low),
-                "high": float(interval.high),
-            }
-        )
-        bar.update()
-
     for task in scenes.TASKS:
-        examples = sample(task, n, seed)
-        for setting, shown in {
-            "all tokens": examples,
-            "blind, grey": _grey(examples),
-            "blind, swapped": _swapped(examples),
-        }.items():
-            measure(task, setting, examples, answer(net, processor, shown))
-        for setting, pruner in PRUNERS.items():
-            with pruner(net):
-                measure(task, setting, examples, answer(net, processor, examples))
-    bar.close()
-    return rows
+        examples = list({e.scene["image_id"]: e for e in sample(task, n, seed)}.values())
+        prompts = processor.apply_chat_template([chat("?")], add_generation_prompt=True)
+        for e in examples:
+            inputs = processor(images=e.image, text=prompts, return_tensors="pt")
+            (image,) = encode(net, inputs.to(net.device), pruners).images
+            norms, received = image.features.norm(dim=1), image.tap("received")
+            rows.append(
+                {
+                    "task": task,
+                    "norm": (norms.max() / norms.median()).item(),
+                    "received": (received.max() / received.mean()).item(),
+                    "cls": 1 - len(norms) * image.tap("given").mean().item(),
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def provenance() -> dict[str, Any]:
@@ -120,15 +112,82 @@ def _processor() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown, one line per setting and one column per task, in percent."""
-    tasks = list(dict.fromkeys(row["task"] for row in rows))
-    lines = ["| | " + " | ".join(tasks) + " |", "|---" * (len(tasks) + 1) + "|"]
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        cells = [
-            f"{100 * row['accuracy']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-            for row in rows
-            if row["setting"] == setting
-        ]
-        lines.append(f"| {setting} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def report(results: pd.DataFrame) -> str:
+    """The tables of the model card, in Markdown."""
+    kept = results[results.positions == "preserve"]
+    parts = ["### Accuracy in percent, all tokens and blind", _full(kept)]
+    for positions in POSITIONS:
+        title = {"preserve": "original position ids", "reindex": "renumbered position ids"}
+        parts += [f"### Pruned, {title[positions]}", _pruned(results, positions)]
+    parts += ["### By patches that the evidence covers, original position ids", _by_evidence(kept)]
+    parts += ["### FoPru rank against random at 25 %", _differences(kept)]
+    parts += ["### Share of the evidence that is kept, in percent", _recall(kept)]
+    return "\n\n".join(parts)
+
+
+def _cell(row: pd.Series) -> str:
+    return f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _full(results: pd.DataFrame) -> str:
+    cells = accuracy(results[results.retention == 1.0])
+    lines = []
+    for task, part in cells.groupby("task", sort=False):
+        by = part.set_index("method")
+        lines.append([task, *(_cell(by.loc[m]) for m in ("full", "grey", "swapped"))])
+    return _table(["task", "all tokens", "blind, grey", "blind, swapped"], lines)
+
+
+def _pruned(results: pd.DataFrame, positions: str) -> str:
+    rows = results[results.positions == positions]
+    cells = accuracy(rows).set_index(["task", "method", "retention"])["mean"]
+    methods = [m for m in METHODS if m in set(rows.method)]
+    retentions = sorted(set(rows.retention) - {1.0}, reverse=True)
+    lines = []
+    for task in dict.fromkeys(rows.task):
+        line = [task, f"{100 * cells[task, 'full', 1.0]:.0f}"]
+        for method in methods:
+            line.append(" ".join(f"{100 * cells[task, method, r]:.0f}" for r in retentions))
+        lines.append(line)
+    kept = "/".join(f"{100 * r:.0f}" for r in retentions)
+    return f"Columns of methods: {kept} % of the tokens.\n\n" + _table(
+        ["task", "all", *methods], lines
+    )
+
+
+def _by_evidence(results: pd.DataFrame) -> str:
+    rows = results[(results.evidence > 0) & results.retention.isin((1.0, 0.25))]
+    bins = pd.cut(rows.evidence, [0, 4, 16, 64, 256], labels=["1-4", "5-16", "17-64", "65-256"])
+    cells = accuracy(rows.assign(patches=bins), by=["patches"])
+    lines = []
+    for patches, part in cells.groupby("patches", sort=True, observed=True):
+        by = part.set_index("method")
+        methods = [m for m in ("full", *METHODS) if m in by.index]
+        lines.append([patches, str(by.n.iloc[0]), *(_cell(by.loc[m]) for m in methods)])
+    return _table(["patches", "questions", *methods], lines)
+
+
+def _differences(results: pd.DataFrame) -> str:
+    lines = []
+    for task, part in results.groupby("task", sort=False):
+        pairs = (("full", 1.0), ("random", 0.25), ("uniform", 0.25), ("fopru-row", 0.25))
+        gaps = [difference(part, ("fopru", 0.25), other) for other in pairs]
+        lines.append(
+            [task, *(f"{100 * m:+.1f} [{100 * a:+.1f}, {100 * b:+.1f}]" for m, a, b in gaps)]
+        )
+    return _table(["task", "less all tokens", "less random", "less uniform", "less row"], lines)
+
+
+def _recall(results: pd.DataFrame) -> str:
+    cells = accuracy(results, by=[], value="found")
+    lines = []
+    for method, part in cells.groupby("method", sort=False):
+        if method in METHODS:
+            by = part.set_index("retention")["mean"]
+            lines.append([method, *(f"{100 * by[r]:.0f}" for r in RETENTIONS if r in by)])
+    return _table(["method", *(f"{100 * r:.0f} %" for r in RETENTIONS)], lines)

@@ -87,9 +87,10 @@ class Batches(torch.utils.data.Dataset):
         sizes: list[int],
         text_tokens: int,
         few: list[float],
+        crowded: list[bool],
     ):
         self.processor, self.seed, self.sizes = processor, seed, sizes
-        self.text_tokens, self.few = text_tokens, few
+        self.text_tokens, self.few, self.crowded = text_tokens, few, crowded
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -109,7 +110,9 @@ class Batches(torch.utils.data.Dataset):
     def _row(self, step: int, i: int) -> tuple[np.ndarray, ...]:
         rng = np.random.default_rng((scenes.TRAINING, self.seed, step, i, 1))
         scene = scenes.scene(
-            (scenes.TRAINING, self.seed, step, i), few=rng.random() < self.few[step]
+            (scenes.TRAINING, self.seed, step, i),
+            few=rng.random() < self.few[step],
+            crowded=self.crowded[step],
         )
         images = self.processor.image_processor
         pixels = np.asarray(scene.image, np.float32) / 255

@@ -37,7 +37,8 @@ class Stage:
     """A stretch of training on one kind of loss."""
 
     learns: str
-    """"tower": dense labels teach the tower; "answers": all weights learn from answers too."""
+    """"tower": dense labels teach the tower, on crowded scenes; "answers": all weights learn from
+    answers too."""
     steps: int
     batch: int
     lr: float
@@ -59,7 +60,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("tower", 2200, 64, 3e-3, few=0.2, decay=0.35),
+    Stage("tower", 4000, 32, 2e-3, decay=0.35),
     Stage("answers", 1200, 16, 2e-3, few=0.7),
     Stage("answers", 3200, 32, 2e-3, warmup=0, few=0.15, decay=0.5),
 )
@@ -90,6 +91,7 @@ class Recipe:
             sizes=[stage.batch for stage, _ in schedule],
             text_tokens=self.text_tokens,
             few=[stage.few for stage, _ in schedule],
+            crowded=[stage.learns == "tower" for stage, _ in schedule],
         )
 
 

@@ -109,7 +109,7 @@ def test_packed_questions_hold_the_answers_and_do_not_see_each_other():
     """A question in a packed sequence gets the logits that it gets alone."""
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=32)).eval()
-    batch = Batches(processor, 0, [1], 208, [0.0])[0]
+    batch = Batches(processor, 0, [1], 208, [0.0], [False])[0]
     tokenizer = processor.tokenizer
     for segment in range(1, int(batch.segments.max()) + 1):
         labels = batch.labels[0][batch.segments[0] == segment]

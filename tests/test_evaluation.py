@@ -1,0 +1,228 @@
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from PIL import Image
+from transformers import CLIPImageProcessorPil
+
+import fopru
+from fopru.evaluation import Example, answer, controls, evaluate, statistics
+from fopru.evaluation.evidence import cover, frame
+from fopru.families import Grid
+from fopru.families.base import View
+
+
+def examples(n=5):
+    """Questions on three pictures; the right answers are words that the model might say."""
+    images = [tiny.image(40, 40, seed) for seed in range(3)]
+    return [
+        Example(
+            f"q{i}",
+            ("reading", "counting")[i % 2],
+            images[i // 2],
+            f"w{i} w{i + 5}",
+            "w7 w9"[: 2 + 3 * (i % 2)],
+            evidence=((0, 0, 20, 10),) if i else (),
+            scene={"image_id": str(i // 2)},
+        )
+        for i in range(n)
+    ]
+
+
+def test_the_frame_is_what_the_processor_cuts_out():
+    """A picture that is red inside the frame and blue outside of it comes out all red."""
+    processor = tiny.processor()
+    for width, height in ((100, 50), (50, 100), (640, 480), (64, 64)):
+        x0, y0, x1, y1 = frame(Image.new("RGB", (width, height)), processor)
+        pixels = np.zeros((height, width, 3), np.uint8)
+        pixels[..., 2] = 255
+        pixels[round(y0) : round(y1), round(x0) : round(x1)] = (255, 0, 0)
+        seen = processor.image_processor(
+            Image.fromarray(pixels), return_tensors="np", do_normalize=False, resample=0
+        )["pixel_values"][0]
+        assert seen[0].mean() > 0.97
+        assert (x1 - x0) == pytest.approx(min(width, height))
+
+
+def test_processors_with_tiles_or_a_fixed_size_see_the_whole_picture():
+    image = tiny.image(100, 50)
+    assert frame(image, tiny.processor("llava_next")) == (0, 0, 100, 50)
+    processor = tiny.processor()
+    processor.image_processor = CLIPImageProcessorPil(
+        size={"height": 32, "width": 32}, do_center_crop=False
+    )
+    assert frame(image, processor) == (0, 0, 100, 50)
+
+
+def test_cover_is_the_share_of_each_patch_under_the_boxes():
+    grid = Grid((View(2, 4),))
+    share = cover(grid, (0, 0, 80, 40), [(10, 0, 30, 40), (70, 30, 200, 90)])
+    expected = [[0.5, 0.5, 0, 0], [0.5, 0.5, 0, 0.25]]
+    torch.testing.assert_close(share.view(2, 4), torch.tensor(expected, dtype=torch.float64))
+    with_newlines = cover(Grid((View(2, 4, newline=True),)), (0, 0, 80, 40), [(0, 0, 80, 40)])
+    assert with_newlines.view(2, 5).tolist() == [[1, 1, 1, 1, 0]] * 2
+    cropped = cover(Grid((View(1, 2),)), (20, 0, 60, 40), [(0, 0, 30, 40)])
+    assert cropped.tolist() == [0.5, 0]
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next"])
+@pytest.mark.parametrize("positions", ["reindex", "preserve"])
+def test_evaluate_says_what_pruned_generation_says(family, positions):
+    model, processor = tiny.model(family), tiny.processor(family)
+    asked = examples()
+    # half of the right answers are what the model says with all tokens
+    said = list(answer(model, processor, asked, max_new_tokens=2))
+    asked = [
+        Example(e.id, e.task, e.image, e.question, s if i % 2 else e.answer, scene=e.scene)
+        for i, (e, s) in enumerate(zip(asked, said, strict=True))
+    ]
+    found = evaluate(
+        model,
+        processor,
+        asked,
+        ("fopru", "random"),
+        (0.5,),
+        positions,
+        seeds=(0, 3),
+        max_new_tokens=2,
+    )
+    assert len(found) == len(asked) * 4
+    runs = {
+        ("full", 1.0, 0): fopru.FoPru(1.0),
+        ("fopru", 0.5, 0): fopru.FoPru(0.5, positions=positions),
+        ("random", 0.5, 0): fopru.Random(0.5, positions=positions),
+        ("random", 0.5, 3): fopru.Random(0.5, seed=3, positions=positions),
+    }
+    for (method, retention, seed), pruner in runs.items():
+        rows = found[(found.method == method) & (found.seed == seed)]
+        with pruner(model):
+            expected = list(answer(model, processor, asked, max_new_tokens=2))
+        assert rows.prediction.tolist() == expected, method
+        assert rows.retention.unique().tolist() == [retention]
+        assert rows.correct.tolist() == [
+            s == e.answer for s, e in zip(expected, asked, strict=True)
+        ]
+        one_by_one = [
+            evaluate(
+                model,
+                processor,
+                [e],
+                (method,) if method != "full" else (),
+                (0.5,),
+                positions,
+                seeds=(seed,),
+                max_new_tokens=2,
+            )
+            .query("method == @method")
+            .loglik.item()
+            for e in asked
+        ]
+        np.testing.assert_allclose(rows.loglik, one_by_one, atol=1e-4)
+
+
+def test_the_log_likelihood_is_that_of_the_answer_after_the_prompt():
+    model, processor = tiny.model(), tiny.processor()
+    (e,) = examples(2)[1:]
+    loglik = evaluate(model, processor, [e], ()).loglik.item()
+    prompt = f"USER: <image> {e.question} ASSISTANT:"
+    inputs = processor(images=e.image, text=prompt, return_tensors="pt")
+    ids = processor.tokenizer(f"{e.answer}</s>", add_special_tokens=False).input_ids
+    expected = 0.0
+    for token in ids:
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -1].double()
+        expected += logits.log_softmax(-1)[token].item()
+        inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([[token]])], 1)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    assert loglik == pytest.approx(expected, abs=1e-4)
+
+
+def test_each_picture_goes_through_the_tower_once(monkeypatch):
+    model, processor = tiny.model(), tiny.processor()
+    seen = []
+    handle = model.model.vision_tower.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(len((*args, *kwargs.values())[0])),
+        with_kwargs=True,
+    )
+    evaluate(
+        model, processor, examples(), ("fopru", "cls", "uniform"), (0.5, 0.25), max_new_tokens=2
+    )
+    handle.remove()
+    assert sum(seen) == 3
+
+
+def test_the_oracle_keeps_the_evidence_first_and_the_table_says_how_much():
+    model, processor = tiny.model(), tiny.processor()
+    found = evaluate(model, processor, examples(), ("oracle", "random"), (0.25,), max_new_tokens=1)
+    # 20 x 10 of 40 x 40 pixels are 4 x 2 of 8 x 8 patches, and 16 are kept
+    with_evidence = found[found.id != "q0"]
+    assert (with_evidence.evidence == 8).all()
+    assert (with_evidence[with_evidence.method == "oracle"].found == 1).all()
+    assert (with_evidence[with_evidence.method == "random"].found < 1).any()
+    assert found[found.id == "q0"].found.isna().all()
+    assert (found[found.method == "oracle"].kept == 16).all()
+    assert set(found[found.method == "random"].seed) == {0, 1, 2, 3, 4}
+
+
+def test_blind_controls_show_other_pictures():
+    asked = examples()
+    assert all(np.ptp(np.asarray(e.image)) == 0 for e in controls.grey(asked))
+    for before, after in zip(asked, controls.swapped(asked), strict=True):
+        assert (before.id, before.answer) == (after.id, after.answer)
+        assert before.image is not after.image
+    model, processor = tiny.model(), tiny.processor()
+    found = evaluate(model, processor, asked, (), blind=("grey", "swapped"), max_new_tokens=1)
+    assert found.method.value_counts().to_dict() == {"full": 5, "grey": 5, "swapped": 5}
+    assert (
+        found.query("method == 'full'").loglik.tolist()
+        != found.query("method == 'grey'").loglik.tolist()
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"methods": ("foopru",)}, "methods='foopru': must be one of .*'fopru'.*'oracle'"),
+        ({"blind": ("dark",)}, "blind='dark': must be one of 'grey', 'swapped'"),
+        ({"retentions": (0.5, 1.5)}, r"retention=1.5: must be a number in \(0, 1\]"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny.model(), tiny.processor(), examples(), **arguments)
+
+
+def test_intervals_resample_pictures_not_questions():
+    rng = np.random.default_rng(0)
+    images = np.repeat(np.arange(50), 8)
+    same = np.repeat(rng.integers(0, 2, 50), 8)  # all questions on a picture agree
+    mean, low, high = statistics.interval(pd.Series(same), pd.Series(images))
+    assert mean == same.mean()
+    _, narrow_low, narrow_high = statistics.interval(pd.Series(same), pd.Series(np.arange(400)))
+    assert (high - low) > 2 * (narrow_high - narrow_low)
+    half = 1.96 * same.std() / 50**0.5
+    assert (high - low) / 2 == pytest.approx(half, rel=0.1)
+
+
+def results(rows):
+    columns = ["id", "image", "task", "method", "retention", "seed", "correct"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_seeds_are_averaged_per_question_and_differences_are_paired():
+    rows = [(f"q{i}", f"p{i}", "t", "full", 1.0, 0, i % 2 == 0) for i in range(40)]
+    rows += [
+        (f"q{i}", f"p{i}", "t", "random", 0.5, s, i % 2 == 0 and s == 0)
+        for i in range(40)
+        for s in range(4)
+    ]
+    table = statistics.accuracy(results(rows)).set_index("method")
+    assert table["n"].tolist() == [40, 40]
+    assert table["mean"].to_dict() == {"full": 0.5, "random": 0.125}
+    mean, low, high = statistics.difference(results(rows), ("full", 1.0), ("random", 0.5))
+    assert mean == pytest.approx(0.375)
+    # paired: 20 of 40 questions differ by 0.75, the others not at all
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.375 / 40**0.5, rel=0.15)
+    with pytest.raises(ValueError, match=r"setting \('fopru', 0.5\) is not among the results"):
+        statistics.difference(results(rows), ("fopru", 0.5), ("full", 1.0))
