@@ -31,8 +31,12 @@ class Tap(NamedTuple):
     """One thing to learn from the tower's attention."""
 
     block: int
-    axis: str  # "received", "given" or "cls"
+    axis: str  # one of `fopru.significance.AXES`, or "keys"
     scores: str = "probabilities"
+
+
+VISION = Tap(-1, "vision")
+"""Not of the attention: the tower's features, as the projector gets them."""
 
 
 class Requests(Protocol):
@@ -52,7 +56,9 @@ class EncodedImage:
     """(N, d): what the LLM would get."""
     grid: Grid
     scores: Mapping[Tap, Tensor]
-    """tap -> (N,) float32; a newline token has the mean of its row."""
+    """tap -> (N,) or, of keys and `VISION`, (N, c); a newline token has the mean of its row."""
+    text: Tensor | None = field(default=None, kw_only=True)
+    """(T, d): the LLM's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
     """(N,) float32: the scores by which a pruner ranks, where it has any."""
 
@@ -75,6 +81,21 @@ class EncodedImage:
             )
         return self.scores[tap]
 
+    def keys(self, layer: int | None = None) -> Tensor:
+        """(N, h, d_h) keys of one tapped layer, by head."""
+        heads = self.family.tower.config.num_attention_heads
+        return self.tap("keys", layer).unflatten(1, (heads, -1))
+
+    @property
+    def vision(self) -> Tensor:
+        """(N, d_v): the tower's features, before the projector."""
+        if VISION not in self.scores:
+            raise ValueError(
+                "this picture was encoded without the tower's features: name the pruner in "
+                "encode(model, inputs, pruners=[...])."
+            )
+        return self.scores[VISION]
+
     def views(self) -> Iterator[EncodedImage]:
         """Each view as a picture of its own: budgets apply per view."""
         start = 0
@@ -96,6 +117,16 @@ class Encoded:
     family: Family
     inputs: Mapping[str, Any]
     images: tuple[EncodedImage, ...]
+
+    def text(self, sample: int) -> Tensor:
+        """(T, d): the LLM's embeddings of a prompt's text; no placeholders, no special tokens."""
+        ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
+        text = self.family.config.get_text_config()
+        special = (self.family.image_token_id, text.bos_token_id, text.pad_token_id)
+        keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()
+        for token in special:
+            keep &= ids != (-1 if token is None else token)
+        return self.family.model.get_input_embeddings()(ids[keep])
 
 
 @torch.no_grad()
@@ -126,10 +157,16 @@ def encode(
     grids = family.grids(inputs)
     samples = _samples(family, inputs.get("input_ids"), [grid.n_tokens for grid in grids])
 
-    blocks = family.blocks if taps else ()
-    with _tapped(family.tower, {tap.block: blocks[tap.block] for tap in taps}) as seen:
+    attention = taps - {VISION}
+    blocks = family.blocks if attention else ()
+    with (
+        _tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
+        _projected(family, VISION in taps) as vision,
+    ):
         features = family.features(inputs)
-    scores = _scores(family, inputs, grids, taps, seen)
+    scores = _scores(family, inputs, grids, attention, seen)
+    if VISION in taps:
+        scores[VISION] = _carried(family, inputs, grids, torch.cat(vision))
     text = {name: value for name, value in inputs.items() if name not in family.pixels}
     images = (
         EncodedImage(family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()})
@@ -248,6 +285,20 @@ def _tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
         )
 
 
+@contextmanager
+def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
+    """Within the block, note what the projector gets: (tiles, P, d_v) at a time."""
+    seen: list[Tensor] = []
+    if not wanted:
+        yield seen
+        return
+    hook = family.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
 def _scores(
     family: Family,
     inputs: Mapping[str, Any],
@@ -255,34 +306,44 @@ def _scores(
     taps: Collection[Tap],
     seen: Mapping[int, _Attention],
 ) -> dict[Tap, list[Tensor]]:
-    """tap -> one (N,) vector per picture."""
+    """tap -> one (N,) vector per picture, or (N, c) keys."""
     n_patches = grids[0].views[0].n_tokens
     scores: dict[Tap, list[Tensor]] = {}
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         attention = seen[block]
+        axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
+        if "keys" in axes:
+            keys = attention.key[:, :, -n_patches:].transpose(1, 2).flatten(2)  # (tiles, P, c)
+            scores[Tap(block, "keys", kind)] = _carried(family, inputs, grids, keys)
         maps = attention_scores(
             attention.query,
             attention.key,
             attention.scaling,
             n_prefix=attention.query.shape[2] - n_patches,
-            axes={tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)},
+            axes=axes - {"keys"},
             scores=kind,
         )  # (tiles, P)
         for axis, tile_maps in maps.items():
-            tokens = family.tokens(tile_maps, inputs)
-            scores[Tap(block, axis, kind)] = [
-                _fill_newlines(vector, grid) for vector, grid in zip(tokens, grids, strict=True)
-            ]
+            carried = _carried(family, inputs, grids, tile_maps[..., None])
+            scores[Tap(block, axis, kind)] = [vector.squeeze(1) for vector in carried]
     return scores
 
 
-def _fill_newlines(scores: Tensor, grid: Grid) -> Tensor:
+def _carried(
+    family: Family, inputs: Mapping[str, Any], grids: list[Grid], maps: Tensor
+) -> list[Tensor]:
+    """(tiles, P, c) maps as one (N, c) table per picture."""
+    tables = family.tokens(maps, inputs)
+    return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
+
+
+def _fill_newlines(table: Tensor, grid: Grid) -> Tensor:
     """Give each newline token the mean of its row, which the model's packing left infinite."""
     parts = []
-    for view, part in zip(grid.views, scores.split([v.n_tokens for v in grid.views]), strict=True):
+    for view, part in zip(grid.views, table.split([v.n_tokens for v in grid.views]), strict=True):
         if view.newline:
-            part = part.view(view.height, view.row_width)  # (H, W + 1)
+            part = part.unflatten(0, (view.height, view.row_width))  # (H, W + 1, c)
             means = part[:, :-1].sum(1, keepdim=True) / max(view.width, 1)
-            part = torch.cat([part[:, :-1], means], 1).flatten()
+            part = torch.cat([part[:, :-1], means], 1).flatten(0, 1)
         parts.append(part)
     return torch.cat(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ class PrunedImage:
     significance: Tensor | None
     """(N,) float32, or None where the method has none."""
     grid: Grid
+    sources: list[Tensor] = field(repr=False, default_factory=list)
+    """For each kept place, the tokens that its feature is made of: itself, unless they merged."""
 
     @property
     def n_full(self) -> int:

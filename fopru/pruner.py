@@ -7,16 +7,28 @@ import numbers
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fopru.encoding import Encoded, EncodedImage, Tap, encode
+from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
 from fopru.run import Run, pruned_model
+
+
+class Merged(NamedTuple):
+    """What a merging method makes of one view's tokens."""
+
+    kept: Tensor
+    """(k,) int64, sorted and distinct: the places at which the new tokens stand."""
+    features: Tensor
+    """(k, d): the new tokens, as the LLM gets them."""
+    sources: list[Tensor]
+    """For each, the tokens that went into it."""
+
 
 METHODS: dict[str, type[Pruner]] = {}
 """Every registered method, name -> class; each accepts `retention=`."""
@@ -55,7 +67,11 @@ class Pruner:
     positions: str | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Which of `fopru.significance.AXES` the method reads; `encode` computes no more."""
+    """What the method reads: any of `fopru.significance.AXES`, "keys" (of the same block), "vision"
+    (the tower's features) and "text" (the prompt's). `encode` computes no more."""
+
+    fixed_k: ClassVar[bool] = True
+    """Whether k is known from sizes alone."""
 
     name: ClassVar[str]
 
@@ -93,9 +109,16 @@ class Pruner:
         """Indices of the k tokens to keep of one view: (k,) int64, sorted, distinct."""
         raise NotImplementedError
 
+    def merge(self, image: EncodedImage, k: int) -> Merged:
+        """The k tokens made of one view. Merging methods override this instead of `select`."""
+        kept = self.select(image, k)
+        return Merged(kept, image.features[kept.to(image.features.device)], list(kept[:, None]))
+
     def taps(self, family: Family) -> set[Tap]:
         """What this method needs to learn from the vision tower."""
-        return {Tap(family.block(self.layer), axis) for axis in self.needs}
+        axes = self.needs - {"vision", "text"}
+        taps = {Tap(family.block(self.layer), axis) for axis in axes}
+        return taps | ({VISION} if "vision" in self.needs else set())
 
     def budgets(self, grid: Grid) -> list[int]:
         """Tokens kept of each view of a picture with this grid.
@@ -113,6 +136,10 @@ class Pruner:
             )
         return _in_proportion(self.k, sizes)
 
+    def budgets_of(self, image: EncodedImage) -> list[int]:
+        """Tokens kept of each view of this picture; where `fixed_k`, those of its grid."""
+        return self.budgets(image.grid)
+
     def n_keep(self, grid: Grid) -> int:
         """Tokens kept of a picture with this grid: known from sizes, before anything is encoded."""
         return sum(self.budgets(grid))
@@ -126,6 +153,7 @@ class Pruner:
         """
         return self.compact(encode(model, inputs, [self]))
 
+    @torch.no_grad()
     def compact(self, encoded: Encoded) -> PrunedInputs:
         """Make shorter inputs that hold the kept tokens only.
 
@@ -133,19 +161,23 @@ class Pruner:
             ValueError: what this method needs was not tapped by `encode`, or `select` broke its
                 promise of k sorted, distinct indices.
         """
-        images = tuple(self._prune_image(image) for image in encoded.images)
-        features = [
-            image.features[pruned.kept.to(image.features.device)]
-            for image, pruned in zip(encoded.images, images, strict=True)
-        ]
+        images, features = [], []
+        for image in encoded.images:
+            if "text" in self.needs:
+                image = replace(image, text=encoded.text(image.sample))
+            pruned, tokens = self._prune_image(image)
+            images.append(pruned)
+            features.append(tokens)
         positions = self.positions or encoded.family.positions
-        return PrunedInputs(shorten(encoded, images, positions), encoded.family, features, images)
+        text = shorten(encoded, tuple(images), positions)
+        return PrunedInputs(text, encoded.family, features, tuple(images))
 
-    def _prune_image(self, image: EncodedImage) -> PrunedImage:
-        kept, significance, start = [], [], 0
-        for view, k in zip(image.views(), self.budgets(image.grid), strict=True):
+    def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
+        """What is kept of a picture, and its (k, d) tokens."""
+        kept, significance, features, sources, start = [], [], [], [], 0
+        for view, k in zip(image.views(), self.budgets_of(image), strict=True):
             view = replace(view, significance=self.score(view))
-            chosen = self.select(view, k)
+            chosen, tokens, members = self.merge(view, k)
             if chosen.shape != (k,) or not _is_subset(chosen, view.grid.n_tokens):
                 raise ValueError(
                     f"{type(self).__name__}.select must return {k} sorted, distinct indices below "
@@ -153,14 +185,18 @@ class Pruner:
                 )
             kept.append(chosen + start)
             significance.append(view.significance)
+            features.append(tokens)
+            sources += [tokens.cpu() + start for tokens in members]
             start += view.grid.n_tokens
         scored = significance[0] is not None
-        return PrunedImage(
+        pruned = PrunedImage(
             sample=image.sample,
             kept=torch.cat(kept).cpu(),
             significance=torch.cat(significance).cpu() if scored else None,
             grid=image.grid,
+            sources=sources,
         )
+        return pruned, torch.cat(features)
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Run]:
         """`with pruner(model) as run:` prunes all that goes through the model; see `fopru.run`."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SCORES = ("probabilities", "logits")
-AXES = ("received", "given", "cls")
+AXES = ("received", "given", "cls", "cls_wide")
 
 BLOCK_ELEMENTS = 2**22
 """Attention values in flight at a time: 16 MiB of float32."""
@@ -37,7 +37,9 @@ def attention_scores(
 
     - "received": mean over queries i of A[i, j], how much patch j is looked at;
     - "given": mean over keys j of A[i, j], how much patch i looks at patches;
-    - "cls": A[CLS, j], how much the CLS token looks at patch j.
+    - "cls": A[CLS, j], how much the CLS token looks at patch j;
+    - "cls_wide": the same as if there were one head: softmax of q . k / sqrt(h d) over whole
+      queries and keys, as PruMerge scores (arXiv 2403.15388). Probabilities only.
 
     Args:
         query, key: (tiles, h, T, d) after whatever the layer does to them (norms, rotary).
@@ -50,16 +52,24 @@ def attention_scores(
         axis -> (tiles, P) float32.
 
     Raises:
-        ValueError: "cls" is asked for and there is no CLS token.
+        ValueError: "cls" or "cls_wide" is asked for and there is no CLS token.
     """
-    if "cls" in axes and n_prefix == 0:
+    if {"cls", "cls_wide"} & set(axes) and n_prefix == 0:
         raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
     measure = _probabilities if scores == "probabilities" else _logits
+    wide = _wide(query, key, n_prefix) if "cls_wide" in axes else {}
+    axes = set(axes) - {"cls_wide"}
     tiles = [
         measure(q.float() * scaling, k.float(), n_prefix, axes)  # (h, T, d)
         for q, k in zip(query, key, strict=True)
     ]
-    return {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
+    return wide | {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
+
+
+def _wide(query: Tensor, key: Tensor, p: int) -> dict[str, Tensor]:
+    queries, keys = (x.float().transpose(1, 2).flatten(2) for x in (query[:, :, :1], key))
+    logits = queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5  # (tiles, 1, T)
+    return {"cls_wide": logits.softmax(-1)[:, 0, p:]}
 
 
 def _probabilities(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:

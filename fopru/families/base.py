@@ -171,14 +171,19 @@ class Family:
         pixels = {name: inputs[name].to(self.tower.device) for name in self.pixels}
         return list(self.model.get_image_features(**pixels, return_dict=True).pooler_output)
 
+    @property
+    def projector(self) -> nn.Module:
+        """What takes the tower's features to the LLM's width."""
+        return self.model.base_model.multi_modal_projector
+
     def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Carry a map over encoder patches to the LLM's tokens, by the model's own spatial steps.
+        """Carry maps over encoder patches to the LLM's tokens, by the model's own spatial steps.
 
         Args:
-            maps: (tiles, patches) one value for each patch of each tile the tower saw.
+            maps: (tiles, patches, c) c values for each patch of each tile the tower saw.
 
         Returns:
-            (N,) per picture; a newline token, which no patch stands behind, has `inf`.
+            (N, c) per picture; a newline token, which no patch stands behind, has `inf`.
         """
         raise NotImplementedError
 

@@ -31,7 +31,7 @@ class LlavaNext(Llava, model_types=("llava_next",)):
         base = View(side, side)
         tiles = sum(self.tile_counts(inputs))
         grids = []
-        for packed in self.tokens(torch.zeros(tiles, base.n_tokens), inputs):
+        for packed in self.tokens(torch.zeros(tiles, base.n_tokens, 1), inputs):
             height = int(packed.isinf().sum())  # each row of the canvas ends with one newline
             row_width = (len(packed) - base.n_tokens) // height
             grids.append(Grid((base, View(height, row_width - 1, newline=True))))
@@ -39,9 +39,9 @@ class LlavaNext(Llava, model_types=("llava_next",)):
 
     def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
         packed, _ = self.model.base_model.pack_image_features(
-            maps[..., None].split(self.tile_counts(inputs)),  # (tiles, patches, 1) per picture
+            maps.split(self.tile_counts(inputs)),  # (tiles, patches, c) per picture
             inputs["image_sizes"],
             vision_feature_select_strategy=self.config.vision_feature_select_strategy,
-            image_newline=maps.new_tensor([torch.inf]),
+            image_newline=maps.new_full((maps.shape[-1],), torch.inf),
         )
-        return [tokens.squeeze(-1) for tokens in packed]  # (N,)
+        return list(packed)

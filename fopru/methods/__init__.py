@@ -1,8 +1,32 @@
 """One method, one dataclass, one file; importing this package registers them all."""
 
 from fopru.methods.cls import CLS
+from fopru.methods.dart import DART
+from fopru.methods.divprune import DivPrune
+from fopru.methods.dpp import DPP, CDPruner
 from fopru.methods.fopru import FoPru, FoPruRow
+from fopru.methods.pool import Pool
+from fopru.methods.prumerge import PruMerge, PruMergePlus
 from fopru.methods.random import Random
+from fopru.methods.tome import ToMe
 from fopru.methods.uniform import Uniform
+from fopru.methods.visionzip import VisionZip
+from fopru.methods.vispruner import VisPruner
 
-__all__ = ["CLS", "FoPru", "FoPruRow", "Random", "Uniform"]
+__all__ = [
+    "CLS",
+    "DART",
+    "DPP",
+    "CDPruner",
+    "DivPrune",
+    "FoPru",
+    "FoPruRow",
+    "Pool",
+    "PruMerge",
+    "PruMergePlus",
+    "Random",
+    "ToMe",
+    "Uniform",
+    "VisPruner",
+    "VisionZip",
+]

@@ -22,12 +22,12 @@ class Uniform(Pruner, name="uniform"):
     def select(self, image: EncodedImage, k: int) -> Tensor:
         (view,) = image.grid.views
         high, wide = lattice(view.height, view.row_width, k)
-        rows, columns = _spaced(view.height, high), _spaced(view.row_width, wide)
+        rows, columns = spaced(view.height, high), spaced(view.row_width, wide)
         kept = (rows[:, None] * view.row_width + columns).flatten()
         rest = torch.ones(view.n_tokens, dtype=torch.bool)
         rest[kept] = False
         left = rest.nonzero().flatten()
-        kept = torch.cat([kept, left[_spaced(len(left), k - len(kept))]])
+        kept = torch.cat([kept, left[spaced(len(left), k - len(kept))]])
         return kept.sort().values.to(image.features.device)
 
 
@@ -38,6 +38,6 @@ def lattice(height: int, width: int, k: int) -> tuple[int, int]:
     return high, min(width, k // high)
 
 
-def _spaced(n: int, k: int) -> Tensor:
+def spaced(n: int, k: int) -> Tensor:
     """k of range(n), evenly: floor((j + 1/2) n / k)."""
     return ((2 * torch.arange(k) + 1) * n) // (2 * k) if k else torch.arange(0)
