@@ -12,15 +12,17 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import pandas as pd
 import torch
 import typer
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load
+from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load, plots
 from fopru.evaluation import chat
 from fopru.loading import load_image
 from fopru.pocket import pocketbench
@@ -111,10 +113,6 @@ def _check_overlay(path: Path) -> None:
 def _write_overlay(
     path: Path, picture: Image.Image, pruned_image: PrunedImage, processor: ProcessorMixin
 ) -> None:
-    from matplotlib.figure import Figure
-
-    from fopru import plots
-
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     plots.significance(picture, pruned_image, processor, ax=left)
@@ -212,10 +210,21 @@ def train(
         Path, typer.Option(help="Folder to resume from.")
     ] = training.CHECKPOINTS,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    half: Annotated[bool, typer.Option("--half", help="Half of the steps.")] = False,
+    captions_only: Annotated[
+        bool, typer.Option("--captions-only", help="Do not tell patches what lies under them.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
 ) -> None:
     """Train the pocket model anew; a run that was stopped is resumed."""
     with one_sentence():
-        training.train(out, checkpoints, training.Recipe(seed=seed))
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"--device {device}: this machine has no CUDA device.")
+        recipe = training.Recipe(seed=seed)
+        recipe = recipe.shortened() if half else recipe
+        recipe = recipe.without_dense_labels() if captions_only else recipe
+        training.train(out, checkpoints, recipe, device=device)
+    plots.training(pd.read_csv(out / "log.csv")).savefig(out / "log.png", dpi=120)
     typer.echo(f"pocket model: {out}")
 
 

@@ -214,12 +214,12 @@ class _Attention:
     scaling: float
 
 
-_SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
+SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
 
 
-def _register(implementation: str) -> str:
+def register(implementation: str) -> str:
     """Register the tapped twin of an attention implementation; its name.
 
     The name contains the original's, since transformers asks whether "flash" is in it.
@@ -229,7 +229,7 @@ def _register(implementation: str) -> str:
         return name
 
     def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any):
-        if (note := _SEEN.get()) is not None:
+        if (note := SEEN.get()) is not None:
             note(module, query, key, *args, **kwargs)
         if implementation == "eager":  # each modeling file has its own
             attend = sys.modules[type(module).__module__].eager_attention_forward
@@ -271,13 +271,13 @@ def _tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
         lock = _LOCKS.setdefault(tower, threading.RLock())
     with lock:
         implementation = tower.config._attn_implementation
-        token = _SEEN.set(note)
-        tower.config._attn_implementation = _register(implementation)
+        token = SEEN.set(note)
+        tower.config._attn_implementation = register(implementation)
         try:
             yield seen
         finally:
             tower.config._attn_implementation = implementation
-            _SEEN.reset(token)
+            SEEN.reset(token)
     if missed := blocks.keys() - seen.keys():
         raise UnsupportedModelError(
             f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -99,3 +101,21 @@ def significance(
     ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")
     ax.set_title("significance of each patch")
     return ax
+
+
+def training(log: pd.DataFrame) -> Figure:
+    """Losses and accuracies of a training run, from the `log.csv` that `fopru pocket train` writes.
+
+    Args:
+        log: columns step, tower, answer (losses), and one per task (accuracy in [0, 1]).
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for name in ("tower", "answer"):
+        left.plot(log["step"], log[name], label=name)
+    left.set(xlabel="step", ylabel="loss (nats)", yscale="log")
+    for name in log.columns.drop(["step", "tower", "answer"]):
+        right.plot(log["step"], 100 * log[name], label=name)
+    right.set(xlabel="step", ylabel="accuracy (%)", ylim=(0, 100))
+    for ax in (left, right):
+        ax.legend(frameon=False, fontsize="small")
+    return figure

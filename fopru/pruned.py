@@ -148,18 +148,20 @@ def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -
     visual = ids == encoded.family.image_token_id
     keep[visual] = torch.cat(kept).to(keep.device)
 
-    lengths = keep.sum(1)
-    length = int(lengths.max())  # L'
-    pad_right = bool((mask[:, -1] == 0).any())
-    # A stable sort lines up the kept tokens, in order, at one end of each row.
-    order = (~keep if pad_right else keep).to(torch.uint8).argsort(dim=1, stable=True)
-    order = order[:, :length] if pad_right else order[:, -length:]  # (B, L')
+    order = line_up(keep, pad_right=bool((mask[:, -1] == 0).any()))  # (B, L')
     padding = ~keep.gather(1, order)
     fill = PER_TOKEN | {"input_ids": _pad_token_id(encoded.family)}
     for name in fill.keys() & inputs.keys():
         if inputs[name] is not None:
             inputs[name] = inputs[name].gather(1, order).masked_fill(padding, fill[name])
     return inputs
+
+
+def line_up(keep: Tensor, pad_right: bool) -> Tensor:
+    """(B, L') places of the kept tokens of each row, in order, at one end; then comes padding."""
+    length = int(keep.sum(1).max())
+    order = (~keep if pad_right else keep).to(torch.uint8).argsort(dim=1, stable=True)
+    return order[:, :length] if pad_right else order[:, -length:]
 
 
 def _pad_token_id(family: Family) -> int:

@@ -90,7 +90,7 @@ class Pruner:
                 f"retention={self.retention} and k={self.k}: give one of them, not both."
             )
         if self.k is not None:
-            _check_integer("k", self.k, minimum=1)
+            check_integer("k", self.k, minimum=1)
         else:
             if self.retention is None:
                 object.__setattr__(self, "retention", 0.25)
@@ -98,7 +98,7 @@ class Pruner:
             if not number or isinstance(self.retention, bool) or not 0 < self.retention <= 1:
                 raise ValueError(f"retention={self.retention!r}: must be a number in (0, 1].")
         if self.layer is not None:
-            _check_integer("layer", self.layer)
+            check_integer("layer", self.layer)
         check_choice("positions", self.positions, (None, *POSITIONS))
 
     def score(self, image: EncodedImage) -> Tensor | None:
@@ -112,6 +112,7 @@ class Pruner:
     def merge(self, image: EncodedImage, k: int) -> Merged:
         """The k tokens made of one view. Merging methods override this instead of `select`."""
         kept = self.select(image, k)
+        self._check("select", kept, k, image.grid.n_tokens)
         return Merged(kept, image.features[kept.to(image.features.device)], list(kept[:, None]))
 
     def taps(self, family: Family) -> set[Tap]:
@@ -178,11 +179,7 @@ class Pruner:
         for view, k in zip(image.views(), self.budgets_of(image), strict=True):
             view = replace(view, significance=self.score(view))
             chosen, tokens, members = self.merge(view, k)
-            if chosen.shape != (k,) or not _is_subset(chosen, view.grid.n_tokens):
-                raise ValueError(
-                    f"{type(self).__name__}.select must return {k} sorted, distinct indices below "
-                    f"{view.grid.n_tokens}; got {chosen}."
-                )
+            self._check("merge", chosen, k, view.grid.n_tokens)
             kept.append(chosen + start)
             significance.append(view.significance)
             features.append(tokens)
@@ -197,6 +194,13 @@ class Pruner:
             sources=sources,
         )
         return pruned, torch.cat(features)
+
+    def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
+        if kept.shape != (k,) or not _is_subset(kept, n):
+            raise ValueError(
+                f"{type(self).__name__}.{function} must return {k} sorted, distinct indices below "
+                f"{n}; got {kept}."
+            )
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Run]:
         """`with pruner(model) as run:` prunes all that goes through the model; see `fopru.run`."""
@@ -222,7 +226,7 @@ def _is_subset(indices: Tensor, n: int) -> bool:
     return bool((steps > 0).all())
 
 
-def _check_integer(argument: str, value: Any, minimum: int | None = None) -> None:
+def check_integer(argument: str, value: Any, minimum: int | None = None) -> None:
     if (
         not isinstance(value, numbers.Integral)
         or isinstance(value, bool)

@@ -20,7 +20,7 @@ from fopru.pruned import PER_TOKEN, PrunedInputs
 if TYPE_CHECKING:
     from fopru.pruner import Pruner
 
-_ACTIVE: WeakSet[nn.Module] = WeakSet()
+ACTIVE: WeakSet[nn.Module] = WeakSet()
 
 
 @dataclass
@@ -46,7 +46,7 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         RuntimeError: a pruner is at work on this model already.
     """
     family = Family.of(model)
-    if model in _ACTIVE:
+    if model in ACTIVE:
         raise RuntimeError(
             f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
         )
@@ -61,7 +61,7 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         return run.last
 
     def pruned_generate(*args: Any, **kwargs: Any) -> Any:
-        kwargs = _by_name(generate, args, kwargs)
+        kwargs = by_name(generate, args, kwargs)
         if (ids := kwargs.pop("inputs", None)) is not None:
             kwargs["input_ids"] = ids
         if not _to_prune(kwargs, family):
@@ -77,25 +77,25 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         return _with_prompt(generate(**kwargs), prompt, pruned["input_ids"].shape[1])
 
     def prune_forward(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        named = _by_name(module.forward, args, kwargs)
+        named = by_name(module.forward, args, kwargs)
         if not _to_prune(named, family):
             return None
         return (), dict(prune(named)) | named
 
     model.generate = pruned_generate
     handle = model.register_forward_pre_hook(prune_forward, prepend=True, with_kwargs=True)
-    _ACTIVE.add(model)
+    ACTIVE.add(model)
     try:
         yield run
     finally:
-        _ACTIVE.discard(model)
+        ACTIVE.discard(model)
         handle.remove()
         del model.generate
         if own_generate is not None:
             model.generate = own_generate
 
 
-def _by_name(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def by_name(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """Positional arguments under their names, so that inputs are found wherever they stand."""
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
 

@@ -226,3 +226,16 @@ def test_seeds_are_averaged_per_question_and_differences_are_paired():
     assert (high - low) / 2 == pytest.approx(1.96 * 0.375 / 40**0.5, rel=0.15)
     with pytest.raises(ValueError, match=r"setting \('fopru', 0.5\) is not among the results"):
         statistics.difference(results(rows), ("fopru", 0.5), ("full", 1.0))
+
+
+def test_methods_inside_the_language_model_are_evaluated_within():
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    found = evaluate(model, processor, asked, ("fastv",), (0.25,), max_new_tokens=2)
+    rows = found[found.method == "fastv"]
+    with fopru.METHODS["fastv"](0.25)(model):
+        expected = list(answer(model, processor, asked, max_new_tokens=2))
+    assert rows.prediction.tolist() == expected
+    assert (rows.kept == 16).all()
+    assert (rows.layer_weighted == (64 + 64 + 16) / 3).all()
+    full = found[found.method == "full"]
+    assert (full.layer_weighted == 64).all()

@@ -13,13 +13,7 @@ from fopru.families import Family, Grid, UnsupportedModelError, View
 from fopru.methods.dpp import greedy_map
 from fopru.methods.uniform import lattice
 
-UNDEFINED = {("pool", "llava_next"), ("visionzip", "llava_next")}
-UNDEFINED |= {("prumerge", "llava_next"), ("prumerge+", "llava_next")}
-CASES = [
-    (method, family)
-    for method, family in itertools.product(fopru.METHODS, ("llava", "llava_next"))
-    if (method, family) not in UNDEFINED
-]
+CASES = tiny.method_cases()
 MERGERS = {"pool", "tome", "visionzip", "prumerge", "prumerge+"}
 
 
@@ -85,20 +79,7 @@ def test_keeping_all_changes_nothing(method, family):
         assert torch.equal(model.generate(**inputs, **options), plain)
 
 
-@pytest.mark.parametrize("method, family", CASES)
-def test_a_batch_keeps_what_its_members_keep_alone(method, family):
-    model = tiny.model(family)
-    pruner = fopru.METHODS[method](retention=0.2)  # fewer than dimensions, or DPPs are undecided
-    images = [tiny.image(64, 40, seed=1), tiny.image(30, 90, seed=2)]
-    text = "USER: <image> w1 w2 w3 ASSISTANT:"
-    together = pruner.prune(model, tiny.inputs(family, images, [text] * 2))
-    for i, image in enumerate(images):
-        alone = pruner.prune(model, tiny.inputs(family, [image], text))
-        assert torch.equal(alone.images[0].kept, together.images[i].kept)
-        torch.testing.assert_close(alone.features[0], together.features[i], atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("method, family", sorted(UNDEFINED))
+@pytest.mark.parametrize("method, family", sorted(tiny.UNDEFINED))
 def test_undefined_methods_say_so(method, family):
     with pytest.raises(UnsupportedModelError, match=f"{method.rstrip('+')}.*newline token"):
         fopru.METHODS[method](retention=0.3).prune(tiny.model(family), batch(family))

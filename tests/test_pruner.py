@@ -88,8 +88,7 @@ def test_ties_go_to_the_lower_index():
 
 
 @pytest.mark.parametrize("retention", [0.01, 0.1, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("method", sorted(fopru.METHODS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method, family", tiny.method_cases())
 def test_every_method_keeps_its_budget_per_view_in_order(family, method, retention):
     model, inputs = tiny.model(family), batch(family)
     pruner = fopru.METHODS[method](retention=retention)
@@ -154,7 +153,7 @@ def test_boxes_tile_the_view():
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("method", sorted(fopru.METHODS))
+@pytest.mark.parametrize("method", ["fopru", "fopru-row", "random"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_retention_one_is_token_identical(family, method, attention, padding_side):
     model, inputs = tiny.model(family, attention=attention), batch(family, padding_side)
@@ -202,8 +201,7 @@ def test_decoding_continues_where_the_masked_run_would(family, positions):
     assert torch.equal(logits[-new.shape[1] - 1 : -1].argmax(-1), new[0])
 
 
-@pytest.mark.parametrize("method", sorted(fopru.METHODS))
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method, family", tiny.method_cases())
 def test_a_batch_equals_singles(family, method):
     model, pruner = tiny.model(family), fopru.METHODS[method](retention=0.25)
     pruned = pruner.prune(model, batch(family))

@@ -18,6 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import fopru
+from fopru.in_llm import InLLMPruner
+
 SIDE, PATCH = 32, 4  # pixels: 8 x 8 patches a tile
 PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
 WORDS = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:", "\n"]
@@ -124,3 +127,17 @@ def inputs(
     return processor(family, padding_side)(
         images=images, text=texts, return_tensors="pt", padding=True
     )
+
+
+UNDEFINED = {(name, "llava_next") for name in ("pool", "visionzip", "prumerge", "prumerge+")}
+"""(method, family) pairs that are refused."""
+
+
+def method_cases():
+    """(method, family) for every registered method that works before the language model."""
+    return [
+        (name, family)
+        for family in ("llava", "llava_next")
+        for name, method in sorted(fopru.METHODS.items())
+        if (name, family) not in UNDEFINED and not issubclass(method, InLLMPruner)
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.controls import EVIDENCE, Oracle, grey, swapped
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
+from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pruner import METHODS, Pruner, check_choice
 
@@ -121,9 +123,11 @@ def evaluate(
 
     Returns:
         One row per question and setting: id, task, variant, image, method, retention, seed, kept
-        and tokens (visual tokens, kept and in all), evidence (patches under it), found (share of
-        these among the kept, NaN where there are none), prediction, answer, correct, loglik (of
-        the right answer with its end, in nats). "full" is the method with all tokens.
+        and tokens (visual tokens, kept and in all; inside the language model, those that its last
+        layer sees), layer_weighted (mean over its layers of those seen), evidence (patches under
+        it), found (share of these among the kept, NaN where there are none), prediction, answer,
+        correct, loglik (of the right answer with its end, in nats). "full" is the method with all
+        tokens.
 
     Raises:
         ValueError: an unknown method or control, or a retention outside (0, 1].
@@ -191,19 +195,23 @@ class _Batch:
         return {name: value.to(self.model.device) for name, value in kept.items()}
 
     def rows(self, setting: _Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        pruned = setting.pruner.compact(Encoded(self.family, self.told, tuple(self.images)))
-        logliks, certain = self._told(pruned)
-        said = [e.answer for e in self.examples]
-        if open_ := [i for i, sure in enumerate(certain) if not sure]:
-            images = tuple(replace(self.images[i], sample=row) for row, i in enumerate(open_))
-            encoded = Encoded(self.family, self._text(open_), images)
-            asked = setting.pruner.compact(encoded)
-            answers = _generate(self.model, self.processor, asked, max_new_tokens)
-            for i, words in zip(open_, answers, strict=True):
-                said[i] = words
-        for e, image, kept, words, loglik in zip(
-            self.examples, self.images, pruned.images, said, logliks, strict=True
-        ):
+        inside = isinstance(setting.pruner, InLLMPruner)
+        pruner = Random(1.0) if inside else setting.pruner
+        with setting.pruner(self.model) if inside else nullcontext() as run:
+            pruned = pruner.compact(Encoded(self.family, self.told, tuple(self.images)))
+            logliks, certain = self._told(pruned)
+            kept = [image.kept for image in pruned.images]
+            weighted = [float(len(tokens)) for tokens in kept]
+            if run is not None:
+                kept, weighted = run.kept, run.layer_weighted
+            said = [e.answer for e in self.examples]
+            if open_ := [i for i, sure in enumerate(certain) if not sure]:
+                images = tuple(replace(self.images[i], sample=row) for row, i in enumerate(open_))
+                asked = pruner.compact(Encoded(self.family, self._text(open_), images))
+                answers = _generate(self.model, self.processor, asked, max_new_tokens)
+                for i, words in zip(open_, answers, strict=True):
+                    said[i] = words
+        for i, (e, image) in enumerate(zip(self.examples, self.images, strict=True)):
             evidence = (image.scores[EVIDENCE] > 0.2).cpu()
             yield {
                 "id": e.id,
@@ -213,14 +221,15 @@ class _Batch:
                 "method": setting.method,
                 "retention": setting.retention,
                 "seed": setting.seed,
-                "kept": kept.n_kept,
-                "tokens": kept.n_full,
+                "kept": len(kept[i]),
+                "layer_weighted": weighted[i],
+                "tokens": len(evidence),
                 "evidence": int(evidence.sum()),
-                "found": (evidence[kept.kept].sum() / evidence.sum()).item(),  # 0 / 0: NaN
-                "prediction": words,
+                "found": (evidence[kept[i]].sum() / evidence.sum()).item(),  # 0 / 0: NaN
+                "prediction": said[i],
                 "answer": e.answer,
-                "correct": words == e.answer,
-                "loglik": loglik,
+                "correct": said[i] == e.answer,
+                "loglik": logliks[i],
             }
 
     def _told(self, pruned: Any) -> tuple[list[float], list[bool]]:

@@ -172,6 +172,11 @@ class Family:
         return list(self.model.get_image_features(**pixels, return_dict=True).pooler_output)
 
     @property
+    def decoder(self) -> PreTrainedModel:
+        """The language model's stack of layers, without its head."""
+        return self.model.base_model.language_model
+
+    @property
     def projector(self) -> nn.Module:
         """What takes the tower's features to the LLM's width."""
         return self.model.base_model.multi_modal_projector

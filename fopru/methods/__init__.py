@@ -4,9 +4,11 @@ from fopru.methods.cls import CLS
 from fopru.methods.dart import DART
 from fopru.methods.divprune import DivPrune
 from fopru.methods.dpp import DPP, CDPruner
+from fopru.methods.fastv import FastV
 from fopru.methods.fopru import FoPru, FoPruRow
 from fopru.methods.pool import Pool
 from fopru.methods.prumerge import PruMerge, PruMergePlus
+from fopru.methods.pyramiddrop import PyramidDrop
 from fopru.methods.random import Random
 from fopru.methods.tome import ToMe
 from fopru.methods.uniform import Uniform
@@ -19,11 +21,13 @@ __all__ = [
     "DPP",
     "CDPruner",
     "DivPrune",
+    "FastV",
     "FoPru",
     "FoPruRow",
     "Pool",
     "PruMerge",
     "PruMergePlus",
+    "PyramidDrop",
     "Random",
     "ToMe",
     "Uniform",

@@ -15,6 +15,7 @@ from fopru.evaluation import chat
 from fopru.pocket import objects, papers, scenes
 from fopru.pocket.build import DIGITS
 from fopru.pocket.drawing import COLORS, SIZE, Question, Scene
+from fopru.pocket.recipe import Recipe
 
 ONES = tuple(f"##{digit}" for digit in DIGITS)
 SLOTS: dict[str, tuple[str, ...]] = {
@@ -80,20 +81,12 @@ class Batch(NamedTuple):
 class Batches(torch.utils.data.Dataset):
     """step -> Batch, from the seed and the step alone, so any step can be made again."""
 
-    def __init__(
-        self,
-        processor: LlavaProcessor,
-        seed: int,
-        sizes: list[int],
-        text_tokens: int,
-        few: list[float],
-        crowded: list[bool],
-    ):
-        self.processor, self.seed, self.sizes = processor, seed, sizes
-        self.text_tokens, self.few, self.crowded = text_tokens, few, crowded
+    def __init__(self, processor: LlavaProcessor, recipe: Recipe):
+        self.processor, self.recipe = processor, recipe
+        self.stages = [stage for stage, _ in recipe.schedule]
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self.stages)
 
     @cached_property
     def prompt_ids(self) -> tuple[list[int], list[int]]:
@@ -104,33 +97,34 @@ class Batches(torch.utils.data.Dataset):
         return ids[:image], ids[image + 2 :]
 
     def __getitem__(self, step: int) -> Batch:
-        rows = [self._row(step, i) for i in range(self.sizes[step])]
+        rows = [self._row(step, i) for i in range(self.stages[step].batch)]
         return Batch(*(torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)))
 
     def _row(self, step: int, i: int) -> tuple[np.ndarray, ...]:
-        rng = np.random.default_rng((scenes.TRAINING, self.seed, step, i, 1))
-        scene = scenes.scene(
-            (scenes.TRAINING, self.seed, step, i),
-            few=rng.random() < self.few[step],
-            crowded=self.crowded[step],
-        )
+        stage, seed = self.stages[step], (scenes.TRAINING, self.recipe.seed, step, i)
+        rng = np.random.default_rng((*seed, 1))
+        crowded = stage.learns == "tower"
+        scene = scenes.scene(seed, few=rng.random() < stage.few, crowded=crowded)
         images = self.processor.image_processor
         pixels = np.asarray(scene.image, np.float32) / 255
         pixels = (pixels - np.float32(images.image_mean)) / np.float32(images.image_std)
-        asked = scenes.questions(scene, rng)
-        asked.append(Question("caption", "caption", scenes.CAPTION, scene.caption))
+        asked = [Question("caption", "caption", scenes.CAPTION, scene.caption)]
+        room = self.recipe.caption_tokens
+        if stage.learns != "captions":
+            asked = [*scenes.questions(scene, rng), *asked]
+            room = self.recipe.text_tokens
         return (
             pixels.transpose(2, 0, 1),
             patch_labels(scene, self.processor.patch_size),
             _present(scene),
-            *self._text(asked, rng),
+            *self._text(asked, room, rng),
         )
 
-    def _text(self, questions: list[Question], rng) -> tuple[np.ndarray, ...]:
-        """Pack questions, in random order, until the next one does not fit."""
+    def _text(self, questions: list[Question], room: int, rng) -> tuple[np.ndarray, ...]:
+        """Pack questions, in random order, until the next one does not fit into `room` tokens."""
         tokenizer, (_, ask) = self.processor.tokenizer, self.prompt_ids
-        text, segments, offsets = (np.zeros(self.text_tokens, np.int64) for _ in range(3))
-        labels = np.full(self.text_tokens, IGNORE, np.int64)
+        text, segments, offsets = (np.zeros(room, np.int64) for _ in range(3))
+        labels = np.full(room, IGNORE, np.int64)
         start = 0
         order = [questions[i] for i in rng.permutation(len(questions))]
         asked = tokenizer([q.text for q in order], add_special_tokens=False).input_ids
@@ -138,7 +132,7 @@ class Batches(torch.utils.data.Dataset):
         for segment, (question, answer) in enumerate(zip(asked, answers, strict=True), start=1):
             ids = [*question, *ask, *answer, tokenizer.eos_token_id]
             end = start + len(ids)
-            if end > self.text_tokens:
+            if end > room:
                 break
             text[start:end], segments[start:end] = ids, segment
             offsets[start:end] = range(len(ids))

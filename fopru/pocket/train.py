@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import pickle
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fopru.evaluation import answer
 from fopru.pocket import build, objects, sample, scenes
+from fopru.pocket.recipe import SHIPPED, Recipe
 from fopru.pocket.targets import IGNORE, SLOTS, Batch, Batches, isolated
 
 CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
@@ -32,77 +33,18 @@ WEIGHTS = {"tens": 0.25, "ones": 0.25, "to": 0.25}
 """Of slots whose words are not under the patch itself, and which come late, in the dense loss."""
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of training on one kind of loss."""
-
-    learns: str
-    """"tower": dense labels teach the tower, on crowded scenes; "answers": all weights learn from
-    answers too."""
-    steps: int
-    batch: int
-    lr: float
-    warmup: int = 100
-    """Steps up to the full learning rate, with a fresh optimizer; 0 goes on with what there is."""
-    decay: float = 0.0
-    """Share of the stage, at its end, over which the learning rate falls to zero."""
-    few: float = 0.0
-    """Share of scenes that have less on them than those of the benchmark."""
-
-    def learning_rate(self, step: int) -> float:
-        """At a step of this stage: warm-up, plateau, linear decay."""
-        factor = 1.0
-        if self.warmup:
-            factor = min(factor, (step + 1) / self.warmup)
-        if self.decay:
-            factor = min(factor, (self.steps - step) / (self.decay * self.steps))
-        return self.lr * factor
-
-
-STAGES = (
-    Stage("tower", 4000, 32, 2e-3, decay=0.35),
-    Stage("answers", 1200, 16, 2e-3, few=0.7),
-    Stage("answers", 3200, 32, 2e-3, warmup=0, few=0.15, decay=0.5),
-)
-"""The recipe of the shipped weights."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """All that decides the weights."""
-
-    seed: int = 0
-    stages: tuple[Stage, ...] = STAGES
-    tower_weight: float = 0.2
-    """Weight of the dense losses while answers are learned."""
-    text_tokens: int = 208
-    width: int = 128
-
-    @property
-    def schedule(self) -> list[tuple[Stage, int]]:
-        """For each step its stage, and its place there."""
-        return [(stage, i) for stage in self.stages for i in range(stage.steps)]
-
-    def batches(self, processor: LlavaProcessor) -> Batches:
-        schedule = self.schedule
-        return Batches(
-            processor,
-            self.seed,
-            sizes=[stage.batch for stage, _ in schedule],
-            text_tokens=self.text_tokens,
-            few=[stage.few for stage, _ in schedule],
-            crowded=[stage.learns == "tower" for stage, _ in schedule],
-        )
-
-
 class Student(nn.Module):
     """The model and its read-out of CLS; forward gives the losses of one batch."""
 
     def __init__(
-        self, model: LlavaForConditionalGeneration, processor: LlavaProcessor, before: list[int]
+        self,
+        model: LlavaForConditionalGeneration,
+        processor: LlavaProcessor,
+        before: list[int],
+        dense: bool = True,
     ):
         super().__init__()
-        self.model = model
+        self.model, self.dense = model, dense
         there = len(SLOTS["name"]) + len(objects.PAIRS)
         self.present = nn.Linear(model.config.vision_config.hidden_size, there)
         weights = torch.ones(len(SLOTS["name"]))
@@ -125,10 +67,11 @@ class Student(nn.Module):
         seen = core.vision_tower(batch.pixels.to(self.model.dtype), output_hidden_states=True)
         patches = seen.hidden_states[state][:, 1:]  # (B, P, d)
         visual = core.multi_modal_projector(patches)  # (B, P, D)
-        tower = self._named(visual, batch.patches)
-        tower = tower + 4 * F.binary_cross_entropy_with_logits(
+        tower = 4 * F.binary_cross_entropy_with_logits(
             self.present(seen.pooler_output).float(), batch.words
         )
+        if self.dense:
+            tower = tower + self._named(visual, batch.patches)
         if not answers:
             return tower, None
         embed = self.model.get_input_embeddings()
@@ -166,7 +109,7 @@ class Student(nn.Module):
 def train(
     out: str | Path,
     checkpoints: str | Path = CHECKPOINTS,
-    recipe: Recipe = Recipe(),
+    recipe: Recipe = SHIPPED,
     save_every: int = 200,
     evaluate_every: int = 500,
     device: str | torch.device = "cpu",
@@ -190,10 +133,10 @@ def train(
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=recipe.width), recipe.seed)
     model.set_attn_implementation("eager")  # SDPA's backward is slow in bfloat16 on CPUs
-    data = recipe.batches(processor)
+    data = Batches(processor, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        student = Student(model, processor, data.prompt_ids[0])
+        student = Student(model, processor, data.prompt_ids[0], recipe.dense)
     student.to(device)
     names = [name for name, _ in student.named_parameters()]
     masters = [p.detach().clone() for p in student.parameters()]
@@ -224,7 +167,7 @@ def train(
         stage, place = schedule[step]
         if place == 0 and stage.warmup:
             optimizers = _optimizers(names, masters)
-        tower, text = student(batch.to(device), answers=stage.learns == "answers")
+        tower, text = student(batch.to(device), answers=stage.learns != "tower")
         loss = tower if text is None else text + recipe.tower_weight * tower
         loss.backward()
         for master, parameter in zip(masters, parameters, strict=True):
@@ -244,7 +187,7 @@ def train(
         bar.set_postfix(running, refresh=False)
         if done % evaluate_every == 0 or done == len(schedule):
             row = {"step": done, **running}
-            if text is not None:
+            if stage.learns == "answers":
                 row |= quick_accuracy(model, processor)
             log.append(row)
         if done % save_every == 0 or done in (len(schedule), stop_after):

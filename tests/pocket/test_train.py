@@ -8,8 +8,9 @@ from fopru.evaluation import answer
 from fopru.pocket import build, scenes
 from fopru.pocket.objects import Objects
 from fopru.pocket.papers import Receipt
+from fopru.pocket.recipe import Recipe, Stage
 from fopru.pocket.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
-from fopru.pocket.train import Recipe, Stage, train
+from fopru.pocket.train import train
 
 TINY = Recipe(
     stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)), width=32
@@ -33,6 +34,20 @@ def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
     saved.write_bytes(saved.read_bytes()[:2000])
     with pytest.raises(ValueError, match=r"checkpoint\.pt is not a whole checkpoint"):
         train(tmp_path / "parts", tmp_path / "b", TINY)
+
+
+def test_recipes_without_dense_labels_learn_from_captions(tmp_path):
+    recipe = TINY.without_dense_labels()
+    assert [s.learns for s in recipe.stages] == ["captions", "answers"]
+    assert [s.steps for s in recipe.shortened().stages] == [1, 1]
+    processor = build.processor(scenes.WORDS)
+    batch = Batches(processor, recipe)[0]
+    assert batch.text.shape == (2, recipe.caption_tokens)
+    told = processor.tokenizer.decode(batch.text[0][batch.labels[0] != IGNORE])
+    scene = scenes.scene((scenes.TRAINING, 0, 0, 0))
+    assert told == f"{scene.caption}</s>".replace(",", " ,").replace("</s>", " </s>")
+    train(tmp_path / "out", tmp_path / "checkpoints", recipe, evaluate_every=100)
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_what_is_saved_loads_with_the_auto_classes(tmp_path):
@@ -109,7 +124,7 @@ def test_packed_questions_hold_the_answers_and_do_not_see_each_other():
     """A question in a packed sequence gets the logits that it gets alone."""
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=32)).eval()
-    batch = Batches(processor, 0, [1], 208, [0.0], [False])[0]
+    batch = Batches(processor, Recipe(stages=(Stage("answers", 1, 1, 1e-3),)))[0]
     tokenizer = processor.tokenizer
     for segment in range(1, int(batch.segments.max()) + 1):
         labels = batch.labels[0][batch.segments[0] == segment]

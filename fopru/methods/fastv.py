@@ -1,0 +1,37 @@
+"""FastV: what the question does not look at leaves after the second layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fopru.in_llm import InLLMPruner
+from fopru.pruner import check_integer
+
+
+@dataclass(frozen=True)
+class FastV(InLLMPruner, name="fastv"):
+    """Drop visual tokens inside the LLM (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2",
+    ECCV 2024, arXiv 2403.06764).
+
+    On entering layer `k_layer`, the round(N * retention) visual tokens go on that the last prompt
+    token attends to most in the layer before (mean over heads). Position ids stay.
+
+    Args:
+        k_layer: the paper's K, at least 1.
+    """
+
+    k_layer: int = 2
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_integer("k_layer", self.k_layer, minimum=1)
+
+    def stages(self, n_layers: int) -> dict[int, float]:
+        if self.k_layer >= n_layers:
+            raise ValueError(
+                f"k_layer={self.k_layer}: must be below the language model's {n_layers} layers."
+            )
+        return {self.k_layer: self.retention}
+
+    def count(self, n: int, share: float) -> int:
+        return max(1, round(n * share))
