@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load, plots
 from fopru.evaluation import chat
-from fopru.loading import load_image
+from fopru.evaluation.store import provenance
+from fopru.pictures import load_image
 from fopru.pocket import pocketbench
 from fopru.pocket import sample as questions
 from fopru.pocket import score as scoring
@@ -244,9 +245,10 @@ def score(
         results = scoring.score(n, seed, model)
         if out is not None:
             results.to_parquet(out, index=False, compression="zstd")
-            about = json.dumps(scoring.provenance(), indent=1)
+            about = json.dumps(provenance(), indent=1)
             out.with_suffix(".json").write_text(about + "\n")
-    typer.echo(scoring.report(results))
+        stands_out = scoring.sinks(n, seed, model)
+    typer.echo(scoring.report(results, stands_out))
 
 
 @pocket_app.command()

@@ -1,22 +1,13 @@
-"""Models and pictures from names and files."""
+"""Models and their processors from names and folders."""
 
 from __future__ import annotations
 
-import struct
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageOps
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from fopru import pocket
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Decoders that untrusted files may reach; none of them starts another program."""
-
-MIN_SIDE, MAX_ASPECT = 8, 100
 
 
 def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -35,52 +26,3 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
     source = pocket.folder() if model == "pocket" else model
     processor = AutoProcessor.from_pretrained(source, backend="pil")
     return AutoModelForImageTextToText.from_pretrained(source, **kwargs).eval(), processor
-
-
-def load_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB, upright.
-
-    Transparency is laid on white, 16-bit grey scaled to 8; of an animation the first frame is
-    taken, with a warning.
-
-    Raises:
-        ValueError: the file cannot be read as a picture, or is too small, long or large for one.
-    """
-    path = Path(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
-        image.load()
-        image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ValueError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb."
-        ) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else str(error).split(" '")[0].rstrip(".")
-        raise ValueError(f"{path}: cannot be read as a picture ({reason}).") from None
-    if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
-        raise ValueError(
-            f"{path}: {image.width} x {image.height} pixels; at least {MIN_SIDE} a side and at "
-            f"most {MAX_ASPECT} times as long as wide."
-        )
-    if frames > 1 and image.format != "MPO":
-        warnings.warn(f"{path}: the first of {frames} frames is taken.", stacklevel=2)
-    return _to_rgb(image)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float32)
-        deep = image.mode.startswith("I;16") or values.max() > 255
-        image = Image.fromarray((values / (257 if deep else 1)).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

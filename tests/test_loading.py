@@ -5,8 +5,8 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
-from fopru import loading
-from fopru.loading import load_image
+from fopru import pictures
+from fopru.pictures import load_image
 
 
 def test_load_gives_the_same_model_as_the_auto_classes():
@@ -94,6 +94,6 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
 def test_a_decompression_bomb(tmp_path, monkeypatch):
     Image.new("1", (300, 300)).save(tmp_path / "bomb.png")
     for limit in (80_000, 40_000):  # Pillow warns above the limit, and raises above its double
-        monkeypatch.setattr(loading.Image, "MAX_IMAGE_PIXELS", limit)
+        monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb\.png: more than .* decompression bomb"):
             load_image(tmp_path / "bomb.png")

@@ -1,6 +1,7 @@
 """Accuracy against retention."""
 
-from fopru.evaluation.runner import answer, chat, evaluate
-from fopru.evaluation.tasks import Example
+from fopru.evaluation.asking import answer, chat
+from fopru.evaluation.runner import evaluate
+from fopru.evaluation.tasks import Example, read_jsonl
 
-__all__ = ["Example", "answer", "chat", "evaluate"]
+__all__ = ["Example", "answer", "chat", "evaluate", "read_jsonl"]

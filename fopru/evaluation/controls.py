@@ -18,11 +18,12 @@ EVIDENCE = Tap(-1, "evidence")
 
 
 def grey(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about a grey picture."""
-    blank: dict[tuple[int, int], Image.Image] = {}
-    for e in examples:
-        blank.setdefault(e.image.size, Image.new("RGB", e.image.size, "gray"))
-    return [replace(e, image=blank[e.image.size], evidence=()) for e in examples]
+    """The same questions about a grey picture, 336 x 336 where the true one is still in a file."""
+    sizes = [e.image.size if isinstance(e.image, Image.Image) else (336, 336) for e in examples]
+    blank = {size: Image.new("RGB", size, "gray") for size in set(sizes)}
+    return [
+        replace(e, image=blank[size], evidence=()) for e, size in zip(examples, sizes, strict=True)
+    ]
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:

@@ -1,86 +1,34 @@
-"""Asking a model many questions, with all visual tokens and with fewer."""
+"""Accuracy against retention, over many questions and methods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from contextlib import closing
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor
+from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.controls import EVIDENCE, Oracle, grey, swapped
-from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.batch import Batch, Setting
+from fopru.evaluation.controls import Oracle, grey, swapped
+from fopru.evaluation.store import Store, provenance, weights_hash
 from fopru.evaluation.tasks import Example
-from fopru.in_llm import InLLMPruner
+from fopru.families import Family
 from fopru.methods import Random
-from fopru.pruner import METHODS, Pruner, check_choice
+from fopru.pictures import load_image
+from fopru.pruner import METHODS, check_choice
 
 BLIND = {"grey": grey, "swapped": swapped}
 
 
-def chat(question: str) -> list[dict[str, Any]]:
-    """A question about one picture, as chat templates take it."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
-
-
-@torch.no_grad()
-def answer(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    examples: Sequence[Example],
-    batch_size: int = 32,
-    max_new_tokens: int = 6,
-) -> Iterator[str]:
-    """What the model says to each lone question, stripped and lower-cased, in order.
-
-    Each goes through the processor's chat template, as a user would ask it. Inside
-    `with pruner(model)` the answers are the pruned ones.
-    """
-    for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
-        inputs = _inputs(processor, part, _prompts(processor, part)).to(model.device)
-        yield from _generate(model, processor, inputs, max_new_tokens)
-
-
-def _prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
-    chats = [chat(e.question) for e in examples]
-    return processor.apply_chat_template(chats, add_generation_prompt=True)
-
-
-def _inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
-    """The processor's output, padded on the left so that all texts end together."""
-    images = [e.image for e in examples]
-    return processor(
-        images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
-    )
-
-
-def _generate(model, processor, inputs, max_new_tokens: int) -> Iterator[str]:
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    new = out[:, inputs["input_ids"].shape[1] :]
-    for said in processor.batch_decode(new, skip_special_tokens=True):
-        yield said.strip().lower()
-
-
-@dataclass(frozen=True)
-class _Setting:
-    """One cell of the comparison."""
-
-    method: str
-    pruner: Pruner
-    retention: float
-    seed: int = 0
-
-
 def _settings(
     methods: Iterable[str], retentions: Iterable[float], positions: str | None, seeds: Iterable[int]
-) -> list[_Setting]:
+) -> list[Setting]:
     settings = []
     for method in methods:
         cls = Oracle if method == "oracle" else METHODS[method]
@@ -89,7 +37,7 @@ def _settings(
             for seed in seeds if seeded else (0,):
                 arguments = {"seed": seed} if seeded else {}
                 pruner = cls(retention, positions=positions, **arguments)
-                settings.append(_Setting(method, pruner, retention, seed))
+                settings.append(Setting(method, pruner, retention, seed))
     return settings
 
 
@@ -105,6 +53,7 @@ def evaluate(
     blind: Sequence[str] = (),
     batch_size: int = 64,
     max_new_tokens: int = 8,
+    out: str | Path | None = None,
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
@@ -120,128 +69,81 @@ def evaluate(
         blind: "grey" or "swapped" ask, with all tokens, about another picture.
         batch_size: questions at a time.
         max_new_tokens: longest answer.
+        out: SQLite file to which answers go as they come; a run that was stopped goes on from it,
+            and more methods can be added to it.
 
     Returns:
-        One row per question and setting: id, task, variant, image, method, retention, seed, kept
+        One row per question and setting: id, task, variant, image, method, retention, positions
+        ("reindex" or "preserve", as was done), seed, kept
         and tokens (visual tokens, kept and in all; inside the language model, those that its last
         layer sees), layer_weighted (mean over its layers of those seen), evidence (patches under
         it), found (share of these among the kept, NaN where there are none), prediction, answer,
-        correct, loglik (of the right answer with its end, in nats). "full" is the method with all
+        correct, score (by the example's metric), loglik (of the right answer with its end, in
+        nats), error (why a picture could not be read, else None). "full" is the method with all
         tokens.
 
     Raises:
-        ValueError: an unknown method or control, or a retention outside (0, 1].
+        ValueError: an unknown method or control, a retention outside (0, 1] or twice, or an `out`
+            that is damaged or holds results of another model or version.
     """
     for method in methods:
         check_choice("methods", method, (*METHODS, "oracle"))
     for control in blind:
         check_choice("blind", control, tuple(BLIND))
+    if len(set(retentions)) < len(retentions):
+        raise ValueError(f"retentions={list(retentions)}: each may stand there once.")
     settings = _settings(methods, retentions, positions, seeds)
-    full = _Setting("full", Random(1.0), 1.0)
+    full = Setting("full", Random(1.0, positions=positions), 1.0)
     parts = [(examples, [full, *settings])]
     parts += [(BLIND[c](examples), [replace(full, method=c)]) for c in blind]
     total = len(examples) * sum(len(asked) for _, asked in parts)
-    rows: list[dict[str, Any]] = []
-    with tqdm(total=total, desc="evaluate", unit="answer") as bar:
+    numbering = Family.of(model).positions
+    manifest = {**provenance(), "weights": weights_hash(model)} if out is not None else {}
+    store = Store(out if out is not None else ":memory:", manifest)
+    done = store.done()
+    with tqdm(total=total, desc="evaluate", unit="answer") as bar, closing(store):
         for part, asked in parts:
             for start in range(0, len(part), batch_size):
-                batch = _Batch(model, processor, part[start : start + batch_size], asked)
-                for setting in asked:
-                    rows += batch.rows(setting, max_new_tokens)
-                    bar.update(len(batch.examples))
-    return pd.DataFrame(rows)
+                some = part[start : start + batch_size]
+                left = [s for s in asked if any(s.key(e, numbering) not in done for e in some)]
+                whole, broken = _loaded(some)
+                if whole and left:
+                    batch = Batch(model, processor, whole, left)
+                for setting in left:
+                    rows = list(batch.rows(setting, max_new_tokens)) if whole else []
+                    rows += [_failed(e, setting, numbering, reason) for e, reason in broken]
+                    store.add(rows)
+                bar.update(len(some) * len(asked))
+        return store.frame()
 
 
-class _Batch:
-    """Some questions, their pictures encoded once."""
+def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
+    """Pictures read from their files; those that cannot be, with the reason."""
+    whole, broken = [], []
+    pictures: dict[Path, Image.Image | ValueError] = {}
+    for e in examples:
+        if isinstance(e.image, Image.Image):
+            whole.append(e)
+            continue
+        if e.image not in pictures:
+            try:
+                pictures[e.image] = load_image(e.image)
+            except ValueError as error:
+                pictures[e.image] = error
+        found = pictures[e.image]
+        if isinstance(found, ValueError):
+            broken.append((e, str(found)))
+        else:
+            whole.append(replace(e, image=found))
+    return whole, broken
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        examples: Sequence[Example],
-        settings: Sequence[_Setting],
-    ):
-        self.model, self.processor, self.examples = model, processor, examples
-        self.prompts = _prompts(processor, examples)
-        end = processor.tokenizer.eos_token or ""
-        told = [f"{p} {e.answer}{end}" for p, e in zip(self.prompts, examples, strict=True)]
-        pictures: dict[int, int] = {}
-        for i, e in enumerate(examples):
-            pictures.setdefault(id(e.image), i)
-        first = list(pictures.values())
-        inputs = _inputs(processor, [examples[i] for i in first], [self.prompts[i] for i in first])
-        pruners = [setting.pruner for setting in settings]
-        encoded = encode(model, inputs.to(model.device), pruners)
-        self.family = encoded.family
-        seen = dict(zip(pictures, encoded.images, strict=True))
-        self.images: list[EncodedImage] = []
-        for row, e in enumerate(examples):
-            image = seen[id(e.image)]
-            evidence = cover(image.grid, frame(e.image, processor), e.evidence)
-            scores = {**image.scores, EVIDENCE: evidence.to(image.features)}
-            self.images.append(replace(image, sample=row, scores=scores))
-        everyone = list(range(len(examples)))
-        self.told = self._text(everyone, told)
-        ends = self.told["attention_mask"].sum(1) - self._text(everyone)["attention_mask"].sum(1)
-        self.lengths = ends.tolist()
-        """Tokens of each right answer, its end included."""
 
-    def _text(self, rows: list[int], text: list[str] | None = None) -> dict[str, Tensor]:
-        """The processor's output for these rows, without the pictures."""
-        text = [self.prompts[i] for i in rows] if text is None else text
-        inputs = _inputs(self.processor, [self.examples[i] for i in rows], text)
-        kept = {n: v for n, v in inputs.items() if n not in self.family.pixels}
-        return {name: value.to(self.model.device) for name, value in kept.items()}
-
-    def rows(self, setting: _Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        inside = isinstance(setting.pruner, InLLMPruner)
-        pruner = Random(1.0) if inside else setting.pruner
-        with setting.pruner(self.model) if inside else nullcontext() as run:
-            pruned = pruner.compact(Encoded(self.family, self.told, tuple(self.images)))
-            logliks, certain = self._told(pruned)
-            kept = [image.kept for image in pruned.images]
-            weighted = [float(len(tokens)) for tokens in kept]
-            if run is not None:
-                kept, weighted = run.kept, run.layer_weighted
-            said = [e.answer for e in self.examples]
-            if open_ := [i for i, sure in enumerate(certain) if not sure]:
-                images = tuple(replace(self.images[i], sample=row) for row, i in enumerate(open_))
-                asked = pruner.compact(Encoded(self.family, self._text(open_), images))
-                answers = _generate(self.model, self.processor, asked, max_new_tokens)
-                for i, words in zip(open_, answers, strict=True):
-                    said[i] = words
-        for i, (e, image) in enumerate(zip(self.examples, self.images, strict=True)):
-            evidence = (image.scores[EVIDENCE] > 0.2).cpu()
-            yield {
-                "id": e.id,
-                "task": e.task,
-                "variant": e.scene.get("variant", ""),
-                "image": e.scene.get("image_id", e.id),
-                "method": setting.method,
-                "retention": setting.retention,
-                "seed": setting.seed,
-                "kept": len(kept[i]),
-                "layer_weighted": weighted[i],
-                "tokens": len(evidence),
-                "evidence": int(evidence.sum()),
-                "found": (evidence[kept[i]].sum() / evidence.sum()).item(),  # 0 / 0: NaN
-                "prediction": said[i],
-                "answer": e.answer,
-                "correct": said[i] == e.answer,
-                "loglik": logliks[i],
-            }
-
-    def _told(self, pruned: Any) -> tuple[list[float], list[bool]]:
-        """Log-likelihood of the right answers, and whether greedy decoding would write them: where
-        each of their tokens is the model's first choice, there is no need to generate."""
-        longest = max(self.lengths) + 1
-        logits = self.model(**pruned, logits_to_keep=longest).logits  # (B, longest, V)
-        ids = pruned["input_ids"]
-        logliks, certain = [], []
-        for row, length in enumerate(self.lengths):
-            wanted = ids[row, -length:]
-            log = logits[row, -length - 1 : -1].float().log_softmax(-1)
-            logliks.append(log.gather(1, wanted[:, None]).sum().item())
-            certain.append(bool((log.argmax(-1) == wanted).all()))
-        return logliks, certain
+def _failed(e: Example, setting: Setting, positions: str, reason: str) -> dict[str, Any]:
+    names = ("id", "method", "retention", "positions", "seed")
+    return {
+        **dict(zip(names, setting.key(e, positions), strict=True)),
+        "task": e.task,
+        "image": e.scene.get("image_id", e.id),
+        "answer": e.answer,
+        "error": reason,
+    }

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -42,7 +36,7 @@ def score(
         methods, retentions: as for `fopru.evaluate`.
 
     Returns:
-        Rows of `fopru.evaluate`, with the column "positions".
+        Rows of `fopru.evaluate`.
     """
     net, processor = load(model)
     examples = [e for task in scenes.TASKS for e in sample(task, n, seed)]
@@ -50,7 +44,7 @@ def score(
     for positions in POSITIONS:
         blind = ("grey", "swapped") if positions == POSITIONS[0] else ()
         rows = evaluate(net, processor, examples, methods, retentions, positions, blind=blind)
-        parts.append(rows.assign(positions=positions))
+        parts.append(rows)
     return pd.concat(parts, ignore_index=True)
 
 
@@ -84,36 +78,8 @@ def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataF
     return pd.DataFrame(rows)
 
 
-def provenance() -> dict[str, Any]:
-    """Where and with what a result was made."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {
-        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "fopru")},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "commit": commit,
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor()
-
-
-def report(results: pd.DataFrame) -> str:
-    """The tables of the model card, in Markdown."""
+def report(results: pd.DataFrame, stands_out: pd.DataFrame) -> str:
+    """The tables of the model card, in Markdown, from `score` and `sinks`."""
     kept = results[results.positions == "preserve"]
     parts = ["### Accuracy in percent, all tokens and blind", _full(kept)]
     for positions in POSITIONS:
@@ -122,6 +88,7 @@ def report(results: pd.DataFrame) -> str:
     parts += ["### By patches that the evidence covers, original position ids", _by_evidence(kept)]
     parts += ["### FoPru rank against random at 25 %", _differences(kept)]
     parts += ["### Share of the evidence that is kept, in percent", _recall(kept)]
+    parts += ["### Tokens that stand out, median and largest over pictures", _sinks(stands_out)]
     return "\n\n".join(parts)
 
 
@@ -191,3 +158,17 @@ def _recall(results: pd.DataFrame) -> str:
             by = part.set_index("retention")["mean"]
             lines.append([method, *(f"{100 * by[r]:.0f}" for r in RETENTIONS if r in by)])
     return _table(["method", *(f"{100 * r:.0f} %" for r in RETENTIONS)], lines)
+
+
+def _sinks(stands_out: pd.DataFrame) -> str:
+    names = {
+        "norm": "largest norm of a token / median",
+        "received": "most attention received / mean",
+        "cls": "attention that goes to CLS",
+    }
+    by_task = stands_out.groupby("task", sort=False)[list(names)].agg(["median", "max"])
+    lines = [
+        [str(task), *(f"{row[name, 'median']:.2f}, {row[name, 'max']:.2f}" for name in names)]
+        for task, row in by_task.iterrows()
+    ]
+    return _table(["task", *names.values()], lines)

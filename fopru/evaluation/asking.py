@@ -1,0 +1,59 @@
+"""Questions through a model's own chat template, and what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin
+
+from fopru.evaluation.tasks import Example
+
+
+def chat(question: str) -> list[dict[str, Any]]:
+    """A question about one picture, as chat templates take it."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+
+
+@torch.no_grad()
+def answer(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    examples: Sequence[Example],
+    batch_size: int = 32,
+    max_new_tokens: int = 6,
+) -> Iterator[str]:
+    """What the model says to each lone question, stripped and lower-cased, in order.
+
+    Each goes through the processor's chat template, as a user would ask it. Inside
+    `with pruner(model)` the answers are the pruned ones.
+    """
+    for start in range(0, len(examples), batch_size):
+        part = examples[start : start + batch_size]
+        asked = inputs(processor, part, prompts(processor, part)).to(model.device)
+        yield from generate(model, processor, asked, max_new_tokens)
+
+
+def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
+    """Each question in the processor's chat template, the answer's beginning included."""
+    chats = [chat(e.question) for e in examples]
+    return processor.apply_chat_template(chats, add_generation_prompt=True)
+
+
+def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
+    """The processor's output, padded on the left so that all texts end together."""
+    images = [e.image for e in examples]
+    return processor(
+        images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
+    )
+
+
+def generate(
+    model: PreTrainedModel, processor: ProcessorMixin, asked: Any, max_new_tokens: int
+) -> Iterator[str]:
+    """The new words of each row, stripped and lower-cased."""
+    out = model.generate(**asked, max_new_tokens=max_new_tokens, do_sample=False)
+    new = out[:, asked["input_ids"].shape[1] :]
+    for said in processor.batch_decode(new, skip_special_tokens=True):
+        yield said.strip().lower()
