@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,14 +23,16 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, load, plots
-from fopru.evaluation import chat
+from fopru import FoPru, PrunedImage, PrunedInputs, Pruner, Random, encode, evaluation, load, plots
+from fopru.evaluation import Example, chat, read_jsonl, statistics
+from fopru.evaluation.runner import settings
 from fopru.evaluation.store import provenance
 from fopru.pictures import load_image
-from fopru.pocket import pocketbench
+from fopru.pocket import benchmark, pocketbench
 from fopru.pocket import sample as questions
 from fopru.pocket import score as scoring
 from fopru.pocket import train as training
+from fopru.pocket.scenes import TASKS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -202,6 +205,76 @@ def _print_table(result: dict[str, Any]) -> None:
         times = (f"{row[stage]:.1f}" for stage in ("vision_ms", "prefill_ms", "decode_ms"))
         table.add_row(name, Text(row["answer"]), str(row["visual_tokens"]), *times)
     Console(file=sys.stdout).print(table)
+
+
+@app.command()
+def evaluate(
+    tasks: Annotated[
+        list[str], typer.Argument(help="Tasks of PocketBench, or a .jsonl file of your own.")
+    ],
+    out: Annotated[Path, typer.Option(help="Results, .parquet; a stopped run goes on.")],
+    model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Once per method; fopru, fopru-row, random if none.")
+    ] = None,
+    retention: Annotated[
+        list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
+    ] = None,
+    positions: Annotated[
+        str | None, typer.Option(help="reindex or preserve; the family's default if not given.")
+    ] = None,
+    blind: Annotated[list[str] | None, typer.Option(help="grey or swapped.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Of methods that draw at random.")] = 5,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions per task.")] = None,
+    split: Annotated[str, typer.Option(help="Of PocketBench: test or validation.")] = "test",
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 8,
+) -> None:
+    """Accuracy against retention, with intervals, beside the full model."""
+    with one_sentence():
+        if out.suffix != ".parquet":
+            raise ValueError(f"--out {out}: must end in .parquet.")
+        examples = [e for name in tasks for e in _questions(name, split)[:limit]]
+        methods = method or ["fopru", "fopru-row", "random"]
+        retentions = retention or [0.5, 0.25, 0.1]
+        settings(methods, retentions, positions)  # refused before a model is loaded
+        results = evaluation.evaluate(
+            *load(model),
+            examples,
+            methods,
+            retentions,
+            positions,
+            seeds=range(seeds),
+            blind=blind or (),
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            out=out.with_suffix(".sqlite"),
+        )
+        results.to_parquet(out, index=False, compression="zstd")
+        out.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")
+    broken = results[results["error"].notna()]
+    table = Table("task", "method", "kept", "accuracy (%)", "95 %")
+    for row in statistics.accuracy(results[results["error"].isna()]).itertuples():
+        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+        table.add_row(row.task, row.method, f"{row.kept:.0f}", f"{100 * row.mean:.1f}", interval)
+    Console(file=sys.stdout).print(table)
+    typer.echo(f"{len(results)} answers: {out}")
+    if len(broken):
+        for reason in broken["error"].unique():
+            typer.echo(f"fopru: {reason}", err=True)
+        raise typer.Exit(1)
+
+
+def _questions(name: str, split: str) -> list[Example]:
+    if name.endswith(".jsonl"):
+        return read_jsonl(name)
+    if name not in TASKS:
+        near = get_close_matches(name, TASKS, 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"task {name!r}: must be a .jsonl file or one of {', '.join(TASKS)}.{hint}"
+        )
+    return benchmark(split, name)
 
 
 @pocket_app.command()

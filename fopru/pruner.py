@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
+from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -239,4 +240,8 @@ def check_integer(argument: str, value: Any, minimum: int | None = None) -> None
 def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError naming the argument, its value and what is allowed."""
     if value not in allowed:
-        raise ValueError(f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}.")
+        near = get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}.{hint}"
+        )

@@ -1,5 +1,7 @@
 import json
+import re
 
+import pandas as pd
 import pytest
 from PIL import Image
 from test_loading import bad_files
@@ -7,6 +9,7 @@ from typer.testing import CliRunner
 
 import fopru
 from fopru.cli import app
+from fopru.pocket import pocketbench
 
 QUESTION = "what number is on the sign?"
 
@@ -96,3 +99,65 @@ def test_an_animation_is_noted_on_stderr(tmp_path):
     assert result.exit_code == 0
     assert "first of 2 frames" in result.stderr
     assert json.loads(result.stdout)["pruned"]["visual_tokens"] == 64
+
+
+def test_evaluate_writes_a_table_and_goes_on_from_its_file(tmp_path):
+    out = tmp_path / "found.parquet"
+    options = ("--limit", 4, "--retention", 0.25, "--seeds", 2, "--out", out)
+    result = fopru_cli("evaluate", "reading", "charts", *options)
+    assert result.exit_code == 0, result.output
+    found = pd.read_parquet(out)
+    assert len(found) == 2 * 4 * (1 + 1 + 1 + 2)
+    assert json.loads(out.with_suffix(".json").read_text())["torch"]
+    assert "fopru-row" in result.stdout
+    result = fopru_cli("evaluate", "reading", "charts", *options, "--blind", "grey")
+    assert result.exit_code == 0, result.output
+    assert len(pd.read_parquet(out)) == len(found) + 8
+
+
+def test_evaluate_on_questions_of_ones_own(tmp_path, picture):
+    lines = [
+        {"image": str(picture), "question": QUESTION, "answer": "12"},
+        {"image": "nowhere.png", "question": QUESTION, "answer": "12"},
+    ]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "found.parquet"
+    result = fopru_cli("evaluate", tmp_path / "mine.jsonl", "--method", "cls", "--out", out)
+    assert result.exit_code == 1
+    assert "nowhere.png: no such file" in result.stderr
+    assert pd.read_parquet(out).error.notna().sum() == 4
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("readin", "--out", "x.parquet"), "task 'readin': .* Did you mean 'reading'?"),
+        (("reading", "--out", "x.csv"), r"--out x.csv: must end in \.parquet"),
+        (("none.jsonl", "--out", "x.parquet"), r"there is no file none\.jsonl"),
+        (
+            ("reading", "--out", "x.parquet", "--method", "fopru-rows"),
+            "methods='fopru-rows': must be one of .* Did you mean 'fopru-row'?",
+        ),
+        (
+            ("reading", "--out", "x.parquet", "--retention", "0.5", "--retention", "0.5"),
+            r"retentions=\[0.5, 0.5\]: each may stand there once",
+        ),
+    ],
+)
+def test_evaluate_says_what_is_wrong_in_one_sentence(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = fopru_cli("evaluate", *arguments)
+    assert result.exit_code == 2
+    assert re.search(message, result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_sample_writes_more_questions(tmp_path):
+    out = tmp_path / "more.parquet"
+    result = fopru_cli("pocket", "sample", out, "--task", "charts", "--n", 5, "--seed", 3)
+    assert result.exit_code == 0, result.output
+    assert [e.task for e in pocketbench.read(out)] == ["charts"] * 5
+    result = fopru_cli("pocket", "sample", out, "--task", "poetry")
+    assert result.exit_code == 2
+    assert "task='poetry': must be one of" in result.stderr

@@ -239,3 +239,42 @@ def test_methods_inside_the_language_model_are_evaluated_within():
     assert (rows.layer_weighted == (64 + 64 + 16) / 3).all()
     full = found[found.method == "full"]
     assert (full.layer_weighted == 64).all()
+
+
+def answers_table(rows):
+    names = [
+        "id",
+        "task",
+        "image",
+        "method",
+        "retention",
+        "kept",
+        "correct",
+        "prediction",
+        "answer",
+    ]
+    return pd.DataFrame(rows, columns=[*names, "loglik"])
+
+
+def test_flips_f1_and_the_area_under_the_curve():
+    rows = []
+    for i, (full, pruned) in enumerate(
+        [("yes", "yes"), ("yes", "no"), ("no", "yes"), ("no", "no")]
+    ):
+        for method, retention, kept, said, nats in (
+            ("full", 1.0, 256, full, -1.0),
+            ("fopru", 0.25, 64, pruned, -3.0),
+            ("fopru", 0.0625, 16, "no", -4.0),
+        ):
+            row = (f"q{i}", "presence", f"p{i}", method, retention, kept, said == "yes", said)
+            rows.append((*row, "yes", nats))
+    table = answers_table(rows)
+    flips = statistics.flips(table).set_index("retention")
+    assert flips.loc[0.25, ["agrees", "lost", "gained", "nats"]].tolist() == [0.5, 0.25, 0.25, 2.0]
+    assert flips.loc[0.0625, ["agrees", "lost", "gained"]].tolist() == [0.5, 0.5, 0.0]
+    full = table[table.method == "full"]
+    assert statistics.f1(full) == pytest.approx(2 * 2 / (2 * 2 + 0 + 2))
+    # 0 at 16, one half at 64 and at 256: on a log axis two steps of the same width
+    (area,) = statistics.area(table).area
+    assert area == pytest.approx((0.25 + 0.5) / 2)
+    assert statistics.above_chance(0.75, 0.5) == 0.5

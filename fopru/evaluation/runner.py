@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
@@ -26,19 +26,30 @@ from fopru.pruner import METHODS, check_choice
 BLIND = {"grey": grey, "swapped": swapped}
 
 
-def _settings(
-    methods: Iterable[str], retentions: Iterable[float], positions: str | None, seeds: Iterable[int]
+def settings(
+    methods: Sequence[str],
+    retentions: Sequence[float],
+    positions: str | None = None,
+    seeds: Sequence[int] = (0,),
 ) -> list[Setting]:
-    settings = []
+    """Every method at every retention, and those that draw at random with every seed.
+
+    Raises:
+        ValueError: an unknown method, or a retention outside (0, 1] or twice.
+    """
+    if len(set(retentions)) < len(retentions):
+        raise ValueError(f"retentions={list(retentions)}: each may stand there once.")
+    cells = []
     for method in methods:
+        check_choice("methods", method, (*METHODS, "oracle"))
         cls = Oracle if method == "oracle" else METHODS[method]
         seeded = "seed" in {field.name for field in fields(cls)}
         for retention in retentions:
             for seed in seeds if seeded else (0,):
                 arguments = {"seed": seed} if seeded else {}
                 pruner = cls(retention, positions=positions, **arguments)
-                settings.append(Setting(method, pruner, retention, seed))
-    return settings
+                cells.append(Setting(method, pruner, retention, seed))
+    return cells
 
 
 @torch.no_grad()
@@ -86,15 +97,11 @@ def evaluate(
         ValueError: an unknown method or control, a retention outside (0, 1] or twice, or an `out`
             that is damaged or holds results of another model or version.
     """
-    for method in methods:
-        check_choice("methods", method, (*METHODS, "oracle"))
     for control in blind:
         check_choice("blind", control, tuple(BLIND))
-    if len(set(retentions)) < len(retentions):
-        raise ValueError(f"retentions={list(retentions)}: each may stand there once.")
-    settings = _settings(methods, retentions, positions, seeds)
+    cells = settings(methods, retentions, positions, seeds)
     full = Setting("full", Random(1.0, positions=positions), 1.0)
-    parts = [(examples, [full, *settings])]
+    parts = [(examples, [full, *cells])]
     parts += [(BLIND[c](examples), [replace(full, method=c)]) for c in blind]
     total = len(examples) * sum(len(asked) for _, asked in parts)
     numbering = Family.of(model).positions
