@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
+from accelerate import PartialState
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -223,7 +224,7 @@ def evaluate(
     positions: Annotated[
         str | None, typer.Option(help="reindex or preserve; the family's default if not given.")
     ] = None,
-    blind: Annotated[list[str] | None, typer.Option(help="grey or swapped.")] = None,
+    blind: Annotated[list[str] | None, typer.Option(help="none, grey or swapped.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Of methods that draw at random.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task.")] = None,
     split: Annotated[str, typer.Option(help="Of PocketBench: test or validation.")] = "test",
@@ -234,12 +235,15 @@ def evaluate(
     with one_sentence():
         if out.suffix != ".parquet":
             raise ValueError(f"--out {out}: must end in .parquet.")
-        examples = [e for name in tasks for e in _questions(name, split)[:limit]]
+        examples = [e for task in _questions(tasks, split) for e in task[:limit]]
         methods = method or ["fopru", "fopru-row", "random"]
         retentions = retention or [0.5, 0.25, 0.1]
         settings(methods, retentions, positions)  # refused before a model is loaded
+        processes = PartialState()  # of `accelerate launch`, or this one alone
+        net, processor = load(model)
         results = evaluation.evaluate(
-            *load(model),
+            net.to(processes.device),
+            processor,
             examples,
             methods,
             retentions,
@@ -250,13 +254,18 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             out=out.with_suffix(".sqlite"),
         )
+        if not processes.is_main_process:
+            return
         results.to_parquet(out, index=False, compression="zstd")
         out.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")
-    broken = results[results["error"].notna()]
-    table = Table("task", "method", "kept", "accuracy (%)", "95 %")
-    for row in statistics.accuracy(results[results["error"].isna()]).itertuples():
+    broken, whole = (results[results["error"].notna() == bad] for bad in (True, False))
+    scores = statistics.scores(whole).set_index(["task", "method", "retention"])
+    table = Table("task", "method", "kept", "accuracy (%)", "95 %", "own metric (%)")
+    for row in statistics.accuracy(whole).itertuples():
         interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-        table.add_row(row.task, row.method, f"{row.kept:.0f}", f"{100 * row.mean:.1f}", interval)
+        own = scores.loc[(row.task, row.method, row.retention)]
+        shown = (f"{row.kept:.0f}", f"{100 * row.mean:.1f}", interval)
+        table.add_row(row.task, row.method, *shown, f"{own.metric} {100 * own.score:.1f}")
     Console(file=sys.stdout).print(table)
     typer.echo(f"{len(results)} answers: {out}")
     if len(broken):
@@ -265,16 +274,20 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _questions(name: str, split: str) -> list[Example]:
-    if name.endswith(".jsonl"):
-        return read_jsonl(name)
-    if name not in TASKS:
-        near = get_close_matches(name, TASKS, 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"task {name!r}: must be a .jsonl file or one of {', '.join(TASKS)}.{hint}"
-        )
-    return benchmark(split, name)
+def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
+    """The questions of each task, those of PocketBench on pictures that they share."""
+    shipped = [] if all(name.endswith(".jsonl") for name in tasks) else benchmark(split)
+    for name in tasks:
+        if name.endswith(".jsonl"):
+            yield read_jsonl(name)
+            continue
+        if name not in TASKS:
+            near = get_close_matches(name, TASKS, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(
+                f"task {name!r}: must be a .jsonl file or one of {', '.join(TASKS)}.{hint}"
+            )
+        yield [e for e in shipped if e.task == name]
 
 
 @pocket_app.command()

@@ -40,12 +40,16 @@ class InLLMRun:
     @property
     def kept(self) -> list[Tensor]:
         """Per row the visual tokens that the last layer sees: indices among the row's own."""
-        first, last = self.layers[0], self.layers[-1]
+        return [tokens.cpu() for tokens in self.seen(-1)]
+
+    def seen(self, layer: int) -> list[Tensor]:
+        """Per row the visual tokens that a layer sees: indices among the row's own."""
+        first, there = self.layers[0], self.layers[layer]
         rows = []
         for row in range(len(first.index)):
             visual = first.index[row][first.visual[row]]
-            seen = last.index[row][last.visual[row] & ~last.dead[row]]
-            rows.append(torch.searchsorted(visual.contiguous(), seen).cpu())
+            seen = there.index[row][there.visual[row] & ~there.dead[row]]
+            rows.append(torch.searchsorted(visual.contiguous(), seen))
         return rows
 
     @property
@@ -103,19 +107,27 @@ class InLLMPruner(Pruner):
         """Raises ValueError, as `prune` does."""
         return self.prune(encoded.family.model, encoded.inputs)
 
-    def __call__(self, model: PreTrainedModel):
-        return _inside(self, model)
+    def __call__(self, model: PreTrainedModel, chosen: InLLMRun | None = None):
+        """`with pruner(model) as run:` prunes all that goes through the model.
+
+        Args:
+            chosen: keep what was kept in that run, of prompts on the same pictures row by row: as
+                if these prompts were asked on its cache.
+        """
+        return _inside(self, model, chosen)
 
 
 @contextmanager
-def _inside(pruner: InLLMPruner, model: PreTrainedModel) -> Iterator[InLLMRun]:
+def _inside(
+    pruner: InLLMPruner, model: PreTrainedModel, chosen: InLLMRun | None
+) -> Iterator[InLLMRun]:
     family = Family.of(model)
     if model in ACTIVE:
         raise RuntimeError(
             f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
         )
     decoder = family.decoder
-    work = _Work(pruner, family)
+    work = _Work(pruner, family, chosen)
     handles = [model.register_forward_pre_hook(work.prompt, prepend=True, with_kwargs=True)]
     for i, layer in enumerate(decoder.layers):
         handles.append(layer.register_forward_pre_hook(work.entering(i), with_kwargs=True))
@@ -140,8 +152,9 @@ class _Enough(Exception):
 class _Work:
     """The hooks of one `with` block, and what they know of the prompt at hand."""
 
-    def __init__(self, pruner: InLLMPruner, family: Family):
+    def __init__(self, pruner: InLLMPruner, family: Family, chosen: InLLMRun | None):
         self.pruner, self.family, self.decoder = pruner, family, family.decoder
+        self.chosen = chosen
         self.stages = pruner.stages(len(self.decoder.layers))
         self.reindex = (pruner.positions or ("preserve", "reindex")[pruner.reindexes]) == "reindex"
         self.run = InLLMRun()
@@ -191,7 +204,11 @@ class _Work:
                 return None
             hidden = args[0]
             if i in self.stages:
-                order = self.drop(i, self.scores(layer, hidden, kwargs))
+                if self.chosen is None:
+                    best = self.best(i, self.scores(layer, hidden, kwargs))
+                else:
+                    best = self.chosen.seen(i)
+                order = self.drop(best)
                 hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
             self.run.layers.append(self.current)
             if i < min(self.stages):
@@ -218,16 +235,24 @@ class _Work:
         logits = logits.masked_fill(self.current.dead[:, None], -torch.inf)
         return logits.softmax(-1).mean(1)
 
-    def drop(self, i: int, scores: Tensor) -> Tensor:
-        """Choose what goes on; the places of these tokens in the present sequence."""
+    def best(self, i: int, scores: Tensor) -> list[Tensor]:
+        """Per row the visual tokens that go on by their scores (B, L'): indices among its own."""
+        here = self.run.seen(-1)
+        rows = []
+        for row, total in enumerate(self.totals):
+            (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
+            k = min(self.pruner.count(total, self.stages[i]), len(places))
+            order = scores[row, places].sort(descending=True, stable=True).indices
+            rows.append(here[row][order[:k]])
+        return rows
+
+    def drop(self, best: list[Tensor]) -> Tensor:
+        """Keep these visual tokens; the places in the present sequence of all that goes on."""
         now = self.current
         visual = now.visual & ~now.dead
         keep = ~now.visual & ~now.dead
-        for row, total in enumerate(self.totals):
-            (places,) = visual[row].nonzero(as_tuple=True)
-            k = min(self.pruner.count(total, self.stages[i]), len(places))
-            best = scores[row, places].sort(descending=True, stable=True).indices[:k]
-            keep[row, places[best]] = True
+        for row, (here, chosen) in enumerate(zip(self.run.seen(-1), best, strict=True)):
+            keep[row, visual[row]] = torch.isin(here, chosen)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))
         self.current = Sequence(
             now.index.gather(1, order), ~keep.gather(1, order), now.visual.gather(1, order)

@@ -116,6 +116,6 @@ def training(log: pd.DataFrame) -> Figure:
     for name in log.columns.drop(["step", "tower", "answer"]):
         right.plot(log["step"], 100 * log[name], label=name)
     right.set(xlabel="step", ylabel="accuracy (%)", ylim=(0, 100))
-    for ax in (left, right):
-        ax.legend(frameon=False, fontsize="small")
+    left.legend(frameon=False, fontsize="small")
+    right.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -90,7 +90,7 @@ class PrunedInputs(Mapping[str, Any]):
         images: tuple[PrunedImage, ...],
     ):
         self._text = dict(text)
-        self._family = family
+        self.family = family
         self.features = features
         """(k, d) per picture: the kept tokens."""
         self.images = images
@@ -98,7 +98,7 @@ class PrunedInputs(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs":
-            return self._family.encoder_outputs(self.features)
+            return self.family.encoder_outputs(self.features)
         return self._text[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -118,7 +118,7 @@ class PrunedInputs(Mapping[str, Any]):
         """The same on another device; `dtype` is that of the features."""
         text = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self._text.items()}
         features = [feature.to(device=device, dtype=dtype) for feature in self.features]
-        return PrunedInputs(text, self._family, features, self.images)
+        return PrunedInputs(text, self.family, features, self.images)
 
 
 def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -> dict[str, Any]:

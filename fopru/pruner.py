@@ -102,6 +102,11 @@ class Pruner:
             check_integer("layer", self.layer)
         check_choice("positions", self.positions, (None, *POSITIONS))
 
+    @property
+    def asks(self) -> bool:
+        """Whether what is kept depends on the question."""
+        return "text" in self.needs
+
     def score(self, image: EncodedImage) -> Tensor | None:
         """(N,) float32 significance of one view's tokens, or None where the method has none."""
         return None
@@ -165,7 +170,7 @@ class Pruner:
         """
         images, features = [], []
         for image in encoded.images:
-            if "text" in self.needs:
+            if "text" in self.needs and image.text is None:
                 image = replace(image, text=encoded.text(image.sample))
             pruned, tokens = self._prune_image(image)
             images.append(pruned)

@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -145,11 +147,12 @@ def test_each_picture_goes_through_the_tower_once(monkeypatch):
         lambda module, args, kwargs: seen.append(len((*args, *kwargs.values())[0])),
         with_kwargs=True,
     )
-    evaluate(
-        model, processor, examples(), ("fopru", "cls", "uniform"), (0.5, 0.25), max_new_tokens=2
-    )
+    methods = ("fopru", "cls", "uniform")
+    for batch_size in (1, 3, 64):  # questions on one picture are never torn apart
+        seen.clear()
+        evaluate(model, processor, examples(), methods, (0.5, 0.25), batch_size=batch_size)
+        assert sum(seen) == 3
     handle.remove()
-    assert sum(seen) == 3
 
 
 def test_the_oracle_keeps_the_evidence_first_and_the_table_says_how_much():
@@ -184,13 +187,243 @@ def test_blind_controls_show_other_pictures():
     "arguments, message",
     [
         ({"methods": ("foopru",)}, "methods='foopru': must be one of .*'fopru'.*'oracle'"),
-        ({"blind": ("dark",)}, "blind='dark': must be one of 'grey', 'swapped'"),
+        ({"blind": ("dark",)}, "blind='dark': must be one of 'none', 'grey', 'swapped'"),
         ({"retentions": (0.5, 1.5)}, r"retention=1.5: must be a number in \(0, 1\]"),
+        ({"methods": ("fopru-later",)}, "methods='fopru-later': must be .*'fopru-shuffled'"),
+        ({"methods": ("fastv-later",)}, "'fastv-later' needs several .* 'q4' and 0 others"),
+        ({"examples": examples() * 2}, "examples: id 'q0' stands there 2 times"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        evaluate(tiny.model(), tiny.processor(), examples(), **arguments)
+        evaluate(tiny.model(), tiny.processor(), **{"examples": examples(), **arguments})
+
+
+def test_no_picture_is_no_tokens():
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    found = evaluate(model, processor, asked, (), blind=("none",), max_new_tokens=2)
+    rows = found[found.method == "none"]
+    assert (rows.kept == 0).all() and (rows.retention == 0).all()
+    for row, e in zip(rows.itertuples(), asked, strict=True):
+        text = processor(text=f"USER:  {e.question} ASSISTANT:", return_tensors="pt")
+        with torch.no_grad():
+            expected = model.generate(**text, max_new_tokens=2, do_sample=False)
+        new = expected[0, text["input_ids"].shape[1] :]
+        assert row.prediction == processor.decode(new, skip_special_tokens=True).strip().lower()
+
+
+def test_a_smaller_picture_has_fewer_patches():
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    found = evaluate(model, processor, asked, ("smaller",), (1.0, 0.3, 0.01), max_new_tokens=2)
+    full = found[found.method == "full"]
+    smaller = found[found.method == "smaller"].set_index("retention")
+    # of 8 x 8 patches: 19 would fit 4 x 4, and nothing fits less than one
+    assert smaller.groupby(level=0).kept.unique().map(list).to_dict() == {
+        1.0: [64],
+        0.3: [16],
+        0.01: [1],
+    }
+    np.testing.assert_allclose(smaller.loc[1.0].loglik, full.loglik, atol=1e-4)
+    assert (smaller.loc[0.3].loglik.to_numpy() != full.loglik.to_numpy()).all()
+    with pytest.raises(fopru.UnsupportedModelError, match="'smaller' .* this one sees 2 views"):
+        evaluate(tiny.model("llava_next"), tiny.processor("llava_next"), asked, ("smaller",))
+
+
+def test_shuffling_takes_the_order_and_nothing_else():
+    model, processor = tiny.model(), tiny.processor()
+    inputs = processor(
+        images=[e.image for e in examples()],
+        text=[f"USER: <image> {e.question} ASSISTANT:" for e in examples()],
+        padding=True,
+        return_tensors="pt",
+    )
+    for positions in ("reindex", "preserve"):
+        pruned = fopru.FoPru(0.25, positions=positions).prune(model, inputs)
+        mixed = controls.shuffled(pruned, seed=1)
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(1))
+        assert order.tolist() != sorted(order.tolist())
+        torch.testing.assert_close(mixed.features[0], pruned.features[0][order])
+        visual = pruned["input_ids"][0] == model.config.image_token_id
+        if positions == "preserve":
+            expected = pruned["position_ids"][0][visual][order]
+            assert mixed["position_ids"][0][visual].tolist() == expected.tolist()
+            assert torch.equal(
+                mixed["position_ids"][0][~visual], pruned["position_ids"][0][~visual]
+            )
+        else:
+            assert "position_ids" not in mixed
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "cdpruner"])
+def test_asked_later_the_other_question_has_decided(method):
+    model, processor = tiny.model(), tiny.processor()
+    asked = examples()[:4]
+    arguments = {"retentions": (0.25,), "max_new_tokens": 2}
+    found = evaluate(model, processor, asked, (method, f"{method}-later"), **arguments)
+    now, later = (found[found.method == m] for m in (method, f"{method}-later"))
+    # tokens that one question chose, and the other answers by
+    swapped = [1, 0, 3, 2]
+    same = [fopru.evaluation.Example(**{**vars(e), "question": "w1"}) for e in asked]
+    alike = evaluate(model, processor, same, (method, f"{method}-later"), **arguments)
+    for part in (now, later):
+        assert (part.kept == 16).all()
+    for one, other in zip(
+        *(alike[alike.method == m].loglik for m in (method, f"{method}-later")), strict=True
+    ):
+        assert one == pytest.approx(other, abs=1e-5)
+    assert not np.allclose(now.loglik, later.loglik, atol=1e-6)
+    pruner = fopru.METHODS[method](0.25)
+    for row, other in enumerate(swapped):
+        texts = [f"USER: <image> {asked[i].question} ASSISTANT:" for i in (row, other)]
+        mine, yours = (
+            processor(images=asked[row].image, text=text, return_tensors="pt") for text in texts
+        )
+        ids = processor.tokenizer(f"{asked[row].answer}</s>", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            if method == "cdpruner":
+                (kept,) = pruner.prune(model, yours).images
+                chosen = Kept(0.25, chosen=tuple(kept.kept.tolist()))
+                expected = stepwise(model, chosen.prune(model, mine), ids)
+            else:
+                with pruner(model) as run:
+                    model(**yours)
+                with pruner(model, run) as again:
+                    expected = stepwise(model, mine, ids)
+                assert [k.tolist() for k in again.kept] == [k.tolist() for k in run.kept]
+        assert later.loglik.iloc[row] == pytest.approx(expected, abs=1e-4)
+
+
+@dataclass(frozen=True)
+class Kept(fopru.Pruner):
+    """Keeps what it is told to."""
+
+    chosen: tuple[int, ...] = ()
+
+    def select(self, image, k):
+        return torch.tensor(self.chosen)
+
+
+def stepwise(model, inputs, ids):
+    """The log-likelihood of token ids after a prompt, one step at a time on its cache."""
+    inputs = dict(inputs)
+    total, cache, mask = 0.0, None, inputs["attention_mask"]
+    for token in ids:
+        out = model(**inputs, past_key_values=cache, use_cache=True)
+        total += out.logits[0, -1].double().log_softmax(-1)[token].item()
+        cache, mask = out.past_key_values, torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+        inputs = {"input_ids": torch.tensor([[token]]), "attention_mask": mask}
+    return total
+
+
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "cdpruner", "oracle"])
+def test_methods_that_read_the_question_do_not_see_the_answer(method):
+    """Their choice is made at the prompt's end, before the right answer is read out."""
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    found = evaluate(model, processor, asked, (method,), (0.25,), max_new_tokens=2)
+    table = found[found.method == method]
+    if method == "oracle":
+        other = [fopru.evaluation.Example(**{**vars(e), "answer": "w3 w4 w5"}) for e in asked]
+        again = evaluate(model, processor, other, (method,), (0.25,), max_new_tokens=2)
+        assert again[again.method == method].prediction.tolist() == table.prediction.tolist()
+        return
+    pruner = fopru.METHODS[method](0.25)
+    for e, loglik in zip(asked, table.loglik, strict=True):
+        text = f"USER: <image> {e.question} ASSISTANT:"
+        inputs = processor(images=e.image, text=text, return_tensors="pt")
+        ids = processor.tokenizer(f"{e.answer}</s>", add_special_tokens=False).input_ids
+        with torch.no_grad():
+            if method == "cdpruner":
+                expected = stepwise(model, pruner.prune(model, inputs), ids)
+            else:
+                with pruner(model):
+                    expected = stepwise(model, inputs, ids)
+        assert loglik == pytest.approx(expected, abs=1e-4)
+
+
+def test_divergence_is_from_the_full_model_on_the_right_answer():
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    found = evaluate(
+        model, processor, asked, ("uniform",), (0.25,), blind=("grey",), max_new_tokens=1
+    )
+    rows = found.set_index("method")
+    np.testing.assert_allclose(rows.loc["full"].kl, 0, atol=1e-6)
+    assert rows.loc["grey"].kl.isna().all()
+    e = asked[1]
+    ids = processor.tokenizer(f"{e.answer}</s>", add_special_tokens=False).input_ids
+    text = f"USER: <image> {e.question} ASSISTANT: {e.answer}</s>"
+    inputs = processor(images=e.image, text=text, return_tensors="pt")
+    logs = []
+    with torch.no_grad():
+        for pruner in (fopru.Random(1.0), fopru.METHODS["uniform"](0.25)):
+            logits = model(**pruner.prune(model, inputs)).logits[0, -len(ids) - 1 : -1]
+            logs.append(logits.double().log_softmax(-1))
+    expected = torch.nn.functional.kl_div(logs[1], logs[0], log_target=True, reduction="none")
+    measured = found[(found.method == "uniform") & (found.id == e.id)].kl.item()
+    assert measured == pytest.approx(expected.sum(-1).mean().item(), abs=1e-5)
+
+
+def test_rows_come_question_by_question_in_the_order_of_the_settings():
+    found = evaluate(
+        tiny.model(),
+        tiny.processor(),
+        examples()[::-1],
+        ("uniform", "fopru"),
+        (0.5, 0.25),
+        max_new_tokens=1,
+        batch_size=2,
+    )
+    cells = list(zip(found.method, found.retention, strict=True))[:5]
+    assert cells == [
+        ("full", 1.0),
+        ("uniform", 0.5),
+        ("uniform", 0.25),
+        ("fopru", 0.5),
+        ("fopru", 0.25),
+    ]
+    assert found.id.drop_duplicates().tolist() == ["q4", "q3", "q2", "q1", "q0"]
+
+
+def test_bands_hold_for_all_cells_at_once():
+    """Of many comparisons of equals about one in twenty finds any cell outside of its band."""
+    rng = np.random.default_rng(0)
+    missed = missed_singly = 0
+    for _ in range(40):
+        rows = [
+            (f"q{i}", f"p{i}", "t", f"m{cell}", 0.5, 0, bool(rng.random() < 0.5))
+            for i in range(80)
+            for cell in range(12)
+        ]
+        table = statistics.bands(results(rows))
+        singly = statistics.accuracy(results(rows))
+        missed += bool(((table.low > 0.5) | (table.high < 0.5)).any())
+        missed_singly += bool(((singly.low > 0.5) | (singly.high < 0.5)).any())
+    assert missed <= 6 < missed_singly
+
+
+def test_what_is_retained_is_measured_above_the_blind():
+    rows = []
+    for method, retention, right in (("full", 1.0, 9), ("grey", 1.0, 5), ("fopru", 0.5, 8)):
+        rows += [(f"q{i}", f"p{i}", "t", method, retention, 0, i < right) for i in range(10)]
+    table = statistics.retained(results(rows).assign(kept=1)).set_index("method")
+    assert table.retained.to_dict() == pytest.approx({"full": 1.0, "grey": 0.0, "fopru": 0.75})
+
+
+def test_scores_are_the_benchmarks_own():
+    frame = pd.DataFrame(
+        {
+            "id": ["a", "b", "c", "d"],
+            "task": ["presence"] * 2 + ["documents"] * 2,
+            "method": "full",
+            "retention": 1.0,
+            "seed": 0,
+            "metric": ["f1"] * 2 + ["anls"] * 2,
+            "prediction": ["yes", "yes", "17", "18"],
+            "answer": ["yes", "no", "17", "19"],
+            "score": [1.0, 0.0, 1.0, 0.5],
+        }
+    )
+    table = statistics.scores(frame).set_index("metric").score
+    assert table.to_dict() == pytest.approx({"f1": 2 / 3, "anls": 0.75})
 
 
 def test_intervals_resample_pictures_not_questions():

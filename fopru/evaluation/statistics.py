@@ -98,9 +98,72 @@ def difference(
     return interval(gap, gap.index.get_level_values("image").to_series())
 
 
+def bands(
+    results: pd.DataFrame,
+    by: Sequence[str] = ("task",),
+    value: str = "correct",
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """As `accuracy`, with intervals that hold for all cells at once.
+
+    Pictures are drawn once for all cells, and every band is as many standard errors wide as the
+    worst of the cells needs (the maximum of the studentised deviations).
+    """
+    cells = accuracy(results, by, value)
+    keys = [*by, "method", "retention"]
+    values = results.assign(value=results[value].astype(float)).dropna(subset=["value"])
+    asked = values.groupby([*keys, "image", "id"], observed=True)["value"].mean()
+    per_picture = asked.groupby([*keys, "image"]).agg(["sum", "size"]).unstack("image").fillna(0)
+    per_picture = per_picture.loc[list(cells[keys].itertuples(index=False, name=None))]
+    sums, counts = (per_picture[name].to_numpy(float) for name in ("sum", "size"))
+    pictures = sums.shape[1]
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)  # (R, pictures)
+    with np.errstate(invalid="ignore"):  # no picture of a small cell was drawn
+        means = (weights @ sums.T) / (weights @ counts.T)  # (R, cells)
+    errors = np.nanstd(means, axis=0)
+    far = np.abs(means - cells["mean"].to_numpy()) / np.where(errors > 0, errors, np.inf)
+    width = np.quantile(np.nanmax(far, axis=1), confidence) * errors
+    return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
+
+
 def above_chance(share: float, chance: float) -> float:
     """A share of right answers on a scale where guessing is 0 and always right is 1."""
     return (share - chance) / (1 - chance)
+
+
+def retained(results: pd.DataFrame, blind: str = "grey") -> pd.DataFrame:
+    """What is left of that which the picture gave: 1 answers as with all tokens, 0 as if blind.
+
+    Args:
+        results: as `fopru.evaluate` gives them, the control `blind` among them.
+        blind: the control whose accuracy is the floor, since guessing is not worth the same
+            everywhere.
+
+    Returns:
+        Per task, method and retention: kept, accuracy, retained (NaN where seeing gains nothing).
+    """
+    cells = accuracy(results)
+    floor, full = (cells[cells.method == m].set_index("task")["mean"] for m in (blind, "full"))
+    low, high = cells["task"].map(floor), cells["task"].map(full)
+    table = cells[["task", "method", "retention", "kept"]].assign(accuracy=cells["mean"])
+    return table.assign(retained=(cells["mean"] - low) / (high - low).where(high > low))
+
+
+def scores(results: pd.DataFrame) -> pd.DataFrame:
+    """The benchmarks' own metrics, seeds averaged.
+
+    Returns:
+        Per task, method and retention: metric ("accuracy", "f1", "anls" or "relaxed") and score.
+    """
+    rows = []
+    keys = ["task", "method", "retention", "metric"]
+    for key, cell in results.groupby(keys, sort=False):
+        each = [f1(part) for _, part in cell.groupby("seed")]
+        score = np.mean(each) if key[-1] == "f1" else cell["score"].mean()
+        rows.append(dict(zip(keys, key, strict=True)) | {"score": score})
+    return pd.DataFrame(rows)
 
 
 def f1(results: pd.DataFrame, positive: str = "yes") -> float:

@@ -60,6 +60,7 @@ def relaxed(said: str, right: str) -> float:
 
 METRICS: dict[str, Callable[[str, str], float]] = {
     "accuracy": exact,
+    "f1": exact,  # of "yes", over all questions: `statistics.f1`
     "anls": anls,
     "relaxed": relaxed,
 }

@@ -18,7 +18,7 @@ from fopru.evaluation import Example
 from fopru.pocket import scenes
 from fopru.pocket.drawing import SIZE, Question
 from fopru.pocket.objects import Objects
-from fopru.pocket.sampling import example, folder
+from fopru.pocket.sampling import METRICS, example, folder
 
 SPLITS = {"test": (scenes.TEST, 200), "validation": (scenes.VALIDATION, 100)}
 """Split -> first entry of its scenes' seeds, and questions per task."""
@@ -172,10 +172,9 @@ def read(path: str | Path) -> list[Example]:
                     raise ValueError("must not be empty")
         except (ValueError, TypeError, OSError, SyntaxError) as error:
             raise ValueError(f"{path}, row {i}, field {field!r}: {error}.") from None
-        told = (row[name] for name in ("question", "answer"))
-        examples.append(
-            Example(row["id"], row["task"], pictures[data], *told, choices, evidence, scene)
-        )
+        told = (row["question"], row["answer"], choices, evidence, scene)
+        metric = METRICS.get(row["task"], "accuracy")
+        examples.append(Example(row["id"], row["task"], pictures[data], *told, metric=metric))
     return examples
 
 

@@ -13,6 +13,9 @@ from fopru.pocket.drawing import Question, Scene
 
 QUESTIONS_PER_IMAGE = 3
 
+METRICS = {"presence": "f1", "documents": "anls", "charts": "relaxed"}
+"""Of tasks that are not judged by accuracy alone, as their public cousins are."""
+
 
 def folder(name: str = "pocket") -> Path:
     """The folder of the shipped model, in Hugging Face format, or of its benchmark.
@@ -51,9 +54,9 @@ def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example
         scene = scenes.scene((scenes.SAMPLES, seed, index), kind)
         rng = np.random.default_rng((scenes.SAMPLES, seed, index, 1))
         found = scenes.questions(scene, rng, task)
-        picture = f"{seed}-{index}"
+        picture = f"{type(scene).__name__.lower()}-{seed}-{index}"
         examples += [
-            example(f"{picture}-{i}", picture, scene, found[i])
+            example(f"{picture}-{found[i].task}-{i}", picture, scene, found[i])
             for i in rng.permutation(len(found))[:QUESTIONS_PER_IMAGE]
         ]
         index += 1
@@ -64,4 +67,5 @@ def example(name: str, picture: str, scene: Scene, asked: Question) -> Example:
     """A question in the form that evaluation takes."""
     truth = {"image_id": picture, "variant": asked.variant, **scene.truth()}
     told = (asked.text, asked.answer, asked.choices, asked.evidence)
-    return Example(name, asked.task, scene.image, *told, truth)
+    metric = METRICS.get(asked.task, "accuracy")
+    return Example(name, asked.task, scene.image, *told, truth, metric=metric)

@@ -10,6 +10,7 @@ import torch
 
 from fopru.encoding import encode
 from fopru.evaluation import chat, evaluate
+from fopru.evaluation.controls import BLIND
 from fopru.evaluation.statistics import accuracy, difference
 from fopru.loading import load
 from fopru.methods import FoPru
@@ -42,7 +43,7 @@ def score(
     examples = [e for task in scenes.TASKS for e in sample(task, n, seed)]
     parts = []
     for positions in POSITIONS:
-        blind = ("grey", "swapped") if positions == POSITIONS[0] else ()
+        blind = tuple(BLIND) if positions == POSITIONS[0] else ()
         rows = evaluate(net, processor, examples, methods, retentions, positions, blind=blind)
         parts.append(rows)
     return pd.concat(parts, ignore_index=True)
@@ -102,19 +103,19 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def _full(results: pd.DataFrame) -> str:
-    cells = accuracy(results[results.retention == 1.0])
+    cells = accuracy(results[results.method.isin(["full", *BLIND])])
     lines = []
     for task, part in cells.groupby("task", sort=False):
         by = part.set_index("method")
-        lines.append([task, *(_cell(by.loc[m]) for m in ("full", "grey", "swapped"))])
-    return _table(["task", "all tokens", "blind, grey", "blind, swapped"], lines)
+        lines.append([task, *(_cell(by.loc[m]) for m in ("full", *BLIND))])
+    return _table(["task", "all tokens", "no picture", "a grey one", "another one"], lines)
 
 
 def _pruned(results: pd.DataFrame, positions: str) -> str:
     rows = results[results.positions == positions]
     cells = accuracy(rows).set_index(["task", "method", "retention"])["mean"]
     methods = [m for m in METHODS if m in set(rows.method)]
-    retentions = sorted(set(rows.retention) - {1.0}, reverse=True)
+    retentions = sorted(set(rows.retention) - {0.0, 1.0}, reverse=True)
     lines = []
     for task in dict.fromkeys(rows.task):
         line = [task, f"{100 * cells[task, 'full', 1.0]:.0f}"]
@@ -129,11 +130,12 @@ def _pruned(results: pd.DataFrame, positions: str) -> str:
 
 def _by_evidence(results: pd.DataFrame) -> str:
     rows = results[(results.evidence > 0) & results.retention.isin((1.0, 0.25))]
-    bins = pd.cut(rows.evidence, [0, 4, 16, 64, 256], labels=["1-4", "5-16", "17-64", "65-256"])
-    cells = accuracy(rows.assign(patches=bins), by=["patches"])
+    labels = ["1-4", "5-16", "17-64", "65-256"]
+    bins = pd.cut(rows.evidence, [0, 4, 16, 64, 256], labels=labels)
+    cells = accuracy(rows.assign(patches=bins.astype(str)), by=["patches"]).set_index("patches")
     lines = []
-    for patches, part in cells.groupby("patches", sort=True, observed=True):
-        by = part.set_index("method")
+    for patches in labels:
+        by = cells.loc[[patches]].set_index("method")
         methods = [m for m in ("full", *METHODS) if m in by.index]
         lines.append([patches, str(by.n.iloc[0]), *(_cell(by.loc[m]) for m in methods)])
     return _table(["patches", "questions", *methods], lines)
