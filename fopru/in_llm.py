@@ -158,7 +158,8 @@ class _Work:
         self.stages = pruner.stages(len(self.decoder.layers))
         self.reindex = (pruner.positions or ("preserve", "reindex")[pruner.reindexes]) == "reindex"
         self.run = InLLMRun()
-        watched = (i - 1 if pruner.before else i for i in self.stages)
+        scored = self.stages if chosen is None else ()
+        watched = (i - 1 if pruner.before else i for i in scored)
         self.watched = {id(self.decoder.layers[i].self_attn) for i in watched}
         self.noted: tuple[Tensor, Tensor, float] | None = None
         self.current: Sequence | None = None

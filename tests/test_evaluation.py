@@ -256,7 +256,7 @@ def test_shuffling_takes_the_order_and_nothing_else():
 
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "cdpruner"])
 def test_asked_later_the_other_question_has_decided(method):
-    model, processor = tiny.model(), tiny.processor()
+    model, processor = tiny.model(layers=4), tiny.processor()
     asked = examples()[:4]
     arguments = {"retentions": (0.25,), "max_new_tokens": 2}
     found = evaluate(model, processor, asked, (method, f"{method}-later"), **arguments)
@@ -318,7 +318,7 @@ def stepwise(model, inputs, ids):
 @pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "cdpruner", "oracle"])
 def test_methods_that_read_the_question_do_not_see_the_answer(method):
     """Their choice is made at the prompt's end, before the right answer is read out."""
-    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    model, processor, asked = tiny.model(layers=4), tiny.processor(), examples()
     found = evaluate(model, processor, asked, (method,), (0.25,), max_new_tokens=2)
     table = found[found.method == method]
     if method == "oracle":

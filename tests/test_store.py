@@ -151,7 +151,7 @@ def test_an_unreadable_picture_is_a_row_with_its_reason(tmp_path):
         ('{"image": "a.png", "question": "a", "answers": []}', "line 2: field 'answers'"),
         (
             '{"image": "a.png", "question": "a", "answer": "b", "metric": "bleu"}',
-            "line 2: field 'metric' is 'bleu', not one of accuracy, anls, relaxed",
+            "line 2: field 'metric' is 'bleu', not one of accuracy, f1, anls, relaxed",
         ),
         (
             '{"image": "a.png", "question": "a", "answer": "b", "evidence": [[5, 0, 5, 9]]}',

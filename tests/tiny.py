@@ -48,7 +48,7 @@ def tokenizer(padding_side="left"):
     )
 
 
-def configs(family, **vision):
+def configs(family, layers=3, **vision):
     vision_config = CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
@@ -62,7 +62,7 @@ def configs(family, **vision):
     text_config = LlamaConfig(
         hidden_size=48,
         intermediate_size=64,
-        num_hidden_layers=3,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=len(WORDS),
@@ -79,14 +79,14 @@ def configs(family, **vision):
     return LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
 
 
-def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, **vision):
+def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, layers=3, **vision):
     """A model whose attention is far from uniform, so that rankings are not decided by noise."""
     kinds = {
         "llava": LlavaForConditionalGeneration,
         "llava_next": LlavaNextForConditionalGeneration,
     }
     torch.manual_seed(seed)
-    net = kinds[family](configs(family, **vision))
+    net = kinds[family](configs(family, layers, **vision))
     with torch.no_grad():
         for name, parameter in net.named_parameters():
             if parameter.dim() > 1:
