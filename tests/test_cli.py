@@ -1,5 +1,9 @@
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -113,6 +117,30 @@ def test_evaluate_writes_a_table_and_goes_on_from_its_file(tmp_path):
     result = fopru_cli("evaluate", "reading", "charts", *options, "--blind", "grey")
     assert result.exit_code == 0, result.output
     assert len(pd.read_parquet(out)) == len(found) + 8
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_table_as_one(tmp_path):
+    folder = Path(sys.executable).parent
+    options = ["--limit", "9", "--retention", "0.25", "--seeds", "2", "--batch-size", "4"]
+    tables = []
+    for processes in (1, 2):
+        out = tmp_path / f"{processes}.parquet"
+        launch = [folder / "torchrun", "--nproc-per-node", str(processes)]
+        asked = [folder / "fopru", "evaluate", "reading", "presence", *options, "--out", out]
+        done = subprocess.run(
+            [*launch, *asked],
+            env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.count("answers: ") == 1
+        tables.append(pd.read_parquet(out))
+    assert len(tables[0]) == 2 * 9 * (1 + 1 + 1 + 2)
+    measured = ["loglik", "kl"]
+    pd.testing.assert_frame_equal(*(table.drop(columns=measured) for table in tables))
+    assert (tables[0][measured] - tables[1][measured]).abs().max().max() < 1e-4
 
 
 def test_evaluate_on_questions_of_ones_own(tmp_path, picture):

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
 from fopru import evaluation, load
 from fopru.cli.common import check_parquet, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
-from fopru.evaluation.runner import settings
+from fopru.evaluation.runner import launched, settings
 from fopru.pocket import benchmark
 from fopru.pocket.scenes import TASKS
 
@@ -50,7 +49,7 @@ def evaluate(
         methods = method or ["fopru", "fopru-row", "random"]
         retentions = retention or [0.5, 0.25, 0.1]
         settings(methods, retentions, positions)  # refused before a model is loaded
-        processes = PartialState()  # of `accelerate launch`, or this one alone
+        processes = launched()
         net, processor = load(model)
         results = evaluation.evaluate(
             net.to(processes.device),
@@ -65,6 +64,7 @@ def evaluate(
             max_new_tokens=max_new_tokens,
             out=out.with_suffix(".sqlite"),
         )
+        processes.destroy_process_group()
         if not processes.is_main_process:
             return
         keep(results, out)

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
@@ -25,6 +26,11 @@ from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pictures import load_image
 from fopru.pruner import METHODS, Pruner, check_choice
+
+
+def launched() -> PartialState:
+    """The processes of `accelerate launch` or `torchrun`, or this one alone."""
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
 def known() -> dict[str, type[Pruner]]:
@@ -86,8 +92,8 @@ def evaluate(
     Pictures go through the vision tower once for the whole comparison. Where methods do not read
     the question, those on the same picture share its selection and its part of the KV cache.
 
-    Under `accelerate launch` each process answers for its share of the pictures, and all return
-    the whole table.
+    Under `accelerate launch` or `torchrun` each process answers for its share of the pictures, and
+    all return the whole table. (On CPUs set ACCELERATE_USE_CPU=1.)
 
     Args:
         examples: as of `fopru.pocket.benchmark`, `fopru.pocket.sample` or `read_jsonl`.
@@ -128,7 +134,7 @@ def evaluate(
         asked = [replace(full, method=control, retention=share, blind=True)]
         parts.append((BLIND[control](examples), asked))
     work = [(batch, asked) for part, asked in parts for batch in _batches(part, batch_size)]
-    processes = PartialState()
+    processes = launched()
     if processes.num_processes > 1 and out is None:
         raise ValueError(f"out=None: {processes.num_processes} processes need a file to share.")
     work = work[processes.process_index :: processes.num_processes]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pandas as pd
 import torch
@@ -88,7 +89,7 @@ class Store:
             ) from None
 
     def _open(self, manifest: Mapping[str, Any]) -> None:
-        self.database = sqlite3.connect(self.path)
+        self.database = sqlite3.connect(self.path, timeout=60)  # other processes write too
         self.database.execute("PRAGMA journal_mode=WAL")
         (state,) = self.database.execute("PRAGMA integrity_check").fetchone()
         if state != "ok":
@@ -98,7 +99,7 @@ class Store:
             columns = ", ".join(f"{name} NOT NULL" for name in KEY)
             self.database.execute(
                 f"CREATE TABLE IF NOT EXISTS rows ({columns}, json TEXT NOT NULL, "
-                f"PRIMARY KEY ({', '.join(KEY)}))"
+                f"crc INTEGER NOT NULL, PRIMARY KEY ({', '.join(KEY)}))"
             )
         found = self.database.execute("SELECT json FROM manifest").fetchone()
         if found is None:
@@ -119,15 +120,29 @@ class Store:
 
     def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """All of these rows, or none."""
-        values = [(*(row[name] for name in KEY), json.dumps(row)) for row in rows]
-        places = ", ".join("?" * (len(KEY) + 1))
+        values = []
+        for row in rows:
+            text = json.dumps(row)
+            values.append((*(row[name] for name in KEY), text, crc32(text.encode())))
+        places = ", ".join("?" * (len(KEY) + 2))
         with self.database:
             self.database.executemany(f"INSERT OR REPLACE INTO rows VALUES ({places})", values)
 
     def frame(self) -> pd.DataFrame:
-        """All rows, in the order in which they were first added."""
-        rows = self.database.execute("SELECT json FROM rows ORDER BY rowid")
-        return pd.DataFrame([json.loads(text) for (text,) in rows])
+        """All rows, in the order in which they were first added.
+
+        Raises:
+            ValueError: a row is not what was written.
+        """
+        found = []
+        for text, crc in self.database.execute("SELECT json, crc FROM rows ORDER BY rowid"):
+            if crc32(text.encode()) != crc:
+                raise ValueError(
+                    f"{self.path} is damaged: row {len(found)} is not what was written. Move the "
+                    "file away to start anew."
+                )
+            found.append(json.loads(text))
+        return pd.DataFrame(found)
 
     def close(self) -> None:
         self.database.close()
