@@ -1,0 +1,49 @@
+"""Every method and control at every retention on PocketBench: `data/results/pocketbench.parquet`.
+
+    python benchmarks/pocketbench.py    # about half an hour on two cores; a stopped run goes on
+
+All positions are the family's default, and for a few methods the original ones too.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import fopru
+from fopru.evaluation.controls import BLIND
+from fopru.evaluation.runner import known
+from fopru.evaluation.store import provenance
+
+RETENTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
+SHUFFLED = ("fopru-shuffled",)
+PRESERVED = ("fopru", "fopru-row", "cls", "random", "oracle", *SHUFFLED)
+FLOATS = ("found", "loglik", "kl", "layer_weighted", "score")
+
+
+def main(out: Path) -> None:
+    model, processor = fopru.load("pocket")
+    examples = fopru.pocket.benchmark("test")
+    methods = [name for name in known() if not name.endswith("-shuffled")] + list(SHUFFLED)
+    store = out.with_suffix(".sqlite")
+    calls = (
+        {
+            "methods": [name for name in methods if name != "random"],
+            "seeds": [0],
+            "blind": [*BLIND],
+        },
+        {"methods": ["random"], "seeds": range(5)},
+        {"methods": PRESERVED, "seeds": [0], "positions": "preserve"},
+        {"methods": ["random"], "seeds": range(5), "positions": "preserve"},
+    )
+    for arguments in calls:
+        results = fopru.evaluate(
+            model, processor, examples, retentions=RETENTIONS, out=store, **arguments
+        )
+    small = results.astype(dict.fromkeys(FLOATS, "float32")).drop(columns=["error", "answer"])
+    small.to_parquet(out, index=False, compression="zstd")
+    out.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    folder = Path(__file__).parents[1] / "data" / "results"
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "pocketbench.parquet")
