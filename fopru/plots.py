@@ -11,11 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullLocator
 from PIL import Image
 from transformers import ProcessorMixin
 
 from fopru.evaluation.evidence import frame
 from fopru.pruned import PrunedImage
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which the colour-blind can tell apart."""
+
+MARKERS = "os^Dvpx"
 
 
 def _table(pruned: PrunedImage, values: np.ndarray, view: int) -> np.ndarray:
@@ -100,6 +106,41 @@ def significance(
     ax, heat = _draw(grey, table, processor, ax, cmap="viridis", alpha=0.7)
     ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")
     ax.set_title("significance of each patch")
+    return ax
+
+
+def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Accuracy against the visual tokens really kept, with bands; all tokens and blind as lines.
+
+    Args:
+        cells: of one task, from `statistics.accuracy` or `statistics.bands`: method, kept, mean,
+            low, high. Of methods without a curve ("full", "grey" and their like) a line is drawn.
+    """
+    ax = ax if ax is not None else plt.subplots(figsize=(6, 4), layout="constrained")[1]
+    methods = list(cells.method.unique())
+    lone = [m for m in methods if (cells.method == m).sum() == 1]
+    swept = [m for m in methods if m not in lone]
+    for i, method in enumerate(swept):
+        part = cells[cells.method == method].sort_values("kept")
+        color = PALETTE[i % len(PALETTE)]
+        ax.plot(
+            part.kept,
+            100 * part["mean"],
+            MARKERS[i % len(MARKERS)] + "-",
+            color=color,
+            label=method,
+            markersize=4,
+        )
+        ax.fill_between(part.kept, 100 * part.low, 100 * part.high, color=color, alpha=0.15, lw=0)
+    for method, style in zip(lone, ("-", ":", "--", "-."), strict=False):
+        mean = 100 * cells[cells.method == method]["mean"].item()
+        ax.axhline(mean, color="0.5", linestyle=style, label=method, linewidth=1)
+    ax.set(xlabel="visual tokens kept", ylabel="accuracy (%)", xscale="log", ylim=(0, 102))
+    ticks = np.unique(cells[cells.method.isin(swept)].kept.round().astype(int))
+    ax.set_xticks(ticks[:: -(-len(ticks) // 8)], minor=False)
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 

@@ -152,11 +152,12 @@ def evaluate(
             whole, broken = _loaded(some)
             if whole and left:
                 batch = Batch(model, processor, whole, left)
-            for setting in left:
-                rows = list(batch.rows(setting, max_new_tokens)) if whole else []
-                rows += [_failed(e, setting, numbering, reason) for e, reason in broken]
-                store.add(rows)
-            bar.update(len(some) * len(asked))
+            for setting in asked:
+                if setting in left:
+                    rows = list(batch.rows(setting, max_new_tokens)) if whole else []
+                    rows += [_failed(e, setting, numbering, reason) for e, reason in broken]
+                    store.add(rows)
+                bar.update(len(some))
         processes.wait_for_everyone()
         return _ordered(store.frame(), examples, [s for _, asked in parts for s in asked])
 

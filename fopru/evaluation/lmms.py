@@ -1,0 +1,168 @@
+"""The model `fopru` of lmms-eval, and where PocketBench lies as its tasks (extra `fopru[lmms]`).
+
+    lmms-eval --model fopru --model_args pretrained=pocket,method=fopru,retention=0.25 \\
+        --tasks pocketbench --include_path fopru/evaluation/lmms_tasks
+
+lmms-eval finds `manifest` by its entry point. Nothing else in fopru imports this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from lmms_eval.protocol import ChatMessages
+from lmms_eval.utils import Collator
+from tqdm import tqdm
+
+from fopru.evaluation.runner import launched
+from fopru.loading import load
+from fopru.pruner import METHODS, Pruner, check_choice
+
+TASKS = Path(__file__).with_name("lmms_tasks")
+"""The folder for `--include_path`."""
+
+manifest = ModelManifest("fopru", chat_class_path=f"{__name__}.PrunedModel")
+
+
+class PrunedModel(lmms):
+    """A vision-language model of a supported family, with all its visual tokens or few of them.
+
+    Args:
+        pretrained: "pocket" for the embedded model, else a Hugging Face id or a folder.
+        method: a name in `fopru.METHODS`, or "full" for no pruning.
+        retention: share of each picture's visual tokens to keep, in (0, 1]; 0.25 if not given.
+        positions: "reindex", "preserve", or the family's default.
+        dtype: of the weights, as "bfloat16"; "auto" is that of the files.
+        device: of lmms-eval's `--device`; else a GPU if there is one. Each process of
+            `accelerate launch` has its own.
+        device_map: "auto" spreads one model over several GPUs, in one process.
+        batch_size: of lmms-eval's `--batch_size`.
+        max_new_tokens: longest answer where the task names none.
+        options: the method's other arguments, as `k` or `layer`.
+
+    Raises:
+        ValueError: an unknown method or argument, or a value outside of what it takes.
+    """
+
+    is_simple = False  # tasks hand over conversations, for the processor's own chat template
+
+    def __init__(
+        self,
+        pretrained: str = "pocket",
+        method: str = "fopru",
+        retention: float | None = None,
+        positions: str | None = None,
+        dtype: str = "auto",
+        device: str | None = None,
+        device_map: str | None = None,
+        batch_size: int | str = 1,
+        max_new_tokens: int = 1024,
+        **options: Any,
+    ):
+        super().__init__()
+        self.pruner = _pruner(method, retention, positions, options)
+        processes = launched()
+        self._rank, self._world_size = processes.process_index, processes.num_processes
+        if device_map is not None and self.world_size > 1:
+            raise ValueError(f"device_map={device_map!r}: {self.world_size} processes share it.")
+        self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
+        self.model, self.processor = load(pretrained, dtype=dtype, device_map=device_map)
+        if device_map is None:
+            alone = device is not None and self.world_size == 1
+            self.model.to(device if alone else processes.device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """What the model says to each request, stripped."""
+        order = Collator([r.args for r in requests], _longest_first, _settings, grouping=True)
+        pruning = nullcontext() if self.pruner is None else self.pruner(self.model)
+        said: list[str] = []
+        with pruning, tqdm(total=len(requests), desc="fopru", disable=self.rank > 0) as bar:
+            for part in order.get_batched(self.batch_size):
+                said += self._answers(part)
+                bar.update(len(part))
+        return order.get_original(said)
+
+    def _answers(self, requests: Sequence[tuple]) -> list[str]:
+        """Answers to a batch of requests that ask for the same way of generating."""
+        chats = [
+            ChatMessages(messages=messages(self.task_dict[task][split][number]))
+            for _, messages, _, number, task, split in requests
+        ]
+        for chat in chats:
+            _, videos, sounds = chat.extract_media()
+            if videos or sounds:
+                raise ValueError(
+                    f"task {requests[0][4]!r} has video or sound: fopru takes pictures."
+                )
+        asked = self.processor.apply_chat_template(
+            [chat.to_hf_messages() for chat in chats],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+            processor_kwargs={"padding": True, "padding_side": "left"},
+        ).to(self.device, self.model.dtype)
+        settings = _settings(requests[0])
+        out = self.model.generate(**asked, **_generation(settings, self.max_new_tokens))
+        new = out[:, asked["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(new, skip_special_tokens=True)
+        return [_cut(text, settings.get("until")).strip() for text in texts]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError("fopru generates answers: it has no tasks of likelihood.")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("fopru answers single questions: it has no tasks of many rounds.")
+
+
+def _pruner(
+    method: str, retention: float | None, positions: str | None, options: Mapping[str, Any]
+) -> Pruner | None:
+    check_choice("method", method, ("full", *METHODS))
+    options = {"retention": retention, "positions": positions, **options}
+    options = {name: value for name, value in options.items() if value is not None}
+    if method == "full":
+        if options:
+            raise ValueError(f"{next(iter(options))}: method 'full' prunes nothing and takes none.")
+        return None
+    allowed = tuple(field.name for field in fields(METHODS[method]))
+    for name in options:
+        check_choice("model_args", name, allowed)
+    return METHODS[method](**options)
+
+
+def _longest_first(request: tuple) -> int:
+    return -len(request[0])
+
+
+def _settings(request: tuple) -> dict[str, Any]:
+    """How the task wants its answers generated."""
+    return request[2]
+
+
+def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """Those of a task's settings that are `generate`'s; sampled where there is a temperature."""
+    sampled = bool(settings.get("temperature"))
+    names = ("max_new_tokens", "num_beams", *(("temperature", "top_p", "top_k") if sampled else ()))
+    known = {name: settings[name] for name in names if settings.get(name) is not None}
+    return {"max_new_tokens": longest, "do_sample": sampled, **known}
+
+
+def _cut(text: str, until: str | Sequence[str] | None) -> str:
+    """The text up to a task's stop string; an empty line is lmms-eval's default, and is none."""
+    for stop in [until] if isinstance(until, str) else until or ():
+        if stop.strip("\n"):
+            text = text.split(stop)[0]
+    return text

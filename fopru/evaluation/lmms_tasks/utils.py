@@ -1,0 +1,29 @@
+"""PocketBench for lmms-eval: its file, and its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from fopru.evaluation import statistics
+from fopru.evaluation.tasks import METRICS
+from fopru.pocket import folder, sampling
+
+FILES = {"test": str(folder("pocketbench") / "test.parquet")}
+
+
+def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Accuracy, and the metric of the task's public cousin."""
+    said = results[0].strip().lower()
+    metric = sampling.METRICS.get(doc["task"], "accuracy")
+    own = {"prediction": said, "answer": doc["answer"]}
+    if metric != "f1":
+        own = METRICS[metric](said, doc["answer"])
+    return {"accuracy": METRICS["accuracy"](said, doc["answer"]), metric: own}
+
+
+def f1(answers: Sequence[Mapping[str, str]]) -> float:
+    """F1 of "yes" over all questions."""
+    return statistics.f1(pd.DataFrame(answers))
