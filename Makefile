@@ -1,9 +1,10 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow book serve lint clean
+.PHONY: help test slow lmms book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 READY := .venv/.ready
+LMMS := .venv-lmms/bin
 ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
 PORT ?= 8000
 
@@ -11,12 +12,16 @@ help:
 	@echo "make test   quick tests        make book   build the site into book/_build/html"
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
 	@echo "make lint   ruff               make clean  remove what the targets made"
+	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
 test: $(READY)
 	$(BIN)/pytest -q -m "not slow"
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow
+
+lmms: .venv-lmms/.ready
+	$(LMMS)/pytest -q tests/test_lmms.py
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -32,7 +37,7 @@ serve: $(READY)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
 clean:
-	rm -rf .venv node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lmms node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
 
 $(READY): requirements/ci.txt pyproject.toml
 	@set -e; for python in python3 python3.13 python3.12 python3.11; do \
@@ -42,6 +47,13 @@ $(READY): requirements/ci.txt pyproject.toml
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $$python -m venv --clear .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/ci.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-lmms/.ready: requirements/lmms.txt pyproject.toml | $(READY)
+	@$(LMMS)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv --clear .venv-lmms
+	$(LMMS)/python -m pip install -q --disable-pip-version-check $$(grep ^torch== requirements/lmms.txt)
+	$(LMMS)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/lmms.txt
+	$(LMMS)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
 # MathJax comes from npm: the system's, or that of a Python wheel. Without either the book uses a CDN.
