@@ -189,3 +189,8 @@ def test_sample_writes_more_questions(tmp_path):
     result = fopru_cli("pocket", "sample", out, "--task", "poetry")
     assert result.exit_code == 2
     assert "task='poetry': must be one of" in result.stderr
+    found = tmp_path / "found.parquet"
+    result = fopru_cli("evaluate", out, "--method", "uniform", "--out", found)
+    assert result.exit_code == 0, result.output
+    assert "relaxed" in result.stdout
+    assert len(pd.read_parquet(found)) == 5 * 4

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from test_evaluation import examples
 
-from fopru.evaluation import evaluate, read_jsonl
+from fopru.evaluation import evaluate, read_jsonl, read_rows
 from fopru.evaluation.store import KEY, Store, provenance, weights_hash
 from fopru.evaluation.tasks import Example, anls, relaxed
 
@@ -192,3 +192,22 @@ def test_metrics_of_the_benchmarks():
     assert relaxed("red", "100") == 0
     e = Example("1", "t", tiny.image(), "?", "yes", also=("yeah",))
     assert (e.score("yeah"), e.score("yep")) == (1, 0)
+
+
+def test_rows_of_a_dataset_become_questions():
+    rows = [
+        {"image": tiny.image(), "question": "w1", "answers": ["W2", "w3"], "image_id": "a"},
+        {"image": tiny.image(), "question": "w4", "answer": "w5", "image_id": "a"},
+        {"image": "somewhere.png", "question": "w4", "answer": "w5", "metric": "anls"},
+    ]
+    first, second, third = read_rows(rows)
+    assert first.image is second.image
+    assert (first.answer, first.also, first.id) == ("w2", ("w3",), "0")
+    assert third.image == Path("somewhere.png") and third.metric == "anls"
+    for change, message in (
+        ({"image": None}, "row 1: field 'image' is missing, or neither"),
+        ({"answers": []}, "row 1: field 'answers' is missing or not a list"),
+        ({"question": 3}, "row 1: field 'question' is missing or not a text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_rows([rows[0], {**rows[1], **change}])

@@ -16,13 +16,16 @@ from fopru import evaluation, load
 from fopru.cli.common import check_parquet, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.runner import launched, settings
-from fopru.pocket import benchmark
+from fopru.pocket import benchmark, pocketbench
 from fopru.pocket.scenes import TASKS
 
 
 def evaluate(
     tasks: Annotated[
-        list[str], typer.Argument(help="Tasks of PocketBench, or a .jsonl file of your own.")
+        list[str],
+        typer.Argument(
+            help="Tasks of PocketBench, or files: .jsonl of your own, .parquet of `pocket sample`."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Results, .parquet; a stopped run goes on.")],
     model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
@@ -86,15 +89,16 @@ def evaluate(
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
     """The questions of each task, those of PocketBench on pictures that they share."""
-    shipped = [] if all(name.endswith(".jsonl") for name in tasks) else benchmark(split)
+    readers = {".jsonl": read_jsonl, ".parquet": pocketbench.read}
     for name in tasks:
-        if name.endswith(".jsonl"):
-            yield read_jsonl(name)
-            continue
-        if name not in TASKS:
+        if Path(name).suffix not in readers and name not in TASKS:
             near = get_close_matches(name, TASKS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
-                f"task {name!r}: must be a .jsonl file or one of {', '.join(TASKS)}.{hint}"
+                f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(TASKS)}."
+                f"{hint}"
             )
-        yield [e for e in shipped if e.task == name]
+    shipped = benchmark(split) if set(tasks) & set(TASKS) else []
+    for name in tasks:
+        reader = readers.get(Path(name).suffix)
+        yield reader(name) if reader else [e for e in shipped if e.task == name]

@@ -2,6 +2,6 @@
 
 from fopru.evaluation.asking import answer, chat
 from fopru.evaluation.runner import evaluate
-from fopru.evaluation.tasks import Example, read_jsonl
+from fopru.evaluation.tasks import Example, read_jsonl, read_rows
 
-__all__ = ["Example", "answer", "chat", "evaluate", "read_jsonl"]
+__all__ = ["Example", "answer", "chat", "evaluate", "read_jsonl", "read_rows"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,9 @@ def _edits(a: str, b: str) -> int:
 
 
 def read_jsonl(path: str | Path) -> list[Example]:
-    """Questions of your own, one JSON object a line.
+    """Questions of your own, one JSON object a line, with the fields of `read_rows`.
 
-    Fields: "image" (a file, relative to this one), "question", "answers" (a list, the first is the
-    one whose likelihood is measured) or "answer"; and, if you like, "id", "task", "choices",
-    "evidence" (boxes in pixels), "metric" (one of `METRICS`). Questions on one file share it.
+    "image" is a file, relative to this one.
 
     Raises:
         FileNotFoundError: no such file.
@@ -95,7 +93,14 @@ def read_jsonl(path: str | Path) -> list[Example]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
             try:
-                examples.append(_parsed(json.loads(line), number, path.parent, pictures))
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError("must be an object.")
+                if not isinstance(row.get("image"), str):
+                    raise ValueError("field 'image' is missing or not a text.")
+                name = row["image"]
+                row["image"] = pictures.setdefault(name, path.parent / name)
+                examples.append(_parsed({"image_id": name, **row}, number))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
     if not examples:
@@ -103,27 +108,53 @@ def read_jsonl(path: str | Path) -> list[Example]:
     return examples
 
 
-def _parsed(row: Any, number: int, folder: Path, pictures: dict[str, Path]) -> Example:
-    if not isinstance(row, dict):
-        raise ValueError("must be an object.")
-    for name in ("image", "question"):
-        if not isinstance(row.get(name), str):
-            raise ValueError(f"field {name!r} is missing or not a text.")
+def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
+    """Questions from a Hugging Face dataset, or from any other rows.
+
+    Fields: "image" (a PIL image or a file), "question", "answers" (a list, the first is the one
+    whose likelihood is measured) or "answer"; and, if you like, "id", "task", "choices", "evidence"
+    (boxes in pixels), "metric" (one of `METRICS`) and "image_id" (rows that agree in it share the
+    first one's picture).
+
+    Raises:
+        ValueError: a row without these: the message names row and field.
+    """
+    pictures: dict[Any, Any] = {}
+    examples = []
+    for number, row in enumerate(rows):
+        try:
+            image = row.get("image")
+            if isinstance(image, Image.Image):
+                image = image.convert("RGB")
+            elif isinstance(image, str | Path):
+                image = Path(image)
+            else:
+                raise ValueError("field 'image' is missing, or neither a PIL image nor a file.")
+            name = row.get("image_id", str(image) if isinstance(image, Path) else f"row {number}")
+            image = pictures.setdefault(name, image)
+            examples.append(_parsed({**row, "image": image, "image_id": name}, number))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"row {number}: {error}") from None
+    return examples
+
+
+def _parsed(row: Mapping[str, Any], number: int) -> Example:
+    if not isinstance(row.get("question"), str):
+        raise ValueError("field 'question' is missing or not a text.")
     answers = row.get("answers", [row["answer"]] if "answer" in row else None)
     if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
         raise ValueError("field 'answers' is missing or not a list of texts.")
     if row.get("metric", "accuracy") not in METRICS:
         raise ValueError(f"field 'metric' is {row['metric']!r}, not one of {', '.join(METRICS)}.")
-    image = pictures.setdefault(row["image"], folder / row["image"])
     return Example(
         id=str(row.get("id", number)),
         task=str(row.get("task", "questions")),
-        image=image,
+        image=row["image"],
         question=row["question"],
         answer=answers[0].strip().lower(),
         choices=_texts(row.get("choices")),
         evidence=tuple(_box(box) for box in row.get("evidence", ())),
-        scene={"image_id": row["image"]},
+        scene={"image_id": row["image_id"]},
         also=tuple(a.strip().lower() for a in answers[1:]),
         metric=row.get("metric", "accuracy"),
     )
