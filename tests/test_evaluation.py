@@ -510,4 +510,9 @@ def test_flips_f1_and_the_area_under_the_curve():
     # 0 at 16, one half at 64 and at 256: on a log axis two steps of the same width
     (area,) = statistics.area(table).area
     assert area == pytest.approx((0.25 + 0.5) / 2)
+    # a method that reaches 64 only: all are compared from there on
+    short = table[table.method == "fopru"].assign(method="row", kept=[64, 128] * 4)
+    areas = statistics.area(pd.concat([table, short])).set_index("method")
+    assert areas.start.unique().tolist() == [64]
+    assert areas.area["fopru"] == pytest.approx(0.5)
     assert statistics.above_chance(0.75, 0.5) == 0.5

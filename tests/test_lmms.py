@@ -204,13 +204,22 @@ def test_what_is_no_picture_is_refused(folder, family):
     (request,) = requests_on(wrapper, [([], "w1")])
     film = [{"role": "user", "content": [{"type": "video", "url": "film.mp4"}]}]
     request.arguments = (*request.args[:1], lambda document: film, *request.args[2:])
-    with pytest.raises(ValueError, match="'mine' has video or sound"):
+    with pytest.raises(ValueError, match="'mine' has video: fopru takes pictures only"):
         wrapper.generate_until([request])
     for refused in (wrapper.loglikelihood, wrapper.generate_until_multi_round):
         with pytest.raises(NotImplementedError, match="fopru"):
             refused([request])
 
 
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
 def test_fopru_itself_does_not_import_lmms_eval():
-    code = "import sys, fopru.cli, fopru.evaluation; sys.exit('lmms_eval' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    python("import sys, fopru.cli, fopru.evaluation; assert 'lmms_eval' not in sys.modules")
+
+
+def test_lmms_eval_finds_the_model_whichever_is_imported_first():
+    found = "from lmms_eval.models import get_model; assert get_model('fopru').__name__"
+    for first in ("import fopru.evaluation.lmms", "import lmms_eval.models"):
+        assert "WARNING" not in python(f"{first}; {found} == 'PrunedModel'").stderr

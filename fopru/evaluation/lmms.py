@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
-from lmms_eval.protocol import ChatMessages
 from lmms_eval.utils import Collator
 from tqdm import tqdm
 
@@ -29,7 +27,12 @@ from fopru.pruner import METHODS, Pruner, check_choice
 TASKS = Path(__file__).with_name("lmms_tasks")
 """The folder for `--include_path`."""
 
-manifest = ModelManifest("fopru", chat_class_path=f"{__name__}.PrunedModel")
+
+def manifest() -> Any:
+    """What the entry point tells lmms-eval."""
+    from lmms_eval.models.registry_v2 import ModelManifest  # reads the entry points: not at import
+
+    return ModelManifest("fopru", chat_class_path=f"{__name__}.PrunedModel")
 
 
 class PrunedModel(lmms):
@@ -97,17 +100,15 @@ class PrunedModel(lmms):
     def _answers(self, requests: Sequence[tuple]) -> list[str]:
         """Answers to a batch of requests that ask for the same way of generating."""
         chats = [
-            ChatMessages(messages=messages(self.task_dict[task][split][number]))
+            messages(self.task_dict[task][split][number])
             for _, messages, _, number, task, split in requests
         ]
-        for chat in chats:
-            _, videos, sounds = chat.extract_media()
-            if videos or sounds:
-                raise ValueError(
-                    f"task {requests[0][4]!r} has video or sound: fopru takes pictures."
-                )
+        for part in (part for chat in chats for turn in chat for part in turn["content"]):
+            if part["type"] not in ("text", "image"):
+                task = requests[0][4]
+                raise ValueError(f"task {task!r} has {part['type']}: fopru takes pictures only.")
         asked = self.processor.apply_chat_template(
-            [chat.to_hf_messages() for chat in chats],
+            chats,
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,

@@ -57,28 +57,40 @@ def per_question(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
     return table
 
 
-def accuracy(
+def means(
     results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "correct"
 ) -> pd.DataFrame:
-    """Mean of a column per method, retention and `by`, with 95 % intervals over pictures.
+    """Mean of a column per method, retention and `by`.
 
     Seeds of a method are averaged per question first, so that they do not count as more questions.
 
     Returns:
-        The keys, n (questions), kept (mean of the tokens really kept), mean, low, high.
+        The keys, n (questions), kept (mean of the tokens really kept), mean.
     """
     keys = [*by, "method", "retention"]
-    rows = []
-    for key, cell in results.groupby(keys, sort=False, observed=True):
-        questions = cell.groupby(["image", "id"])[value].mean().dropna()
-        if questions.empty:
-            continue
-        mean, low, high = interval(questions, questions.index.get_level_values("image").to_series())
-        named = dict(zip(keys, key, strict=True))
-        kept = cell["kept"].mean() if "kept" in cell else np.nan
-        numbers = {"n": len(questions), "kept": kept, "mean": mean, "low": low, "high": high}
-        rows.append(named | numbers)
-    return pd.DataFrame(rows)
+    each = _per_cell(results, keys, value).groupby(keys, sort=False, observed=True)
+    table = each["value"].agg(n="size", mean="mean")
+    if "kept" in results:
+        kept = results.groupby(keys, sort=False, observed=True)["kept"].mean()
+        table.insert(1, "kept", kept.reindex(table.index))
+    return table.reset_index()
+
+
+def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
+    """One row per question and cell: the keys, image, id and value, the mean over seeds."""
+    values = results.assign(value=results[value].astype(float)).dropna(subset=["value"])
+    groups = values.groupby([*keys, "image", "id"], sort=False, observed=True)
+    return groups["value"].mean().reset_index()
+
+
+def accuracy(
+    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "correct"
+) -> pd.DataFrame:
+    """As `means`, with 95 % intervals over pictures: low, high."""
+    keys = [*by, "method", "retention"]
+    cells = _per_cell(results, keys, value).groupby(keys, sort=False, observed=True)
+    ends = np.array([interval(cell["value"], cell["image"])[1:] for _, cell in cells])
+    return means(results, by, value).assign(low=ends[:, 0], high=ends[:, 1])
 
 
 def difference(
@@ -112,9 +124,8 @@ def bands(
     """
     cells = accuracy(results, by, value)
     keys = [*by, "method", "retention"]
-    values = results.assign(value=results[value].astype(float)).dropna(subset=["value"])
-    asked = values.groupby([*keys, "image", "id"], observed=True)["value"].mean()
-    per_picture = asked.groupby([*keys, "image"]).agg(["sum", "size"]).unstack("image").fillna(0)
+    asked = _per_cell(results, keys, value).groupby([*keys, "image"], observed=True)["value"]
+    per_picture = asked.agg(["sum", "size"]).unstack("image").fillna(0)
     per_picture = per_picture.loc[list(cells[keys].itertuples(index=False, name=None))]
     sums, counts = (per_picture[name].to_numpy(float) for name in ("sum", "size"))
     pictures = sums.shape[1]
@@ -144,7 +155,7 @@ def retained(results: pd.DataFrame, blind: str = "grey") -> pd.DataFrame:
     Returns:
         Per task, method and retention: kept, accuracy, retained (NaN where seeing gains nothing).
     """
-    cells = accuracy(results)
+    cells = means(results)
     floor, full = (cells[cells.method == m].set_index("task")["mean"] for m in (blind, "full"))
     low, high = cells["task"].map(floor), cells["task"].map(full)
     table = cells[["task", "method", "retention", "kept"]].assign(accuracy=cells["mean"])
@@ -196,15 +207,25 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
 def area(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
     """Area under accuracy over log tokens kept, divided by the width: a mean over the budgets.
 
+    The budgets go from the fewest that all methods of the task reach up to all tokens; between its
+    own a method's curve is straight. Methods of a single budget have no area.
+
     Returns:
-        Per task and method, over the budgets from its smallest to all tokens: area.
+        Per task and method: area, start (tokens).
     """
-    cells = accuracy(results, value=value)
-    full = cells[cells.method == "full"].set_index("task")
+    cells = means(results, value=value)
     rows = []
-    for (task, method), part in cells[cells.retention < 1].groupby(["task", "method"], sort=False):
-        part = part.sort_values("kept")
-        x = np.log([*part["kept"], full.loc[task, "kept"]])
-        y = [*part["mean"], full.loc[task, "mean"]]
-        rows.append({"task": task, "method": method, "area": np.trapezoid(y, x) / np.ptp(x)})
+    for task, part in cells.groupby("task", sort=False):
+        (full,) = part[part.method == "full"].itertuples()
+        curves = {
+            method: curve.sort_values("kept")
+            for method, curve in part[part.kept < full.kept].groupby("method", sort=False)
+            if curve["kept"].nunique() > 1
+        }
+        start = max(curve["kept"].iloc[0] for curve in curves.values())
+        for method, curve in curves.items():
+            kept, mean = np.log([*curve["kept"], full.kept]), [*curve["mean"], full.mean]
+            x = np.unique([np.log(start), *kept[kept >= np.log(start)]])
+            share = np.trapezoid(np.interp(x, kept, mean), x) / np.ptp(x)
+            rows.append({"task": task, "method": method, "area": share, "start": start})
     return pd.DataFrame(rows)
