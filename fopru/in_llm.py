@@ -80,6 +80,9 @@ class InLLMPruner(Pruner):
     reindexes: ClassVar[bool] = False
     """Whether tokens are numbered anew after each drop when `positions` is None."""
 
+    def numbering(self, family: Family) -> str:
+        return self.positions or ("reindex" if self.reindexes else "preserve")
+
     def stages(self, n_layers: int) -> dict[int, float]:
         """Layer that tokens leave on entering it -> share of all visual tokens that go on.
 
@@ -156,7 +159,7 @@ class _Work:
         self.pruner, self.family, self.decoder = pruner, family, family.decoder
         self.chosen = chosen
         self.stages = pruner.stages(len(self.decoder.layers))
-        self.reindex = (pruner.positions or ("preserve", "reindex")[pruner.reindexes]) == "reindex"
+        self.reindex = pruner.numbering(family) == "reindex"
         self.run = InLLMRun()
         scored = self.stages if chosen is None else ()
         watched = (i - 1 if pruner.before else i for i in scored)

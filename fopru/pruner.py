@@ -107,6 +107,10 @@ class Pruner:
         """Whether what is kept depends on the question."""
         return "text" in self.needs
 
+    def numbering(self, family: Family) -> str:
+        """How kept tokens are numbered in this family: one of `POSITIONS`."""
+        return self.positions or family.positions
+
     def score(self, image: EncodedImage) -> Tensor | None:
         """(N,) float32 significance of one view's tokens, or None where the method has none."""
         return None
@@ -175,8 +179,7 @@ class Pruner:
             pruned, tokens = self._prune_image(image)
             images.append(pruned)
             features.append(tokens)
-        positions = self.positions or encoded.family.positions
-        text = shorten(encoded, tuple(images), positions)
+        text = shorten(encoded, tuple(images), self.numbering(encoded.family))
         return PrunedInputs(text, encoded.family, features, tuple(images))
 
     def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:

@@ -470,8 +470,9 @@ def test_methods_inside_the_language_model_are_evaluated_within():
     assert rows.prediction.tolist() == expected
     assert (rows.kept == 16).all()
     assert (rows.layer_weighted == (64 + 64 + 16) / 3).all()
+    assert (rows.positions == "preserve").all()
     full = found[found.method == "full"]
-    assert (full.layer_weighted == 64).all()
+    assert (full.layer_weighted == 64).all() and (full.positions == "reindex").all()
 
 
 def answers_table(rows):

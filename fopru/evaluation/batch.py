@@ -18,6 +18,7 @@ from fopru.evaluation.asking import inputs, prompts
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
+from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pruner import Pruner
@@ -39,9 +40,9 @@ class Setting:
     shuffled: bool = False
     """Whether the kept tokens lose their order."""
 
-    def key(self, e: Example, positions: str) -> tuple[Any, ...]:
+    def key(self, e: Example, family: Family) -> tuple[Any, ...]:
         """As in `fopru.evaluation.store.KEY`."""
-        return e.id, self.method, self.retention, self.pruner.positions or positions, self.seed
+        return e.id, self.method, self.retention, self.pruner.numbering(family), self.seed
 
 
 @dataclass
@@ -136,7 +137,7 @@ class Batch:
                 "image": e.scene.get("image_id", e.id),
                 "method": setting.method,
                 "retention": setting.retention,
-                "positions": setting.pruner.positions or self.family.positions,
+                "positions": setting.pruner.numbering(self.family),
                 "seed": setting.seed,
                 "kept": len(kept),
                 "layer_weighted": prompted.layer_weighted[i],
@@ -239,7 +240,7 @@ class Batch:
         ids = self.asked["input_ids"][:, -longest:]  # (B, T)
         mask = torch.arange(longest, device=of.device) >= longest - self._tails[:, None]
         ids = ids.where(mask, ids[:, -1:])
-        preserved = (setting.pruner.positions or self.family.positions) == "preserve"
+        preserved = setting.pruner.numbering(self.family) == "preserve"
         start = (self.prefix["attention_mask"] if preserved else before.mask).sum(1)[of]
         positions = start[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
         mask = torch.cat([before.mask[of], mask.to(before.mask)], 1)

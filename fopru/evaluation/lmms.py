@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from fopru.evaluation.runner import launched
 from fopru.loading import load
-from fopru.pruner import METHODS, Pruner, check_choice
+from fopru.pruner import METHODS, Pruner, check_choice, check_integer
 
 TASKS = Path(__file__).with_name("lmms_tasks")
 """The folder for `--include_path`."""
@@ -75,8 +75,13 @@ class PrunedModel(lmms):
         processes = launched()
         self._rank, self._world_size = processes.process_index, processes.num_processes
         if device_map is not None and self.world_size > 1:
-            raise ValueError(f"device_map={device_map!r}: {self.world_size} processes share it.")
-        self.batch_size, self.max_new_tokens = int(batch_size), max_new_tokens
+            raise ValueError(
+                f"device_map={device_map!r}: each of {self.world_size} processes has a device of "
+                "its own. Start one process, or leave it out."
+            )
+        self.batch_size = int(batch_size) if str(batch_size).isdigit() else batch_size
+        check_integer("batch_size", self.batch_size, minimum=1)
+        self.max_new_tokens = max_new_tokens
         self.model, self.processor = load(pretrained, dtype=dtype, device_map=device_map)
         if device_map is None:
             alone = device is not None and self.world_size == 1
@@ -88,7 +93,12 @@ class PrunedModel(lmms):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """What the model says to each request, stripped."""
-        order = Collator([r.args for r in requests], _longest_first, _settings, grouping=True)
+        order = Collator(
+            [request.args for request in requests],
+            sort_fn=lambda request: -len(request[0]),
+            group_fn=lambda request: request[2],
+            grouping=True,
+        )
         pruning = nullcontext() if self.pruner is None else self.pruner(self.model)
         said: list[str] = []
         with pruning, tqdm(total=len(requests), desc="fopru", disable=self.rank > 0) as bar:
@@ -115,7 +125,7 @@ class PrunedModel(lmms):
             return_tensors="pt",
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(self.device, self.model.dtype)
-        settings = _settings(requests[0])
+        settings = requests[0][2]
         out = self.model.generate(**asked, **_generation(settings, self.max_new_tokens))
         new = out[:, asked["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
@@ -142,15 +152,6 @@ def _pruner(
     for name in options:
         check_choice("model_args", name, allowed)
     return METHODS[method](**options)
-
-
-def _longest_first(request: tuple) -> int:
-    return -len(request[0])
-
-
-def _settings(request: tuple) -> dict[str, Any]:
-    """How the task wants its answers generated."""
-    return request[2]
 
 
 def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:

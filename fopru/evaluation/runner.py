@@ -139,7 +139,7 @@ def evaluate(
         raise ValueError(f"out=None: {processes.num_processes} processes need a file to share.")
     work = work[processes.process_index :: processes.num_processes]
     total = sum(len(batch) * len(asked) for batch, asked in work)
-    numbering = Family.of(model).positions
+    family = Family.of(model)
     with processes.main_process_first():
         manifest = {**provenance(), "weights": weights_hash(model)} if out is not None else {}
         store = Store(out if out is not None else ":memory:", manifest)
@@ -148,14 +148,14 @@ def evaluate(
     bar = tqdm(total=total, desc="evaluate", unit="answer", disable=quiet)
     with closing(store), bar:
         for some, asked in work:
-            left = [s for s in asked if any(s.key(e, numbering) not in done for e in some)]
+            left = [s for s in asked if any(s.key(e, family) not in done for e in some)]
             whole, broken = _loaded(some)
             if whole and left:
                 batch = Batch(model, processor, whole, left)
             for setting in asked:
                 if setting in left:
                     rows = list(batch.rows(setting, max_new_tokens)) if whole else []
-                    rows += [_failed(e, setting, numbering, reason) for e, reason in broken]
+                    rows += [_failed(e, setting, family, reason) for e, reason in broken]
                     store.add(rows)
                 bar.update(len(some))
         processes.wait_for_everyone()
@@ -230,10 +230,10 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
     return whole, broken
 
 
-def _failed(e: Example, setting: Setting, positions: str, reason: str) -> dict[str, Any]:
+def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[str, Any]:
     names = ("id", "method", "retention", "positions", "seed")
     return {
-        **dict(zip(names, setting.key(e, positions), strict=True)),
+        **dict(zip(names, setting.key(e, family), strict=True)),
         "task": e.task,
         "image": e.scene.get("image_id", e.id),
         "answer": e.answer,
