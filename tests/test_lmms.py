@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -191,11 +192,19 @@ def test_a_tasks_own_settings(folder, family):
         ({"retnetion": 0.5}, "model_args='retnetion'.*Did you mean 'retention'"),
         ({"method": "full", "retention": 0.5}, "retention: method 'full' prunes nothing"),
         ({"k": 0}, "k=0"),
+        ({"batch_size": "auto"}, "batch_size='auto': must be an integer"),
     ],
 )
 def test_bad_arguments_are_refused_before_a_model_is_loaded(arguments, message):
     with pytest.raises(ValueError, match=message):
         lmms.PrunedModel("there/is/none", **arguments)
+
+
+def test_one_model_is_not_spread_by_several_processes(monkeypatch):
+    processes = SimpleNamespace(process_index=0, num_processes=2)
+    monkeypatch.setattr(lmms, "launched", lambda: processes)
+    with pytest.raises(ValueError, match="device_map='auto': each of 2 processes has a device"):
+        lmms.PrunedModel(device_map="auto")
 
 
 @pytest.mark.parametrize("family", ["llava"])
