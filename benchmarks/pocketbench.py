@@ -5,14 +5,13 @@
 All positions are the family's default, and for a few methods the original ones too.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import fopru
+from fopru.cli.common import keep
 from fopru.evaluation.controls import BLIND
 from fopru.evaluation.runner import known
-from fopru.evaluation.store import provenance
 
 RETENTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
 SHUFFLED = ("fopru-shuffled",)
@@ -37,8 +36,7 @@ def main(out: Path) -> None:
             model, processor, examples, retentions=RETENTIONS, out=store, **arguments
         )
     small = results.astype(dict.fromkeys(FLOATS, "float32")).drop(columns="error")
-    small.to_parquet(out, index=False, compression="zstd")
-    out.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")
+    keep(small, out)
 
 
 if __name__ == "__main__":

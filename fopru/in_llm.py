@@ -15,7 +15,7 @@ from fopru.encoding import SEEN, Encoded, register
 from fopru.families import Family
 from fopru.pruned import PrunedInputs, line_up
 from fopru.pruner import Pruner, floor_share
-from fopru.run import ACTIVE, by_name
+from fopru.run import alone, by_name
 
 
 @dataclass(frozen=True)
@@ -125,27 +125,22 @@ def _inside(
     pruner: InLLMPruner, model: PreTrainedModel, chosen: InLLMRun | None
 ) -> Iterator[InLLMRun]:
     family = Family.of(model)
-    if model in ACTIVE:
-        raise RuntimeError(
-            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
-        )
     decoder = family.decoder
     work = _Work(pruner, family, chosen)
-    handles = [model.register_forward_pre_hook(work.prompt, prepend=True, with_kwargs=True)]
-    for i, layer in enumerate(decoder.layers):
-        handles.append(layer.register_forward_pre_hook(work.entering(i), with_kwargs=True))
-    implementation = decoder.config._attn_implementation
-    decoder.config._attn_implementation = register(implementation)
-    token = SEEN.set(work.note)
-    ACTIVE.add(model)
-    try:
-        yield work.run
-    finally:
-        ACTIVE.discard(model)
-        SEEN.reset(token)
-        decoder.config._attn_implementation = implementation
-        for handle in handles:
-            handle.remove()
+    with alone(model):
+        handles = [model.register_forward_pre_hook(work.prompt, prepend=True, with_kwargs=True)]
+        for i, layer in enumerate(decoder.layers):
+            handles.append(layer.register_forward_pre_hook(work.entering(i), with_kwargs=True))
+        implementation = decoder.config._attn_implementation
+        decoder.config._attn_implementation = register(implementation)
+        token = SEEN.set(work.note)
+        try:
+            yield work.run
+        finally:
+            SEEN.reset(token)
+            decoder.config._attn_implementation = implementation
+            for handle in handles:
+                handle.remove()
 
 
 class _Enough(Exception):
@@ -208,11 +203,12 @@ class _Work:
                 return None
             hidden = args[0]
             if i in self.stages:
+                here = self.run.seen(-1)
                 if self.chosen is None:
-                    best = self.best(i, self.scores(layer, hidden, kwargs))
+                    best = self.best(i, here, self.scores(layer, hidden, kwargs))
                 else:
                     best = self.chosen.seen(i)
-                order = self.drop(best)
+                order = self.drop(here, best)
                 hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
             self.run.layers.append(self.current)
             if i < min(self.stages):
@@ -239,9 +235,9 @@ class _Work:
         logits = logits.masked_fill(self.current.dead[:, None], -torch.inf)
         return logits.softmax(-1).mean(1)
 
-    def best(self, i: int, scores: Tensor) -> list[Tensor]:
-        """Per row the visual tokens that go on by their scores (B, L'): indices among its own."""
-        here = self.run.seen(-1)
+    def best(self, i: int, here: list[Tensor], scores: Tensor) -> list[Tensor]:
+        """Of the visual tokens that are here, per row those that go on by their scores (B, L'):
+        indices among its own."""
         rows = []
         for row, total in enumerate(self.totals):
             (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
@@ -250,13 +246,14 @@ class _Work:
             rows.append(here[row][order[:k]])
         return rows
 
-    def drop(self, best: list[Tensor]) -> Tensor:
-        """Keep these visual tokens; the places in the present sequence of all that goes on."""
+    def drop(self, here: list[Tensor], best: list[Tensor]) -> Tensor:
+        """Keep the best of the visual tokens that are here; the places in the present sequence of
+        all that goes on."""
         now = self.current
         visual = now.visual & ~now.dead
         keep = ~now.visual & ~now.dead
-        for row, (here, chosen) in enumerate(zip(self.run.seen(-1), best, strict=True)):
-            keep[row, visual[row]] = torch.isin(here, chosen)
+        for row, (there, chosen) in enumerate(zip(here, best, strict=True)):
+            keep[row, visual[row]] = torch.isin(there, chosen)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))
         self.current = Sequence(
             now.index.gather(1, order), ~keep.gather(1, order), now.visual.gather(1, order)

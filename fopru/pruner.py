@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
 from difflib import get_close_matches
@@ -248,8 +248,11 @@ def check_integer(argument: str, value: Any, minimum: int | None = None) -> None
 def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
     """Raises ValueError naming the argument, its value and what is allowed."""
     if value not in allowed:
-        near = get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
-            f"{argument}={value!r}: must be one of {', '.join(map(repr, allowed))}.{hint}"
-        )
+        names = ", ".join(map(repr, allowed))
+        raise ValueError(f"{argument}={value!r}: must be one of {names}.{hint(value, allowed)}")
+
+
+def hint(value: Any, allowed: Iterable[Any]) -> str:
+    """A closing sentence that names what comes closest to the value, if anything does."""
+    near = get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -20,7 +20,25 @@ from fopru.pruned import PER_TOKEN, PrunedInputs
 if TYPE_CHECKING:
     from fopru.pruner import Pruner
 
-ACTIVE: WeakSet[nn.Module] = WeakSet()
+_ACTIVE: WeakSet[nn.Module] = WeakSet()
+
+
+@contextmanager
+def alone(model: nn.Module) -> Iterator[None]:
+    """Within the block, one pruner is at work on the model.
+
+    Raises:
+        RuntimeError: one is already.
+    """
+    if model in _ACTIVE:
+        raise RuntimeError(
+            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
+        )
+    _ACTIVE.add(model)
+    try:
+        yield
+    finally:
+        _ACTIVE.discard(model)
 
 
 @dataclass
@@ -46,10 +64,6 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         RuntimeError: a pruner is at work on this model already.
     """
     family = Family.of(model)
-    if model in ACTIVE:
-        raise RuntimeError(
-            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
-        )
     run = Run()
     generate = model.generate
     own_generate = model.__dict__.get("generate")  # someone else's wrapper on this instance, if any
@@ -82,17 +96,16 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
             return None
         return (), dict(prune(named)) | named
 
-    model.generate = pruned_generate
-    handle = model.register_forward_pre_hook(prune_forward, prepend=True, with_kwargs=True)
-    ACTIVE.add(model)
-    try:
-        yield run
-    finally:
-        ACTIVE.discard(model)
-        handle.remove()
-        del model.generate
-        if own_generate is not None:
-            model.generate = own_generate
+    with alone(model):
+        model.generate = pruned_generate
+        handle = model.register_forward_pre_hook(prune_forward, prepend=True, with_kwargs=True)
+        try:
+            yield run
+        finally:
+            handle.remove()
+            del model.generate
+            if own_generate is not None:
+                model.generate = own_generate
 
 
 def by_name(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

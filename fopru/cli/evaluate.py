@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.runner import launched, settings
 from fopru.pocket import benchmark, pocketbench
 from fopru.pocket.scenes import TASKS
+from fopru.pruner import hint
 
 
 def evaluate(
@@ -92,11 +92,9 @@ def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
     readers = {".jsonl": read_jsonl, ".parquet": pocketbench.read}
     for name in tasks:
         if Path(name).suffix not in readers and name not in TASKS:
-            near = get_close_matches(name, TASKS, 1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(
                 f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(TASKS)}."
-                f"{hint}"
+                f"{hint(name, TASKS)}"
             )
     shipped = benchmark(split) if set(tasks) & set(TASKS) else []
     for name in tasks:

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.asking import inputs, prompts
+from fopru.evaluation.asking import generate, inputs, prompts
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
@@ -95,7 +95,8 @@ class Batch:
             for image, values in zip(encoded.images, pixels, strict=True)
         )
         self.images = tuple(self._of(row, e) for row, e in enumerate(examples))
-        self.answers, self.lengths = self._answers()
+        self.evidence = [(image.scores[EVIDENCE] > 0.2).cpu() for image in self.images]
+        self.answers, self.there = self._answers()
 
     def _shown(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The first question on each picture."""
@@ -109,7 +110,7 @@ class Batch:
         return replace(image, sample=row, scores=scores)
 
     def _answers(self) -> tuple[Tensor, Tensor]:
-        """Token ids of the right answers with their ends, (B, A) and how many each has, (B,)."""
+        """Token ids of the right answers with their ends, (B, A), and which are no padding."""
         tokenizer = self.processor.tokenizer
         end = tokenizer.eos_token or ""
         told = [f"{p} {e.answer}{end}" for p, e in zip(self.text, self.examples, strict=True)]
@@ -119,7 +120,9 @@ class Batch:
         ):
             ids.append(torch.tensor(whole[len(prompt) :], device=self.model.device))
         lengths = torch.tensor([len(answer) for answer in ids], device=self.model.device)
-        return pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0])), lengths
+        answers = pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0]))
+        places = torch.arange(answers.shape[1], device=answers.device)
+        return answers, places < lengths[:, None]
 
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
         """A row of the table for each question."""
@@ -127,8 +130,7 @@ class Batch:
             told = self._told(prompted)
             said = self._said(prompted, told, setting, max_new_tokens)
         away = [None] * len(self.examples) if setting.blind else self._divergence(told)
-        for i, (e, image) in enumerate(zip(self.examples, self.images, strict=True)):
-            evidence = (image.scores[EVIDENCE] > 0.2).cpu()
+        for i, (e, evidence) in enumerate(zip(self.examples, self.evidence, strict=True)):
             kept = prompted.kept[i]
             yield {
                 "id": e.id,
@@ -163,7 +165,7 @@ class Batch:
             everything = Random(1.0).compact
             chosen = None
             if setting.later:
-                other = {name: value[self._next()] for name, value in self.asked.items()}
+                other = {name: value[self._next] for name, value in self.asked.items()}
                 with pruner(self.model) as chosen:
                     self._read(everything(Encoded(self.family, other, self.images)))
             with pruner(self.model, chosen) as run:
@@ -172,7 +174,7 @@ class Batch:
         elif pruner.asks or self.prefix is None:
             asked, images = Encoded(self.family, self.asked, self.images), self.images
             if setting.later:
-                others = enumerate(self._next())
+                others = enumerate(self._next)
                 images = tuple(replace(images[i], text=asked.text(j)) for i, j in others)
             yield self._read(self._compact(setting, replace(asked, images=images)))
         else:
@@ -183,12 +185,12 @@ class Batch:
         pruned = setting.pruner.compact(encoded)
         return shuffled(pruned, setting.seed) if setting.shuffled else pruned
 
+    @cached_property
     def _next(self) -> list[int]:
         """For each question the next one on its picture, after the last the first."""
-        rows = []
-        for row, picture in enumerate(self.picture.tolist()):
-            (same,) = (self.picture == picture).nonzero(as_tuple=True)
-            same = same.tolist()
+        pictures, rows = self.picture.tolist(), []
+        for row, picture in enumerate(pictures):
+            same = [i for i, other in enumerate(pictures) if other == picture]
             rows.append(same[(same.index(row) + 1) % len(same)])
         return rows
 
@@ -272,15 +274,14 @@ class Batch:
 
     def _told(self, prompted: Prompted) -> Told:
         """Read the right answers out to the model; the cache is left as it was."""
-        length = self.answers.shape[1]
-        places = torch.arange(length, device=self.answers.device)
-        there = places < self.lengths[:, None]  # (B, A)
+        length, there = self.answers.shape[1], self.there
         logits = prompted.last[:, None]
         if length > 1:
             out = self.model(
                 input_ids=self.answers[:, :-1],
                 attention_mask=torch.cat([prompted.mask, there[:, :-1].to(prompted.mask)], 1),
-                position_ids=prompted.positions[:, -1:] + 1 + places[:-1],
+                position_ids=prompted.positions[:, -1:]
+                + torch.arange(1, length, device=there.device),
                 past_key_values=prompted.cache,
                 use_cache=True,
             )
@@ -302,18 +303,15 @@ class Batch:
         else:
             prompted.cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
         prompted.cache.crop(-1)  # generate() wants a token to begin with
-        out = self.model.generate(
-            input_ids=prompted.ids[rows],
-            attention_mask=prompted.mask[rows],
-            position_ids=prompted.positions[rows],
-            past_key_values=prompted.cache,
-            max_new_tokens=n,
-            do_sample=False,
-        )
-        new = out[:, prompted.ids.shape[1] :]
-        words = self.processor.batch_decode(new, skip_special_tokens=True)
-        for row, text in zip(rows, words, strict=True):
-            said[row] = text.strip().lower()
+        asked = {
+            "input_ids": prompted.ids[rows],
+            "attention_mask": prompted.mask[rows],
+            "position_ids": prompted.positions[rows],
+            "past_key_values": prompted.cache,
+        }
+        answers = generate(self.model, self.processor, asked, n)
+        for row, words in zip(rows, answers, strict=True):
+            said[row] = words
         return said
 
     @cached_property
@@ -325,6 +323,4 @@ class Batch:
     def _divergence(self, told: Told) -> list[float]:
         """Kullback-Leibler divergence from the full model on each right answer: nats per token."""
         each = (self._full.exp() * (self._full - told.log)).sum(-1)  # (B, A)
-        places = torch.arange(each.shape[1], device=each.device)
-        there = places < self.lengths[:, None]
-        return (each.where(there, 0).sum(1) / self.lengths).tolist()
+        return (each.where(self.there, 0).sum(1) / self.there.sum(1)).tolist()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.batch import Batch, Setting
 from fopru.evaluation.controls import BLIND, CONTROLS
-from fopru.evaluation.store import Store, provenance, weights_hash
+from fopru.evaluation.store import KEY, Store, provenance, weights_hash
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
 from fopru.in_llm import InLLMPruner
@@ -152,11 +152,11 @@ def evaluate(
             whole, broken = _loaded(some)
             if whole and left:
                 batch = Batch(model, processor, whole, left)
-            for setting in asked:
-                if setting in left:
-                    rows = list(batch.rows(setting, max_new_tokens)) if whole else []
-                    rows += [_failed(e, setting, family, reason) for e, reason in broken]
-                    store.add(rows)
+            bar.update(len(some) * (len(asked) - len(left)))
+            for setting in left:
+                rows = list(batch.rows(setting, max_new_tokens)) if whole else []
+                rows += [_failed(e, setting, family, reason) for e, reason in broken]
+                store.add(rows)
                 bar.update(len(some))
         processes.wait_for_everyone()
         return _ordered(store.frame(), examples, [s for _, asked in parts for s in asked])
@@ -231,9 +231,8 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
 
 
 def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[str, Any]:
-    names = ("id", "method", "retention", "positions", "seed")
     return {
-        **dict(zip(names, setting.key(e, family), strict=True)),
+        **dict(zip(KEY, setting.key(e, family), strict=True)),
         "task": e.task,
         "image": e.scene.get("image_id", e.id),
         "answer": e.answer,

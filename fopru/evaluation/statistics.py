@@ -50,11 +50,9 @@ def per_question(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
         results: as `fopru.evaluate` gives them.
         value: the column to average.
     """
-    keys = ["task", "image", "id"]
-    table = results.assign(**{value: results[value].astype(float)}).pivot_table(
-        index=keys, columns=["method", "retention"], values=value, aggfunc="mean"
-    )
-    return table
+    each = _per_cell(results, ["task", "method", "retention"], value)
+    index, columns = ["task", "image", "id"], ["method", "retention"]
+    return each.pivot(index=index, columns=columns, values="value").sort_index(axis=1)
 
 
 def means(
@@ -68,8 +66,13 @@ def means(
         The keys, n (questions), kept (mean of the tokens really kept), mean.
     """
     keys = [*by, "method", "retention"]
-    each = _per_cell(results, keys, value).groupby(keys, sort=False, observed=True)
-    table = each["value"].agg(n="size", mean="mean")
+    return _means(results, _per_cell(results, keys, value), keys)
+
+
+def _means(results: pd.DataFrame, each: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The table of `means` from that of `_per_cell`."""
+    cells = each.groupby(keys, sort=False, observed=True)
+    table = cells["value"].agg(n="size", mean="mean")
     if "kept" in results:
         kept = results.groupby(keys, sort=False, observed=True)["kept"].mean()
         table.insert(1, "kept", kept.reindex(table.index))
@@ -88,9 +91,10 @@ def accuracy(
 ) -> pd.DataFrame:
     """As `means`, with 95 % intervals over pictures: low, high."""
     keys = [*by, "method", "retention"]
-    cells = _per_cell(results, keys, value).groupby(keys, sort=False, observed=True)
+    each = _per_cell(results, keys, value)
+    cells = each.groupby(keys, sort=False, observed=True)
     ends = np.array([interval(cell["value"], cell["image"])[1:] for _, cell in cells])
-    return means(results, by, value).assign(low=ends[:, 0], high=ends[:, 1])
+    return _means(results, each, keys).assign(low=ends[:, 0], high=ends[:, 1])
 
 
 def difference(
@@ -122,9 +126,10 @@ def bands(
     Pictures are drawn once for all cells, and every band is as many standard errors wide as the
     worst of the cells needs (the maximum of the studentised deviations).
     """
-    cells = accuracy(results, by, value)
     keys = [*by, "method", "retention"]
-    asked = _per_cell(results, keys, value).groupby([*keys, "image"], observed=True)["value"]
+    each = _per_cell(results, keys, value)
+    cells = _means(results, each, keys)
+    asked = each.groupby([*keys, "image"], observed=True)["value"]
     per_picture = asked.agg(["sum", "size"]).unstack("image").fillna(0)
     per_picture = per_picture.loc[list(cells[keys].itertuples(index=False, name=None))]
     sums, counts = (per_picture[name].to_numpy(float) for name in ("sum", "size"))
@@ -132,9 +137,9 @@ def bands(
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(pictures, np.full(pictures, 1 / pictures), RESAMPLES)  # (R, pictures)
     with np.errstate(invalid="ignore"):  # no picture of a small cell was drawn
-        means = (weights @ sums.T) / (weights @ counts.T)  # (R, cells)
-    errors = np.nanstd(means, axis=0)
-    far = np.abs(means - cells["mean"].to_numpy()) / np.where(errors > 0, errors, np.inf)
+        drawn = (weights @ sums.T) / (weights @ counts.T)  # (R, cells)
+    errors = np.nanstd(drawn, axis=0)
+    far = np.abs(drawn - cells["mean"].to_numpy()) / np.where(errors > 0, errors, np.inf)
     width = np.quantile(np.nanmax(far, axis=1), confidence) * errors
     return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
 
@@ -171,8 +176,10 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = ["task", "method", "retention", "metric"]
     for key, cell in results.groupby(keys, sort=False):
-        each = [f1(part) for _, part in cell.groupby("seed")]
-        score = np.mean(each) if key[-1] == "f1" else cell["score"].mean()
+        if key[-1] == "f1":
+            score = np.mean([f1(part) for _, part in cell.groupby("seed")])
+        else:
+            score = cell["score"].mean()
         rows.append(dict(zip(keys, key, strict=True)) | {"score": score})
     return pd.DataFrame(rows)
 

@@ -11,7 +11,7 @@ import torch
 from fopru.encoding import encode
 from fopru.evaluation import chat, evaluate
 from fopru.evaluation.controls import BLIND
-from fopru.evaluation.statistics import accuracy, difference
+from fopru.evaluation.statistics import accuracy, difference, means
 from fopru.loading import load
 from fopru.methods import FoPru
 from fopru.pocket import sample, scenes
@@ -60,10 +60,10 @@ def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataF
     """
     net, processor = load(model)
     pruners = [FoPru(1.0, axis="received"), FoPru(1.0, axis="given")]
+    prompts = processor.apply_chat_template([chat("?")], add_generation_prompt=True)
     rows = []
     for task in scenes.TASKS:
         examples = list({e.scene["image_id"]: e for e in sample(task, n, seed)}.values())
-        prompts = processor.apply_chat_template([chat("?")], add_generation_prompt=True)
         for e in examples:
             inputs = processor(images=e.image, text=prompts, return_tensors="pt")
             (image,) = encode(net, inputs.to(net.device), pruners).images
@@ -113,7 +113,7 @@ def _full(results: pd.DataFrame) -> str:
 
 def _pruned(results: pd.DataFrame, positions: str) -> str:
     rows = results[results.positions == positions]
-    cells = accuracy(rows).set_index(["task", "method", "retention"])["mean"]
+    cells = means(rows).set_index(["task", "method", "retention"])["mean"]
     methods = [m for m in METHODS if m in set(rows.method)]
     retentions = sorted(set(rows.retention) - {0.0, 1.0}, reverse=True)
     lines = []
@@ -153,7 +153,7 @@ def _differences(results: pd.DataFrame) -> str:
 
 
 def _recall(results: pd.DataFrame) -> str:
-    cells = accuracy(results, by=[], value="found")
+    cells = means(results, by=[], value="found")
     lines = []
     for method, part in cells.groupby("method", sort=False):
         if method in METHODS:
