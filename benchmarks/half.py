@@ -1,0 +1,50 @@
+"""What survives another training seed: `data/results/pocket/half.parquet`.
+
+    fopru pocket train seed1 --half --seed 1             # and 2, 3: an hour each on two cores
+    fopru pocket train captions --half --captions-only
+    python benchmarks/half.py seed1 seed2 seed3 captions   # ten minutes each; a stopped run goes on
+
+Every method once on PocketBench's test split, on models that were trained for half as long: three
+from other seeds, one whose tower saw captions only. The weights are not kept.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+import fopru
+from fopru.cli.common import keep
+from fopru.evaluation.controls import BLIND
+from fopru.evaluation.runner import known
+
+RETENTIONS = (0.5, 0.25, 0.1)
+COLUMNS = ["model", "id", "task", "image", "method", "retention", "seed", "kept"]
+VALUES = ["evidence", "found", "correct"]
+
+
+def answers(folder: Path, methods: list[str]) -> pd.DataFrame:
+    model, processor = fopru.load(folder)
+    examples = fopru.pocket.benchmark("test")
+    return fopru.evaluate(
+        model,
+        processor,
+        examples,
+        methods,
+        RETENTIONS,
+        seeds=range(2),
+        blind=[*BLIND],
+        out=folder.with_suffix(".sqlite"),
+    )
+
+
+def main(folders: list[Path], out: Path) -> None:
+    methods = [name for name in known() if not name.endswith(("-shuffled", "-later"))]
+    parts = [answers(folder, methods).assign(model=folder.name) for folder in folders]
+    results = pd.concat(parts, ignore_index=True)
+    keep(results[COLUMNS + VALUES].astype({"found": "float32"}), out)
+
+
+if __name__ == "__main__":
+    results = Path(__file__).parents[1] / "data" / "results"
+    main([Path(arg) for arg in sys.argv[1:]], results / "pocket" / "half.parquet")
