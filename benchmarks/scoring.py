@@ -56,7 +56,7 @@ def times(batch: int, turns: int) -> dict[str, list[float]]:
     }
 
     def plain():
-        family.features(inputs)
+        family.pictures(inputs)
 
     def with_fopru():
         for image in encode(model, inputs, [pruner]).images:

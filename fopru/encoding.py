@@ -1,30 +1,19 @@
-"""encode(): the vision tower once, with one look into the attention layers that pruners need.
-
-The tap is an attention function, registered with transformers under the name of the one in use
-(`fopru_sdpa` stands for `sdpa`) and set on the vision config only, and only while encoding. It
-notes the queries and keys of the tapped block and hands on to the real one, so the tower keeps its
-fast kernels and its exact output.
-"""
+"""encode(): the vision tower once, with one look into the attention layers that pruners need."""
 
 from __future__ import annotations
 
-import sys
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.significance import attention_scores
+from fopru.tapping import Attention, tapped
 
 
 class Tap(NamedTuple):
@@ -57,6 +46,8 @@ class EncodedImage:
     grid: Grid
     scores: Mapping[Tap, Tensor]
     """tap -> (N,) or, of keys and `VISION`, (N, c); a newline token has the mean of its row."""
+    deep: Tensor | None = field(default=None, kw_only=True)
+    """(N, c): what later layers of the LLM get at these places too (Qwen3-VL)."""
     text: Tensor | None = field(default=None, kw_only=True)
     """(T, d): the LLM's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
@@ -83,8 +74,7 @@ class EncodedImage:
 
     def keys(self, layer: int | None = None) -> Tensor:
         """(N, h, d_h) keys of one tapped layer, by head."""
-        heads = self.family.tower.config.num_attention_heads
-        return self.tap("keys", layer).unflatten(1, (heads, -1))
+        return self.tap("keys", layer).unflatten(1, (self.family.heads, -1))
 
     @property
     def vision(self) -> Tensor:
@@ -105,6 +95,7 @@ class EncodedImage:
             yield replace(
                 self,
                 features=self.features[tokens],
+                deep=None if self.deep is None else self.deep[tokens],
                 grid=Grid((view,)),
                 scores={tap: scores[tokens] for tap, scores in self.scores.items()},
             )
@@ -146,8 +137,13 @@ def encode(
         UnsupportedModelError: no adapter for the model, or its tower has no attention to read.
         ValueError: no images, or images and placeholders in `input_ids` do not match.
     """
-    family = Family.of(model)
+    family = Family.of(model).reading(inputs)
     taps = set().union(*(pruner.taps(family) for pruner in pruners))
+    if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
+        raise UnsupportedModelError(
+            f"{type(family.tower).__name__} has no CLS token, whose attention was asked for: "
+            "methods that score by it are undefined here."
+        )
     missing = [name for name in family.pixels if inputs.get(name) is None]
     if missing:
         raise ValueError(
@@ -160,17 +156,23 @@ def encode(
     attention = taps - {VISION}
     blocks = family.blocks if attention else ()
     with (
-        _tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
+        tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
         _projected(family, VISION in taps) as vision,
     ):
-        features = family.features(inputs)
+        output = family.pictures(inputs)
+    sizes = [grid.n_tokens for grid in grids]
+    features, deep = family.features(output, sizes), family.deep(output, sizes)
     scores = _scores(family, inputs, grids, attention, seen)
     if VISION in taps:
-        scores[VISION] = _carried(family, inputs, grids, torch.cat(vision))
-    text = {name: value for name, value in inputs.items() if name not in family.pixels}
+        scores[VISION] = _filled(family.vision(vision, inputs), grids)
+    gone = (*family.pixels, *family.options)
+    text = {name: value for name, value in inputs.items() if name not in gone}
+    pictures = zip(samples, features, grids, deep, strict=True)
     images = (
-        EncodedImage(family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()})
-        for i, (sample, feature, grid) in enumerate(zip(samples, features, grids, strict=True))
+        EncodedImage(
+            family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()}, deep=more
+        )
+        for i, (sample, feature, grid, more) in enumerate(pictures)
     )
     return Encoded(family, text, tuple(images))
 
@@ -205,86 +207,6 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
     return samples
 
 
-@dataclass
-class _Attention:
-    """Queries and keys that went through one attention layer."""
-
-    query: Tensor  # (tiles, h, T, d)
-    key: Tensor
-    scaling: float
-
-
-SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
-_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-
-
-def register(implementation: str) -> str:
-    """Register the tapped twin of an attention implementation; its name.
-
-    The name contains the original's, since transformers asks whether "flash" is in it.
-    """
-    name = f"fopru_{implementation}"
-    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        return name
-
-    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any):
-        if (note := SEEN.get()) is not None:
-            note(module, query, key, *args, **kwargs)
-        if implementation == "eager":  # each modeling file has its own
-            attend = sys.modules[type(module).__module__].eager_attention_forward
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS[implementation]
-        return attend(module, query, key, *args, **kwargs)
-
-    if implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    AttentionInterface.register(name, attention)
-    return name
-
-
-@contextmanager
-def _tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
-    """Within the block, note q and k of `blocks`: yields index -> _Attention, filled as they run.
-
-    Raises:
-        UnsupportedModelError: on leaving, where a block did not run its attention through
-            transformers' attention interface, or masked it.
-    """
-    seen: dict[int, _Attention] = {}
-    if not blocks:
-        yield seen
-        return
-    owner = {id(module): index for index, block in blocks.items() for module in block.modules()}
-
-    def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
-        if (index := owner.get(id(module))) is None:
-            return
-        if attention_mask is not None or index in seen:
-            raise UnsupportedModelError(
-                f"{type(tower).__name__} masks or chunks the attention of its block {index}: "
-                "there is no way to score its tokens yet."
-            )
-        seen[index] = _Attention(query, key, scaling or query.shape[-1] ** -0.5)
-
-    with _LOCKS_GUARD:
-        lock = _LOCKS.setdefault(tower, threading.RLock())
-    with lock:
-        implementation = tower.config._attn_implementation
-        token = SEEN.set(note)
-        tower.config._attn_implementation = register(implementation)
-        try:
-            yield seen
-        finally:
-            tower.config._attn_implementation = implementation
-            SEEN.reset(token)
-    if missed := blocks.keys() - seen.keys():
-        raise UnsupportedModelError(
-            f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "
-            "transformers' attention interface: there is no attention to score its tokens by."
-        )
-
-
 @contextmanager
 def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
     """Within the block, note what the projector gets: (tiles, P, d_v) at a time."""
@@ -304,36 +226,31 @@ def _scores(
     inputs: Mapping[str, Any],
     grids: list[Grid],
     taps: Collection[Tap],
-    seen: Mapping[int, _Attention],
+    seen: Mapping[int, list[Attention]],
 ) -> dict[Tap, list[Tensor]]:
     """tap -> one (N,) vector per picture, or (N, c) keys."""
-    n_patches = grids[0].views[0].n_tokens
     scores: dict[Tap, list[Tensor]] = {}
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
-        attention = seen[block]
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
-        if "keys" in axes:
-            keys = attention.key[:, :, -n_patches:].transpose(1, 2).flatten(2)  # (tiles, P, c)
-            scores[Tap(block, "keys", kind)] = _carried(family, inputs, grids, keys)
-        maps = attention_scores(
-            attention.query,
-            attention.key,
-            attention.scaling,
-            n_prefix=attention.query.shape[2] - n_patches,
-            axes=axes - {"keys"},
-            scores=kind,
-        )  # (tiles, P)
-        for axis, tile_maps in maps.items():
-            carried = _carried(family, inputs, grids, tile_maps[..., None])
-            scores[Tap(block, axis, kind)] = [vector.squeeze(1) for vector in carried]
+        maps: dict[str, list[Tensor]] = {axis: [] for axis in axes}
+        for query, key, scaling in seen[block]:
+            if "keys" in axes:
+                patches = key[:, :, family.n_prefix :]  # (tiles, h, P, d)
+                maps["keys"] += patches.transpose(1, 2).flatten(2)
+            found = attention_scores(
+                query, key, scaling, family.n_prefix, axes=axes - {"keys"}, scores=kind
+            )  # (tiles, P) each
+            for axis, tiles in found.items():
+                maps[axis] += tiles[..., None]
+        for axis, tiles in maps.items():
+            carried = _filled(family.tokens(tiles, inputs), grids)
+            vectors = carried if axis == "keys" else [table.squeeze(1) for table in carried]
+            scores[Tap(block, axis, kind)] = vectors
     return scores
 
 
-def _carried(
-    family: Family, inputs: Mapping[str, Any], grids: list[Grid], maps: Tensor
-) -> list[Tensor]:
-    """(tiles, P, c) maps as one (N, c) table per picture."""
-    tables = family.tokens(maps, inputs)
+def _filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:
+    """(N, c) per picture, its newlines filled."""
     return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
 
 

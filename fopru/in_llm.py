@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fopru.encoding import SEEN, Encoded, register
-from fopru.families import Family
+from fopru.encoding import Encoded
+from fopru.families import Family, UnsupportedModelError
 from fopru.pruned import PrunedInputs, line_up
 from fopru.pruner import Pruner, floor_share
 from fopru.run import alone, by_name
+from fopru.tapping import SEEN, register
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ class InLLMPruner(Pruner):
     """Whether tokens are numbered anew after each drop when `positions` is None."""
 
     def numbering(self, family: Family) -> str:
-        return self.positions or ("reindex" if self.reindexes else "preserve")
+        if self.positions is None and (family.spatial or not self.reindexes):
+            return "preserve"
+        return "reindex" if self.positions is None else super().numbering(family)
 
     def stages(self, n_layers: int) -> dict[int, float]:
         """Layer that tokens leave on entering it -> share of all visual tokens that go on.
@@ -154,6 +157,12 @@ class _Work:
         self.pruner, self.family, self.decoder = pruner, family, family.decoder
         self.chosen = chosen
         self.stages = pruner.stages(len(self.decoder.layers))
+        if (first := min(self.stages)) < family.n_deep:
+            raise UnsupportedModelError(
+                f"method {pruner.name!r} drops tokens on entering layer {first}, and layers up to "
+                f"{family.n_deep - 1} of {family.title} add features to all visual tokens: it is "
+                "undefined here."
+            )
         self.reindex = pruner.numbering(family) == "reindex"
         self.run = InLLMRun()
         scored = self.stages if chosen is None else ()
@@ -205,7 +214,7 @@ class _Work:
             if i in self.stages:
                 here = self.run.seen(-1)
                 if self.chosen is None:
-                    best = self.best(i, here, self.scores(layer, hidden, kwargs))
+                    best = self.best(i, here, self.scores(i, layer, hidden, kwargs))
                 else:
                     best = self.chosen.seen(i)
                 order = self.drop(here, best)
@@ -213,16 +222,16 @@ class _Work:
             self.run.layers.append(self.current)
             if i < min(self.stages):
                 return None
-            return (hidden, *args[1:]), self.fitted(kwargs, hidden)
+            return (hidden, *args[1:]), self.fitted(i, kwargs, hidden)
 
         return hook
 
-    def scores(self, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
+    def scores(self, i: int, layer: nn.Module, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """(B, L') attention of the last prompt token, mean over heads."""
         if not self.pruner.before:
             self.watched.add(id(layer.self_attn))
             shorter = hidden.shape[1] < self.length
-            seen = self.fitted(kwargs, hidden) if shorter else kwargs
+            seen = self.fitted(i, kwargs, hidden) if shorter else kwargs
             with suppress(_Enough):
                 layer.self_attn(layer.input_layernorm(hidden), **{**seen, "past_key_values": None})
         query, key, scaling = self.noted
@@ -260,12 +269,12 @@ class _Work:
         )
         return order
 
-    def fitted(self, kwargs: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+    def fitted(self, i: int, kwargs: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         """A layer's arguments at prefill, cut down to the present sequence."""
         now, kwargs = self.current, dict(kwargs)
         if self.reindex:
             places = ((~now.dead).cumsum(1) - 1).clamp(min=0)
-            kwargs["position_embeddings"] = self.decoder.rotary_emb(hidden, position_ids=places)
+            kwargs["position_embeddings"] = self.waves(i, hidden, places)
         else:
             waves = kwargs["position_embeddings"]
             kwargs["position_embeddings"] = tuple(_gather(w, now.index) for w in waves)
@@ -276,6 +285,13 @@ class _Work:
         kwargs["attention_mask"] = self.mask(mask, now, now.index, hidden.shape[1])
         return kwargs
 
+    def waves(self, i: int, like: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary embeddings of new positions, (B, L'), for layer i."""
+        rotary = self.decoder.rotary_emb
+        if hasattr(rotary, "layer_types"):  # Gemma 3: the layers with a window have their own
+            return rotary(like, places, self.decoder.config.layer_types[i])
+        return rotary(like, position_ids=places)
+
     def step(self, i: int, kwargs: dict[str, Any]) -> dict[str, Any]:
         """A layer's arguments while decoding: its cache holds fewer tokens than the first's."""
         seen, kwargs = self.run.layers[i], dict(kwargs)
@@ -285,7 +301,7 @@ class _Work:
         if self.reindex:
             counts = (~seen.dead).sum(1, keepdim=True)
             places = counts + grown + torch.arange(new, device=counts.device)
-            kwargs["position_embeddings"] = self.decoder.rotary_emb(cos, position_ids=places)
+            kwargs["position_embeddings"] = self.waves(i, cos, places)
         tail = torch.arange(self.length, self.length + grown + new, device=seen.index.device)
         columns = torch.cat([seen.index, tail.expand(len(seen.index), -1)], 1)
         kwargs["attention_mask"] = self.mask(kwargs.get("attention_mask"), seen, columns, new)

@@ -48,7 +48,8 @@ class PrunedImage:
 
     @property
     def view(self) -> Tensor:
-        """(N,) int64: 0 for the base view, 1 for the tiles' canvas."""
+        """(N,) int64: which view each token is in; in LLaVA-NeXT 0 is the base view, 1 the tiles'
+        canvas."""
         return self.grid.view
 
     @property
@@ -92,7 +93,7 @@ class PrunedInputs(Mapping[str, Any]):
         self._text = dict(text)
         self.family = family
         self.features = features
-        """(k, d) per picture: the kept tokens."""
+        """(k, d) per picture: the kept tokens (Qwen3-VL: and what its first layers add to them)."""
         self.images = images
         """One `PrunedImage` per picture, flat and in prompt order."""
 
@@ -132,8 +133,11 @@ def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -
             f"attention_mask of shape {tuple(mask.shape)}: must be that of input_ids, "
             f"{tuple(ids.shape)}."
         )
+    family = encoded.family
     if positions == "preserve":
-        inputs.setdefault("position_ids", (mask.cumsum(1) - 1).clamp(min=0))
+        if inputs.get("position_ids") is None:
+            grids = [image.grid for image in images]
+            inputs["position_ids"] = family.position_ids(inputs, mask, grids)
     elif inputs.get("position_ids") is not None:
         raise ValueError(
             "position_ids were given, and positions='reindex' would number the tokens "
@@ -145,15 +149,19 @@ def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -
     for flags, image in zip(kept, images, strict=True):
         flags[image.kept] = True
     keep = mask.bool()  # (B, L)
-    visual = ids == encoded.family.image_token_id
+    visual = ids == family.image_token_id
     keep[visual] = torch.cat(kept).to(keep.device)
 
     order = line_up(keep, pad_right=bool((mask[:, -1] == 0).any()))  # (B, L')
     padding = ~keep.gather(1, order)
-    fill = PER_TOKEN | {"input_ids": _pad_token_id(encoded.family)}
+    fill = PER_TOKEN | {"input_ids": _pad_token_id(family)}
     for name in fill.keys() & inputs.keys():
-        if inputs[name] is not None:
-            inputs[name] = inputs[name].gather(1, order).masked_fill(padding, fill[name])
+        if (values := inputs[name]) is not None:  # (..., B, L)
+            places = order.expand(*values.shape[:-2], *order.shape)
+            inputs[name] = values.gather(-1, places).masked_fill(padding, fill[name])
+    if family.spatial:  # a first row that counts the tokens, and then time, height and width
+        counted = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        inputs["position_ids"] = torch.cat([counted[None], inputs["position_ids"][-3:]])
     return inputs
 
 

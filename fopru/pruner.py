@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
-from fopru.families import Family, Grid
+from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
 from fopru.run import Run, pruned_model
 
@@ -108,7 +108,16 @@ class Pruner:
         return "text" in self.needs
 
     def numbering(self, family: Family) -> str:
-        """How kept tokens are numbered in this family: one of `POSITIONS`."""
+        """How kept tokens are numbered in this family: one of `POSITIONS`.
+
+        Raises:
+            UnsupportedModelError: they are to be numbered anew where they cannot be (M-RoPE).
+        """
+        if self.positions == "reindex" and family.spatial:
+            raise UnsupportedModelError(
+                f"positions='reindex': {family.title} numbers visual tokens by time, height and "
+                "width, which pruning leaves gaps in; use positions='preserve' or None."
+            )
         return self.positions or family.positions
 
     def score(self, image: EncodedImage) -> Tensor | None:
@@ -185,6 +194,12 @@ class Pruner:
     def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
         """What is kept of a picture, and its (k, d) tokens."""
         kept, significance, features, sources, start = [], [], [], [], 0
+        if image.deep is not None and type(self).merge is not Pruner.merge:
+            raise UnsupportedModelError(
+                f"method {self.name!r} makes new tokens, and the first layers of "
+                f"{image.family.title} want features that new tokens do not have: it is undefined "
+                "here."
+            )
         for view, k in zip(image.views(), self.budgets_of(image), strict=True):
             view = replace(view, significance=self.score(view))
             chosen, tokens, members = self.merge(view, k)
@@ -202,7 +217,10 @@ class Pruner:
             grid=image.grid,
             sources=sources,
         )
-        return pruned, torch.cat(features)
+        tokens = torch.cat(features)
+        if image.deep is not None:
+            tokens = torch.cat([tokens, image.deep[pruned.kept.to(tokens.device)]], 1)
+        return pruned, tokens
 
     def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
         if kept.shape != (k,) or not _is_subset(kept, n):

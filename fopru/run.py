@@ -70,7 +70,7 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
 
     def prune(kwargs: dict[str, Any]) -> PrunedInputs:
         """Take the model's inputs out of a call's arguments and prune them."""
-        names = [name for name in (*PER_TOKEN, *family.pixels) if name in kwargs]
+        names = [name for name in _names(family) if name in kwargs]
         run.last = pruner.prune(model, {name: kwargs.pop(name) for name in names})
         return run.last
 
@@ -94,7 +94,9 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         named = by_name(module.forward, args, kwargs)
         if not _to_prune(named, family):
             return None
-        return (), dict(prune(named)) | named
+        pruned = prune(named)
+        family.went_on(pruned)
+        return (), dict(pruned) | named
 
     with alone(model):
         model.generate = pruned_generate
@@ -113,13 +115,21 @@ def by_name(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str
     return dict(zip(inspect.signature(function).parameters, args, strict=False)) | kwargs
 
 
+def _names(family: Family) -> list[str]:
+    """What of a call's arguments pruning reads."""
+    readers = [family] if family.video is None else [family, family.video]
+    pixels = (name for reader in readers for name in (*reader.pixels, *reader.options))
+    return [*PER_TOKEN, *pixels, *family.also]
+
+
 def _to_prune(kwargs: Mapping[str, Any], family: Family) -> bool:
     """Whether these are inputs with images; False passes them through.
 
     Raises:
         ValueError: a cache is given together with images or their placeholders.
     """
-    images = any(kwargs.get(name) is not None for name in family.pixels)
+    readers = [family] if family.video is None else [family, family.video]
+    images = any(kwargs.get(reader.pixels[0]) is not None for reader in readers)
     cache = kwargs.get("past_key_values")
     if cache is not None and cache.get_seq_length() > 0:
         ids = kwargs.get("input_ids")
@@ -137,7 +147,7 @@ def _refuse_gaps_without_cache(
     pruner: Pruner, family: Family, config: GenerationConfig, kwargs: Mapping[str, Any]
 ) -> None:
     use_cache = kwargs["use_cache"] if kwargs.get("use_cache") is not None else config.use_cache
-    if (pruner.positions or family.positions) == "preserve" and use_cache is False:
+    if pruner.numbering(family) == "preserve" and use_cache is False:
         raise ValueError(
             "positions='preserve' with use_cache=False: without its cache, transformers' generate "
             "drops the attention mask and reads the gaps in position_ids as borders between packed "

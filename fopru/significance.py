@@ -115,5 +115,7 @@ def wider(received: Tensor, given: Tensor, patches: Tensor) -> Tensor:
         received, given: (N,) scores.
         patches: (N,) bool, False for newline tokens, which do not count.
     """
+    if not patches.any():
+        return received
     received_var, given_var = (s[patches].double().var(correction=0) for s in (received, given))
     return torch.where(received_var >= given_var, received, given)

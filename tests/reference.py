@@ -1,5 +1,7 @@
 """Independent, slow answers that the package is compared with."""
 
+import sys
+
 import torch
 
 
@@ -43,6 +45,8 @@ def masked_logits(model, inputs, pruned, positions="preserve"):
     ids, mask = inputs["input_ids"], inputs["attention_mask"].clone()
     for row, sample in enumerate(ids):
         flags = sample == model.config.image_token_id
+        if "pixel_values_videos" in inputs:
+            flags = sample == model.config.video_token_id
         kept = []
         for picture in pruned.images:
             if picture.sample == row:
@@ -53,6 +57,42 @@ def masked_logits(model, inputs, pruned, positions="preserve"):
             mask[row, flags] = torch.cat(kept)
     counted = inputs["attention_mask"] if positions == "preserve" else mask
     position_ids = (counted.cumsum(1) - 1).clamp(min=0)
+    if hasattr(model.base_model, "get_rope_index"):  # Qwen-VL: rows for time, height and width
+        names = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")
+        places, _ = model.base_model.get_rope_index(
+            ids,
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            attention_mask=inputs["attention_mask"],
+            **{name: inputs[name] for name in names if name in inputs},
+        )
+        position_ids = torch.cat([position_ids[None], places])
     arguments = {**inputs, "attention_mask": mask, "position_ids": position_ids}
     logits = model(**arguments).logits
     return [logits[row, mask[row].bool()] for row in range(len(ids))]
+
+
+def eager_calls(model, block, run):
+    """What one block of the vision tower attends to while `run()` goes through it in eager mode.
+
+    Returns the float64 maps (tiles, h, T, T), one for each call of the attention function.
+    """
+    owners = {id(part) for part in block.modules()}
+    home = next(p for p in block.modules() if type(p).__name__.endswith("Attention"))
+    code = sys.modules[type(home).__module__]
+    original, maps = code.eager_attention_forward, []
+
+    def spy(module, *args, **kwargs):
+        out, weights = original(module, *args, **kwargs)
+        if id(module) in owners:
+            maps.append(weights.double())
+        return out, weights
+
+    tower = home.config
+    before, code.eager_attention_forward = tower._attn_implementation, spy
+    tower._attn_implementation = "eager"
+    try:
+        run()
+    finally:
+        code.eager_attention_forward = original
+        tower._attn_implementation = before
+    return maps

@@ -26,7 +26,10 @@ class Everything:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_features_are_the_models_own_to_the_bit(family, attention):
     model, inputs = tiny.model(family, attention=attention), tiny.inputs(family)
-    expected = Family.of(model).features(inputs)
+    output = model.get_image_features(
+        **{name: inputs[name] for name in Family.of(model).pixels}, return_dict=True
+    )
+    expected = output.pooler_output
     encoded = encode(model, inputs, [Everything()])
     assert [torch.equal(i.features, e) for i, e in zip(encoded.images, expected, strict=True)]
     assert not encoded.images[0].features.requires_grad

@@ -87,17 +87,22 @@ def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, layers=
     }
     torch.manual_seed(seed)
     net = kinds[family](configs(family, layers, **vision))
-    with torch.no_grad():
-        for name, parameter in net.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.8 / parameter.shape[-1] ** 0.5)
-            if "q_proj" in name or "k_proj" in name:
-                parameter.mul_(2)
+    shake(net)
     net.set_attn_implementation(attention)
     net.generation_config.eos_token_id = None
     net.generation_config.pad_token_id = 0
     net.generation_config.suppress_tokens = [IMAGE_TOKEN_ID]
     return net.to(dtype).eval()
+
+
+def shake(net):
+    """Random weights under which tokens differ, and attention dwells on some."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.8 / parameter.shape[-1] ** 0.5)
+            if "q_proj" in name or "k_proj" in name or "qkv.weight" in name:
+                parameter.mul_(2)
 
 
 def processor(family="llava", padding_side="left"):

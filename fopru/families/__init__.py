@@ -1,7 +1,28 @@
 """One small adapter per model family; importing this package registers them all."""
 
 from fopru.families.base import Family, Grid, UnsupportedModelError, View
+from fopru.families.gemma3 import Gemma3
+from fopru.families.idefics3 import Idefics3
+from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava
 from fopru.families.llava_next import LlavaNext
+from fopru.families.llava_onevision import LlavaOnevision
+from fopru.families.qwen2_5_vl import Qwen25VL
+from fopru.families.qwen2_vl import Qwen2VL
+from fopru.families.qwen3_vl import Qwen3VL
 
-__all__ = ["Family", "Grid", "Llava", "LlavaNext", "UnsupportedModelError", "View"]
+__all__ = [
+    "Family",
+    "Gemma3",
+    "Grid",
+    "Idefics3",
+    "InternVL",
+    "Llava",
+    "LlavaNext",
+    "LlavaOnevision",
+    "Qwen2VL",
+    "Qwen3VL",
+    "Qwen25VL",
+    "UnsupportedModelError",
+    "View",
+]

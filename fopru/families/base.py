@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 
 class UnsupportedModelError(ValueError):
@@ -39,7 +40,8 @@ class View(NamedTuple):
 class Grid:
     """Where the N visual tokens of one picture sit: view after view, each in reading order.
 
-    A grid follows from sizes alone, before anything is encoded, so `Pruner.n_keep(grid)` is pure.
+    The frames of a video are its views. A view without columns is a lone newline token. A grid
+    follows from sizes alone, before anything is encoded, so `Pruner.n_keep(grid)` is pure.
     """
 
     views: tuple[View, ...]
@@ -50,7 +52,7 @@ class Grid:
 
     @cached_property
     def view(self) -> Tensor:
-        """(N,) int64: 0 for the base view, 1 for the canvas of its tiles."""
+        """(N,) int64: which of `views` each token is in."""
         sizes = torch.tensor([view.n_tokens for view in self.views])
         return torch.arange(len(self.views)).repeat_interleave(sizes)
 
@@ -75,11 +77,29 @@ class Family:
 
     registry: ClassVar[dict[str, type[Family]]] = {}
 
+    title: ClassVar[str]
+    notes: ClassVar[str]
+    """What users should know, in half a line."""
+
+    modality: ClassVar[str] = "image"
+    video: ClassVar[type[Family] | None] = None
+    """The adapter for prompts with videos, where there is one."""
+
     pixels: ClassVar[tuple[str, ...]] = ("pixel_values",)
     """Inputs that describe the pictures; pruned inputs no longer carry them."""
+    options: ClassVar[tuple[str, ...]] = ()
+    """Inputs that may come with the pixels, and go with them."""
+
+    also: ClassVar[tuple[str, ...]] = ()
+    """Inputs that position ids depend on."""
 
     positions: ClassVar[str] = "reindex"
     """How the kept tokens are numbered when a pruner leaves `positions` at None."""
+    spatial: ClassVar[bool] = False
+    """Whether position ids have rows for time, height and width (M-RoPE): they cannot be
+    numbered anew."""
+    merges: ClassVar[bool] = False
+    """Whether several patches make one token, so that no one patch can be projected alone."""
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -110,14 +130,48 @@ class Family:
             )
         return family(model)
 
+    def reading(self, inputs: Mapping[str, Any]) -> Family:
+        """The adapter for what is in `inputs`: this one, or that of videos.
+
+        Raises:
+            UnsupportedModelError: both images and videos, or videos where there is no adapter.
+        """
+        videos = any(name.endswith("_videos") and inputs[name] is not None for name in inputs)
+        if not videos:
+            return self
+        name = type(self.model).__name__
+        if inputs.get(self.pixels[0]) is not None:
+            raise UnsupportedModelError(
+                f"`inputs` of {name} hold images and videos: prune prompts that hold one kind."
+            )
+        if self.video is None:
+            there = sorted({f.title for f in Family.registry.values() if f.video is not None})
+            raise UnsupportedModelError(
+                f"`inputs` of {name} hold videos; they can be pruned for: {', '.join(there)}."
+            )
+        return self.video(self.model)
+
     @property
     def image_token_id(self) -> int:
-        return self.config.image_token_id
+        """What stands in `input_ids` for each visual token."""
+        return getattr(self.config, f"{self.modality}_token_id")
 
     @property
     def tower(self) -> PreTrainedModel:
         """The vision tower."""
         return self.model.base_model.vision_tower
+
+    @cached_property
+    def n_prefix(self) -> int:
+        """Tokens that the tower puts before the patches: 1 for a CLS token, else 0."""
+        names = (name for name, _ in self.tower.named_parameters())
+        return sum(name.endswith(("class_embedding", "cls_token")) for name in names)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of the tower."""
+        sizes = self.tower.config.to_dict()
+        return sizes.get("num_attention_heads", sizes.get("num_heads"))
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -126,7 +180,8 @@ class Family:
         Raises:
             UnsupportedModelError: the tower is not a stack of attention blocks.
         """
-        depth = getattr(self.tower.config, "num_hidden_layers", None)
+        sizes = self.tower.config.to_dict()
+        depth = sizes.get("num_hidden_layers", sizes.get("depth"))
         for stack in self.tower.modules():
             if not isinstance(stack, nn.ModuleList) or len(stack) != depth:
                 continue
@@ -146,7 +201,7 @@ class Family:
         """
         depth = len(self.blocks)
         if layer is None:
-            state = self.config.vision_feature_layer
+            state = getattr(self.config, "vision_feature_layer", -1)
             state = state if isinstance(state, int) else state[-1]
             index = state % (depth + 1) - 1
             if index < 0:
@@ -166,10 +221,24 @@ class Family:
         """The grid of each picture in `inputs`, in prompt order, from sizes alone."""
         raise NotImplementedError
 
-    def features(self, inputs: Mapping[str, Any]) -> list[Tensor]:
-        """Run the model's own vision path: (N, d) per picture, what the LLM would get."""
-        pixels = {name: inputs[name].to(self.tower.device) for name in self.pixels}
-        return list(self.model.get_image_features(**pixels, return_dict=True).pooler_output)
+    def pictures(self, inputs: Mapping[str, Any]) -> ModelOutput:
+        """Run the model's own vision path."""
+        pixels = {n: inputs[n] for n in (*self.pixels, *self.options) if inputs.get(n) is not None}
+        if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
+            pixels = {n: x.to(self.tower.device) for n, x in pixels.items()}
+        encode = getattr(self.model.base_model, f"get_{self.modality}_features")
+        return encode(**pixels, return_dict=True)
+
+    def features(self, output: ModelOutput, sizes: list[int]) -> list[Tensor]:
+        """(N, d) per picture of these sizes, what the LLM would get, from `pictures`."""
+        tokens = output.pooler_output
+        if not isinstance(tokens, Tensor):
+            tokens = torch.cat(list(tokens))
+        return list(tokens.flatten(0, -2).split(sizes))
+
+    def deep(self, output: ModelOutput, sizes: list[int]) -> list[Tensor | None]:
+        """(N, c) per picture, what later layers of the LLM get too; None in most families."""
+        return [None] * len(sizes)
 
     @property
     def decoder(self) -> PreTrainedModel:
@@ -177,24 +246,51 @@ class Family:
         return self.model.base_model.language_model
 
     @property
+    def n_deep(self) -> int:
+        """Layers of the LLM, from the first, after which visual tokens get more features."""
+        return 0
+
+    @property
     def projector(self) -> nn.Module:
         """What takes the tower's features to the LLM's width."""
         return self.model.base_model.multi_modal_projector
 
-    def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         """Carry maps over encoder patches to the LLM's tokens, by the model's own spatial steps.
 
         Args:
-            maps: (tiles, patches, c) c values for each patch of each tile the tower saw.
+            maps: (patches, c) c values for each patch of each tile, picture or frame that the
+                tower saw.
 
         Returns:
             (N, c) per picture; a newline token, which no patch stands behind, has `inf`.
         """
         raise NotImplementedError
 
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, BaseModelOutputWithPooling]:
+    def vision(self, seen: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        """(N, d_v) per picture, of what the projector got."""
+        maps = [tile for call in seen for tile in (call if call.dim() == 3 else [call])]
+        return self.tokens(maps, inputs)
+
+    def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:
+        """(B, L) position ids of the whole prompt; (3, B, L) where they are `spatial`."""
+        return (mask.cumsum(1) - 1).clamp(min=0)
+
+    def went_on(self, pruned: Mapping[str, Any]) -> None:
+        """Called before a forward gets shorter inputs, for what the model's next steps rely on."""
+
+    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
         """What `mm_encoder_outputs` takes for these features, (k, d) per picture.
 
         Made anew for each use: `generate` with beams edits it in place.
         """
-        return {"image": BaseModelOutputWithPooling(pooler_output=list(features))}
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=list(features))}
+
+
+def in_one(features: list[Tensor]) -> Tensor:
+    """(n, g, d) all tokens as one tensor, for models that take no list.
+
+    g divides every picture's count, so `generate` can tell the rows of a batch apart for its beams.
+    """
+    size = math.gcd(*(len(tokens) for tokens in features))
+    return torch.cat(features).unflatten(0, (-1, size))

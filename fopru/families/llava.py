@@ -12,6 +12,9 @@ from fopru.families.base import Family, Grid, UnsupportedModelError, View
 
 
 class Llava(Family, model_types=("llava",)):
+    title = "LLaVA-1.5"
+    notes = "CLIP or SigLIP tower"
+
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
         if self.config.vision_config.model_type == "pixtral":
@@ -23,10 +26,7 @@ class Llava(Family, model_types=("llava",)):
     def check_rectangular(self) -> None:
         """Raises UnsupportedModelError where the CLS token stays among the visual tokens."""
         strategy = self.config.vision_feature_select_strategy
-        names = (name for name, _ in self.tower.named_parameters())
-        if strategy != "default" and any(
-            n.endswith(("class_embedding", "cls_token")) for n in names
-        ):
+        if strategy != "default" and self.n_prefix:
             raise UnsupportedModelError(
                 f"vision_feature_select_strategy={strategy!r} keeps the CLS token among the visual "
                 "tokens, which then are no rectangular grid; 'default' drops it."
@@ -38,5 +38,5 @@ class Llava(Family, model_types=("llava",)):
         patch = self.config.vision_config.patch_size
         return [Grid((View(height // patch, width // patch),))] * n_images
 
-    def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
-        return list(maps)
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        return maps

@@ -14,6 +14,8 @@ from fopru.families.llava import Llava
 
 
 class LlavaNext(Llava, model_types=("llava_next",)):
+    title = "LLaVA-NeXT"
+    notes = "base view and tiles each keep their share; newline tokens follow their row"
     pixels = ("pixel_values", "image_sizes")
 
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
@@ -29,19 +31,24 @@ class LlavaNext(Llava, model_types=("llava_next",)):
         self.check_rectangular()
         side = self.config.vision_config.image_size // self.config.vision_config.patch_size
         base = View(side, side)
-        tiles = sum(self.tile_counts(inputs))
+        tiles = [torch.zeros(base.n_tokens, 1)] * sum(self.tile_counts(inputs))
         grids = []
-        for packed in self.tokens(torch.zeros(tiles, base.n_tokens, 1), inputs):
+        for packed in self.tokens(tiles, inputs):
             height = int(packed.isinf().sum())  # each row of the canvas ends with one newline
             row_width = (len(packed) - base.n_tokens) // height
             grids.append(Grid((base, View(height, row_width - 1, newline=True))))
         return grids
 
-    def tokens(self, maps: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        tiles = torch.stack(maps)  # (tiles, patches, c)
+        return list(self.packed(tiles.split(self.tile_counts(inputs)), inputs["image_sizes"]))
+
+    def packed(self, pictures: tuple[Tensor, ...], sizes: Tensor) -> list[Tensor]:
+        """The tiles of each picture, (tiles, patches, c), as its tokens, (N, c)."""
         packed, _ = self.model.base_model.pack_image_features(
-            maps.split(self.tile_counts(inputs)),  # (tiles, patches, c) per picture
-            inputs["image_sizes"],
+            pictures,
+            sizes,
             vision_feature_select_strategy=self.config.vision_feature_select_strategy,
-            image_newline=maps.new_full((maps.shape[-1],), torch.inf),
+            image_newline=pictures[0].new_full((pictures[0].shape[-1],), torch.inf),
         )
-        return list(packed)
+        return packed

@@ -36,7 +36,7 @@ class Pool(Pruner, name="pool"):
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
         (view,) = image.grid.views
-        size = lattice(view.height, view.width, k)
+        size = shape(view.height, view.width, k)
         table = image.features.unflatten(0, (view.height, view.width))  # (H, W, d)
         pooled = F.adaptive_avg_pool2d(table.permute(2, 0, 1).float(), size)  # (d, kh, kw)
         rows, columns = (_cells(n, m) for n, m in zip((view.height, view.width), size, strict=True))
@@ -45,6 +45,12 @@ class Pool(Pruner, name="pool"):
         kept = torch.stack([c[(len(c) - 1) // 2, (c.shape[1] - 1) // 2] for c in cells])
         features = pooled.flatten(1).T.to(image.features.dtype)
         return Merged(kept, features, [cell.flatten() for cell in cells])
+
+
+def shape(height: int, width: int, k: int) -> tuple[int, int]:
+    """The lattice of exactly k cells that the smallest budget gives."""
+    sizes = (lattice(height, width, budget) for budget in range(k, height * width + 1))
+    return next(size for size in sizes if size[0] * size[1] == k)
 
 
 def _cells(n: int, m: int) -> list[slice]:

@@ -13,7 +13,7 @@ from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, Grid
 from fopru.methods.fopru import top
 from fopru.methods.uniform import spaced
-from fopru.methods.visionzip import check_no_newlines
+from fopru.methods.visionzip import check_patchwise
 from fopru.pruner import Merged, Pruner, check_choice
 
 NEIGHBOURS = 32
@@ -75,7 +75,7 @@ class PruMerge(Pruner, name="prumerge"):
         return top(scores, outliers(scores) if k is None else k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_no_newlines(image, self.name)
+        check_patchwise(image, self.name)
         scores, n = image.significance, len(image.features)
         kept = self.chosen(image, None if self.adaptive else max(1, k - 1))
         unit = F.normalize(image.keys(self.block).flatten(1).float(), dim=1)

@@ -41,7 +41,7 @@ class VisionZip(Pruner, name="visionzip"):
         return image.tap("cls", self.layer)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_no_newlines(image, self.name)
+        check_patchwise(image, self.name)
         n = len(image.features)
         count = min(int(k * self.contextual), n - k)
         dominant = top(image.significance, k - count)
@@ -68,10 +68,15 @@ class VisionZip(Pruner, name="visionzip"):
         return Merged(kept, features[order], [sources[i] for i in order.tolist()])
 
 
-def check_no_newlines(image: EncodedImage, method: str) -> None:
-    """Raises UnsupportedModelError for views with newline tokens, which have no tower features."""
+def check_patchwise(image: EncodedImage, method: str) -> None:
+    """Raises UnsupportedModelError where a token is not one patch that can be projected alone."""
     if any(view.newline for view in image.grid.views):
         raise UnsupportedModelError(
             f"method {method!r} merges the tower's features, and this family has newline tokens, "
             "which have none: it is undefined here."
+        )
+    if image.family.merges:
+        raise UnsupportedModelError(
+            f"method {method!r} merges the tower's features, and {image.family.title} makes one "
+            "token of several patches: it is undefined here."
         )

@@ -1,0 +1,51 @@
+"""InternVL: tiles and then a thumbnail, four patches a token (arXiv 2504.10479)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+
+from fopru.families.base import Grid, View, in_one
+from fopru.families.llava import Llava
+
+
+class InternVL(Llava, model_types=("internvl",)):
+    title = "InternVL"
+    notes = "each tile keeps its share; the thumbnail is the last view"
+    merges = True
+
+    @property
+    def tile(self) -> View:
+        """The tokens of one tile."""
+        config, ratio = self.config.vision_config, self.config.downsample_ratio
+        sides = zip(config.image_size, config.patch_size, strict=True)
+        return View(*(int(pixels // patch * ratio) for pixels, patch in sides))
+
+    def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        """A picture is an unbroken run of placeholders."""
+        self.check_rectangular()
+        visual = (inputs["input_ids"] == self.image_token_id).int()  # (B, L)
+        steps = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # 1: a run begins, -1: it ended
+        begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
+        tile = self.tile
+        return [Grid((tile,) * max(1, n // tile.n_tokens)) for n in (ends - begins).tolist()]
+
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        tiles = torch.stack(maps)  # (tiles, P, c)
+        side = int(tiles.shape[1] ** 0.5)
+        shuffled = self.model.base_model.pixel_shuffle(
+            tiles.unflatten(1, (side, side)), scale_factor=self.config.downsample_ratio
+        )  # (tiles, h, w, P / N * c)
+        means = shuffled.flatten(0, 2).unflatten(1, (-1, tiles.shape[-1])).mean(1)
+        return list(means.split([grid.n_tokens for grid in self.grids(inputs)]))
+
+    def vision(self, seen: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        tokens = torch.cat(seen).flatten(0, 1)  # the projector gets tokens here, not patches
+        return list(tokens.split([grid.n_tokens for grid in self.grids(inputs)]))
+
+    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}

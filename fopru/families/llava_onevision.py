@@ -1,0 +1,69 @@
+"""LLaVA-OneVision: SigLIP, no CLS token; tiles as in LLaVA-NeXT, at most nine tiles' worth of
+tokens (arXiv 2408.03326)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
+
+from fopru.families.base import Family, Grid, View, in_one
+from fopru.families.llava_next import LlavaNext
+
+
+class LlavaOnevisionVideo(Family):
+    """Frames pooled to a quarter, each with its own budget; one newline ends the video."""
+
+    modality = "video"
+    pixels = ("pixel_values_videos",)
+
+    def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        n_videos, n_frames, _, height, width = inputs["pixel_values_videos"].shape
+        patch = 2 * self.config.vision_config.patch_size
+        frame = View(-(-height // patch), -(-width // patch))
+        return [Grid((frame,) * n_frames + (View(1, 0, newline=True),))] * n_videos
+
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        pooled = self.model.base_model.apply_pooling(torch.stack(maps))  # (frames, P / 4, c)
+        newline = pooled.new_full((1, pooled.shape[-1]), torch.inf)
+        videos = pooled.split(inputs["pixel_values_videos"].shape[1])
+        return [torch.cat([video.flatten(0, 1), newline]) for video in videos]
+
+    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}
+
+
+class LlavaOnevision(LlavaNext, model_types=("llava_onevision",)):
+    title = "LLaVA-OneVision"
+    notes = "as LLaVA-NeXT; videos keep their share of every frame"
+    video = LlavaOnevisionVideo
+    options = ("batch_num_images",)
+
+    def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
+        counts = inputs.get("batch_num_images")
+        sizes = inputs["image_sizes"]
+        tiled = (
+            [True] * len(sizes) if counts is None else [n == 1 for n in counts for _ in range(n)]
+        )
+        config = self.config
+        return [
+            image_size_to_num_patches(
+                size, config.image_grid_pinpoints, config.vision_config.image_size
+            )
+            if several
+            else 1  # pictures that share a prompt are not tiled
+            for size, several in zip(sizes, tiled, strict=True)
+        ]
+
+    def packed(self, pictures: tuple[Tensor, ...], sizes: Tensor) -> list[Tensor]:
+        packed, _ = self.model.base_model.pack_image_features(
+            pictures,
+            sizes,
+            image_newline=pictures[0].new_full((pictures[0].shape[-1],), torch.inf),
+            vision_aspect_ratio=self.config.vision_aspect_ratio,
+        )
+        return packed

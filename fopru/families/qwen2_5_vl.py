@@ -1,0 +1,41 @@
+"""Qwen2.5-VL: as Qwen2-VL, most blocks of its tower attending within windows (arXiv 2502.13923)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from transformers.vision_utils import get_vision_window_index
+
+from fopru.families.qwen2_vl import Qwen2VL
+
+
+class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
+    title = "Qwen2.5-VL"
+    notes = "as Qwen2-VL; scored in the last block that attends over the whole picture"
+
+    def block(self, layer: int | None) -> int:
+        whole = sorted(self.config.vision_config.fullatt_block_indexes)
+        index = whole[-1] if layer is None else super().block(layer)
+        if index not in whole:
+            raise ValueError(
+                f"layer={layer}: block {index} attends within windows; those that see the whole "
+                f"picture are {', '.join(map(str, whole))}."
+            )
+        return index
+
+    def in_order(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        config = self.config.vision_config
+        order, _ = get_vision_window_index(
+            self.sizes(inputs), config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        return tokens[order.argsort().to(tokens.device)]
+
+
+class Qwen25VLVideo(Qwen25VL):
+    modality = "video"
+    pixels = ("pixel_values_videos", "video_grid_thw")
+
+
+Qwen25VL.video = Qwen25VLVideo

@@ -1,0 +1,84 @@
+"""Qwen2-VL: pictures of any size, four patches a token, positions in time, height and width
+(arXiv 2409.12191)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from fopru.families.base import Family, Grid, View
+
+
+class Qwen2VL(Family, model_types=("qwen2_vl",)):
+    title = "Qwen2-VL"
+    notes = "original position ids; videos keep their share of every pair of frames"
+    pixels = ("pixel_values", "image_grid_thw")
+    also = ("second_per_grid_ts",)
+    positions = "preserve"
+    spatial = True
+    merges = True
+
+    @property
+    def tower(self) -> PreTrainedModel:
+        return self.model.base_model.visual
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.tower.merger
+
+    @property
+    def side(self) -> int:
+        """Patches along the side of a token."""
+        return self.config.vision_config.spatial_merge_size
+
+    def sizes(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(pictures, 3) patches in time, height and width."""
+        return inputs[self.pixels[1]]
+
+    def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
+        sizes = self.sizes(inputs).tolist()
+        return [Grid((View(h // self.side, w // self.side),) * t) for t, h, w in sizes]
+
+    def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
+        patches = torch.cat(maps)  # (patches, c): those of a token stand side by side
+        tokens = patches.unflatten(0, (-1, self.side**2)).mean(1)
+        tokens = self.in_order(tokens, inputs)
+        return list(tokens.split((self.sizes(inputs).prod(1) // self.side**2).tolist()))
+
+    def in_order(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Tokens as the tower has them, in the order of the prompt."""
+        return tokens
+
+    def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:
+        ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")
+        if kinds is None:
+            kinds = (ids == self.config.image_token_id) + 2 * (ids == self.config.video_token_id)
+        views = [(len(grid.views), *grid.views[0][:2]) for grid in grids]
+        sizes = torch.tensor(views) * torch.tensor([1, self.side, self.side])
+        also = {name: inputs[name] for name in self.also if inputs.get(name) is not None}
+        positions, _ = self.model.base_model.get_rope_index(
+            ids,
+            mm_token_type_ids=kinds,
+            attention_mask=mask,
+            **{f"{self.modality}_grid_thw": sizes},
+            **also,
+        )
+        return positions
+
+    def went_on(self, pruned: Mapping[str, Any]) -> None:
+        """Steps on the cache are numbered by the model, from how far positions are ahead of it."""
+        last = pruned["position_ids"][1:].amax((0, 2))  # (B,)
+        ahead = last + 1 - pruned["attention_mask"].sum(1)
+        self.model.base_model.rope_deltas = ahead[:, None]
+
+
+class Qwen2VLVideo(Qwen2VL):
+    modality = "video"
+    pixels = ("pixel_values_videos", "video_grid_thw")
+
+
+Qwen2VL.video = Qwen2VLVideo

@@ -1,0 +1,41 @@
+"""Qwen3-VL: as Qwen2-VL, and the first layers of the language model get features of their own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from fopru.families.qwen2_vl import Qwen2VL
+
+
+class Qwen3VL(Qwen2VL, model_types=("qwen3_vl",)):
+    title = "Qwen3-VL"
+    notes = "as Qwen2-VL; the features for its first layers go with their tokens"
+    also = ()
+
+    @property
+    def n_deep(self) -> int:
+        return len(self.config.vision_config.deepstack_visual_indexes)
+
+    def deep(self, output: ModelOutput, sizes: list[int]) -> list[Tensor | None]:
+        layers = [torch.cat(list(pictures)) for pictures in output.deepstack_features]
+        return list(torch.cat(layers, 1).split(sizes))  # (N, layers * d) per picture
+
+    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
+        width = self.config.get_text_config().hidden_size
+        parts = [table.split(width, 1) for table in features]  # (k, d) each: tokens, then layers
+        tokens, *layers = (list(part) for part in zip(*parts, strict=True))
+        output = BaseModelOutputWithDeepstackFeatures(
+            pooler_output=tokens, deepstack_features=layers
+        )
+        return {self.modality: output}
+
+
+class Qwen3VLVideo(Qwen3VL):
+    modality = "video"
+    pixels = ("pixel_values_videos", "video_grid_thw")
+
+
+Qwen3VL.video = Qwen3VLVideo

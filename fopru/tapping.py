@@ -1,0 +1,113 @@
+"""A look into the attention layers of a model while it runs.
+
+The tap is an attention function, registered with transformers under the name of the one in use
+(`fopru_sdpa` stands for `sdpa`) and set on one config only, and only while it is needed. It notes
+the queries and keys of the tapped block and hands on to the real one, so the model keeps its fast
+kernels and its exact output.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fopru.families import UnsupportedModelError
+
+
+class Attention(NamedTuple):
+    """Queries and keys of one call of an attention layer: of tiles of one size, or one picture."""
+
+    query: Tensor  # (tiles, h, T, d)
+    key: Tensor
+    scaling: float
+
+
+SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+
+
+def register(implementation: str) -> str:
+    """Register the tapped twin of an attention implementation; its name.
+
+    The name contains the original's, since transformers asks whether "flash" is in it.
+    """
+    name = f"fopru_{implementation}"
+    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        return name
+
+    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any):
+        if (note := SEEN.get()) is not None:
+            note(module, query, key, *args, **kwargs)
+        if implementation == "eager":  # each modeling file has its own
+            attend = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        return attend(module, query, key, *args, **kwargs)
+
+    if implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    AttentionInterface.register(name, attention)
+    return name
+
+
+@contextmanager
+def tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
+    """Within the block, note q and k of `blocks`: yields index -> calls, filled as they run.
+
+    Raises:
+        UnsupportedModelError: on leaving, where a block did not run its attention through
+            transformers' attention interface, or masked it.
+    """
+    seen: dict[int, list[Attention]] = {}
+    if not blocks:
+        yield seen
+        return
+    owner = {id(module): index for index, block in blocks.items() for module in block.modules()}
+
+    def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
+        if (index := owner.get(id(module))) is None:
+            return
+        if attention_mask is not None and _hides(attention_mask):
+            raise UnsupportedModelError(
+                f"{type(tower).__name__} masks the attention of its block {index} (are pictures "
+                "padded?): there is no way to score its tokens yet."
+            )
+        scaling = scaling or query.shape[-1] ** -0.5
+        pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
+        lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
+        for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
+            seen.setdefault(index, []).append(Attention(q, k, scaling))
+
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(tower, threading.RLock())
+    with lock:
+        implementation = tower.config._attn_implementation
+        token = SEEN.set(note)
+        tower.config._attn_implementation = register(implementation)
+        try:
+            yield seen
+        finally:
+            tower.config._attn_implementation = implementation
+            SEEN.reset(token)
+    if missed := blocks.keys() - seen.keys():
+        raise UnsupportedModelError(
+            f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "
+            "transformers' attention interface: there is no attention to score its tokens by."
+        )
+
+
+def _hides(mask: Tensor) -> bool:
+    """Whether a mask, boolean or added to the logits, keeps any query from any key."""
+    return not bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
