@@ -1,5 +1,8 @@
 """Every family: nothing changes at retention 1, the masked oracle below it, scores by hand."""
 
+from pathlib import Path
+
+import accelerate
 import pytest
 import reference
 import tiny
@@ -219,6 +222,12 @@ def test_significance_is_an_eager_towers_attention_pushed_through_the_merge(fami
 # Every method on every family
 
 
+def test_the_readme_has_the_families_and_the_matrix():
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    assert Family.table() in readme
+    assert zoo.matrix() in readme
+
+
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 @pytest.mark.parametrize("name", sorted(fopru.METHODS))
 def test_every_method_runs_or_says_why_not(name, family):
@@ -296,3 +305,59 @@ def test_images_and_videos_in_one_prompt_are_refused():
     inputs["pixel_values_videos"] = torch.ones(1)
     with pytest.raises(fopru.UnsupportedModelError, match="images and videos"):
         fopru.FoPru().prune(model, inputs)
+
+
+# Methods inside the language model, beyond LLaVA
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize("family", zoo.NEW)
+def test_inside_the_llm_batches_equal_singles_and_kernels_agree(name, family):
+    inputs, images = batch(family), pictures()
+    singles = [zoo.inputs(family, images[:1], TEXTS[0]), zoo.inputs(family, images[1:], TEXTS[1])]
+    counts = []
+    for attention in ("sdpa", "eager"):
+        model = zoo.model(family, attention)
+        with fopru.METHODS[name](0.25)(model) as run, torch.no_grad():
+            together = model(**inputs).logits[:, -1]
+            counts.append(run.visual_counts)
+            assert counts[0] == counts[-1]
+            for row, single in enumerate(singles):
+                found = model(**single).logits[0, -1]
+                assert [layer[0] for layer in run.visual_counts] == [c[row] for c in counts[0]]
+                torch.testing.assert_close(found, together[row], atol=1e-4, rtol=1e-4)
+
+
+# Models that are not as transformers loads them
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_quantised_models_work(family):
+    model, inputs = zoo.model(family), batch(family)
+    small = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    assert torch.equal(
+        answers(small, fopru.FoPru(1.0).prune(small, inputs)), answers(small, inputs)
+    )
+    pruned = fopru.FoPru(0.25).prune(small, inputs)
+    assert answers(small, pruned).shape == (2, 6)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
+def test_models_spread_over_devices_work(family, tmp_path):
+    """Weights on disk, brought in layer by layer: accelerate moves what it must."""
+    model, inputs, pruner = zoo.model(family), batch(family), fopru.FoPru(0.3)
+    expected = answers(model, pruner.prune(model, inputs))
+    spread = accelerate.disk_offload(model, tmp_path, execution_device=torch.device("cpu"))
+    spread.hf_device_map = {"": "disk"}  # as from_pretrained(device_map=...) notes it
+    assert next(spread.parameters()).is_meta
+    with pruner(spread):
+        assert torch.equal(answers(spread, inputs), expected)
+
+
+def test_a_peft_model_is_refused_with_what_to_pass():
+    class PeftModel(torch.nn.Module):
+        """As peft wraps a model."""
+
+    with pytest.raises(fopru.UnsupportedModelError, match=r"PeftModel.*get_base_model\(\)"):
+        fopru.FoPru().prune(PeftModel(), {})

@@ -230,3 +230,13 @@ def undefined(name, family):
     if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
         return "first layers"
     return None
+
+
+def matrix():
+    """Methods and families, in Markdown."""
+    head = "| | " + " | ".join(FAMILIES) + " |\n" + "|---" * (len(FAMILIES) + 1) + "|\n"
+    rows = []
+    for name in sorted(fopru.METHODS):
+        cells = [undefined(name, family) or "✓" for family in FAMILIES]
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    return head + "\n".join(rows)

@@ -130,6 +130,17 @@ class Family:
             )
         return family(model)
 
+    @staticmethod
+    def table() -> str:
+        """The families there are, in Markdown."""
+        types: dict[type[Family], list[str]] = {}
+        for name, family in Family.registry.items():
+            types.setdefault(family, []).append(f"`{name}`")
+        lines = ["| family | `model_type` | notes |", "|---|---|---|"]
+        for family, names in types.items():
+            lines.append(f"| {family.title} | {', '.join(names)} | {family.notes} |")
+        return "\n".join(lines)
+
     def reading(self, inputs: Mapping[str, Any]) -> Family:
         """The adapter for what is in `inputs`: this one, or that of videos.
 
