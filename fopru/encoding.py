@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.significance import attention_scores
-from fopru.tapping import Attention, tapped
+from fopru.tapping import Attention, locked, skipped, tapped
 
 
 class Tap(NamedTuple):
@@ -155,8 +155,11 @@ def encode(
 
     attention = taps - {VISION}
     blocks = family.blocks if attention else ()
+    deepest = max((tap.block for tap in attention), default=0)
     with (
+        locked(family.tower),
         tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
+        skipped(family.idle(deepest)),
         _projected(family, VISION in taps) as vision,
     ):
         output = family.pictures(inputs)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -63,7 +63,37 @@ def register(implementation: str) -> str:
 
 
 @contextmanager
-def tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
+def locked(model: nn.Module) -> Iterator[None]:
+    """One thread at a time: what is changed for one call must not be seen by another."""
+    with _LOCKS_GUARD:
+        lock = _LOCKS.setdefault(model, threading.RLock())
+    with lock:
+        yield
+
+
+@contextmanager
+def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within the block, these hand on what they get: nobody reads what they would make of it."""
+    own = [(block, block.__dict__.get("forward")) for block in blocks]  # accelerate sets one
+    for block, _ in own:
+        block.forward = _hand_on
+    try:
+        yield
+    finally:
+        for block, forward in own:
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
+@contextmanager
+def tapped(
+    tower: PreTrainedModel, blocks: Mapping[int, nn.Module]
+) -> Iterator[dict[int, list[Attention]]]:
     """Within the block, note q and k of `blocks`: yields index -> calls, filled as they run.
 
     Raises:
@@ -90,17 +120,14 @@ def tapped(tower: PreTrainedModel, blocks: Mapping[int, nn.Module]):
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
             seen.setdefault(index, []).append(Attention(q, k, scaling))
 
-    with _LOCKS_GUARD:
-        lock = _LOCKS.setdefault(tower, threading.RLock())
-    with lock:
-        implementation = tower.config._attn_implementation
-        token = SEEN.set(note)
-        tower.config._attn_implementation = register(implementation)
-        try:
-            yield seen
-        finally:
-            tower.config._attn_implementation = implementation
-            SEEN.reset(token)
+    implementation = tower.config._attn_implementation
+    token = SEEN.set(note)
+    tower.config._attn_implementation = register(implementation)
+    try:
+        yield seen
+    finally:
+        tower.config._attn_implementation = implementation
+        SEEN.reset(token)
     if missed := blocks.keys() - seen.keys():
         raise UnsupportedModelError(
             f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "

@@ -220,3 +220,43 @@ def test_a_grid_that_is_not_rectangular(family):
     model.config.vision_feature_select_strategy = "full"
     with pytest.raises(fopru.UnsupportedModelError, match="'full' keeps the CLS token"):
         fopru.FoPru().prune(model, tiny.inputs(family))
+
+
+def runs_of(model, pruners):
+    """How often each block of the tower did its work during encode()."""
+    blocks = Family.of(model).blocks
+    counts = [0] * len(blocks)
+
+    def count(i):
+        def hook(*args):
+            counts[i] += 1
+
+        return hook
+
+    handles = [b.mlp.register_forward_hook(count(i)) for i, b in enumerate(blocks)]
+    encode(model, tiny.inputs(), pruners)
+    for handle in handles:
+        handle.remove()
+    return counts
+
+
+def test_the_last_block_that_nobody_reads_is_not_run():
+    """LLaVA reads the output of the block before it; the features are still equal to the bit."""
+    model = tiny.model()
+    assert runs_of(model, [fopru.FoPru()]) == runs_of(model, []) == [1, 1, 1, 0]
+    assert runs_of(model, [fopru.FoPru(layer=-1)]) == [1, 1, 1, 1]  # its attention is read
+    model.config.vision_feature_layer = -1
+    assert runs_of(model, [fopru.FoPru()]) == [1, 1, 1, 1]
+    model.config.vision_feature_layer = [-2, -3]
+    assert runs_of(model, [fopru.FoPru()]) == [1, 1, 1, 0]
+
+
+def test_a_forward_that_someone_else_put_on_a_block_stays():
+    model = tiny.model()
+    last = Family.of(model).blocks[-1]
+    mine = last.forward = lambda *args, **kwargs: type(last).forward(last, *args, **kwargs)
+    encode(model, tiny.inputs(), [fopru.FoPru()])
+    assert last.forward is mine
+    del last.forward
+    encode(model, tiny.inputs(), [fopru.FoPru()])
+    assert "forward" not in vars(last)

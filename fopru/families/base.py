@@ -181,8 +181,14 @@ class Family:
     @property
     def heads(self) -> int:
         """Attention heads of the tower."""
-        sizes = self.tower.config.to_dict()
-        return sizes.get("num_attention_heads", sizes.get("num_heads"))
+        config = self.tower.config
+        return getattr(config, "num_attention_heads", getattr(config, "num_heads", None))
+
+    @property
+    def depth(self) -> int | None:
+        """Blocks of the tower; None where it has none."""
+        config = self.tower.config
+        return getattr(config, "num_hidden_layers", getattr(config, "depth", None))
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -191,10 +197,8 @@ class Family:
         Raises:
             UnsupportedModelError: the tower is not a stack of attention blocks.
         """
-        sizes = self.tower.config.to_dict()
-        depth = sizes.get("num_hidden_layers", sizes.get("depth"))
         for stack in self.tower.modules():
-            if not isinstance(stack, nn.ModuleList) or len(stack) != depth:
+            if not isinstance(stack, nn.ModuleList) or len(stack) != self.depth:
                 continue
             if any(type(part).__name__.endswith("Attention") for part in stack[0].modules()):
                 return stack
@@ -227,6 +231,15 @@ class Family:
                 f"so layer is in [{-depth}, {depth - 1}]."
             )
         return layer % depth
+
+    def idle(self, deepest: int) -> list[nn.Module]:
+        """Blocks after `deepest` whose output the model does not read: LLaVA's last one."""
+        layers = getattr(self.config, "vision_feature_layer", -1)
+        states = [layers] if isinstance(layers, int) else layers
+        if self.depth is None or -1 in states:
+            return []
+        read = max(state % (self.depth + 1) for state in states)  # state i is block i - 1's output
+        return list(self.blocks)[max(read, deepest + 1) :]
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         """The grid of each picture in `inputs`, in prompt order, from sizes alone."""
