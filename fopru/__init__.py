@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from fopru.efficiency import measure
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation import evaluate
 from fopru.families import UnsupportedModelError
@@ -27,4 +28,5 @@ __all__ = [
     "encode",
     "evaluate",
     "load",
+    "measure",
 ]

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
 
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.significance import attention_scores
@@ -137,6 +138,48 @@ def encode(
         UnsupportedModelError: no adapter for the model, or its tower has no attention to read.
         ValueError: no images, or images and placeholders in `input_ids` do not match.
     """
+    return look(model, inputs, pruners).scored()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one pass of the vision tower left behind, before any score is computed."""
+
+    family: Family
+    inputs: Mapping[str, Any]
+    grids: list[Grid]
+    samples: list[int]
+    output: ModelOutput
+    taps: set[Tap]
+    seen: Mapping[int, list[Attention]]
+    vision: list[Tensor]
+
+    @torch.no_grad()
+    def scored(self) -> Encoded:
+        """Each picture with its scores."""
+        family, inputs, grids = self.family, self.inputs, self.grids
+        sizes = [grid.n_tokens for grid in grids]
+        features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
+        scores = _scores(family, inputs, grids, self.taps - {VISION}, self.seen)
+        if VISION in self.taps:
+            scores[VISION] = _filled(family.vision(self.vision, inputs), grids)
+        gone = (*family.pixels, *family.options)
+        text = {name: value for name, value in inputs.items() if name not in gone}
+        pictures = zip(self.samples, features, grids, deep, strict=True)
+        images = (
+            EncodedImage(
+                family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()}, deep=more
+            )
+            for i, (sample, feature, grid, more) in enumerate(pictures)
+        )
+        return Encoded(family, text, tuple(images))
+
+
+@torch.no_grad()
+def look(
+    model: PreTrainedModel, inputs: Mapping[str, Any], pruners: Collection[Requests] = ()
+) -> Look:
+    """The first half of `encode`: the vision tower, its queries and keys noted."""
     family = Family.of(model).reading(inputs)
     taps = set().union(*(pruner.taps(family) for pruner in pruners))
     if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
@@ -152,7 +195,6 @@ def encode(
         )
     grids = family.grids(inputs)
     samples = _samples(family, inputs.get("input_ids"), [grid.n_tokens for grid in grids])
-
     attention = taps - {VISION}
     blocks = family.blocks if attention else ()
     deepest = max((tap.block for tap in attention), default=0)
@@ -163,21 +205,7 @@ def encode(
         _projected(family, VISION in taps) as vision,
     ):
         output = family.pictures(inputs)
-    sizes = [grid.n_tokens for grid in grids]
-    features, deep = family.features(output, sizes), family.deep(output, sizes)
-    scores = _scores(family, inputs, grids, attention, seen)
-    if VISION in taps:
-        scores[VISION] = _filled(family.vision(vision, inputs), grids)
-    gone = (*family.pixels, *family.options)
-    text = {name: value for name, value in inputs.items() if name not in gone}
-    pictures = zip(samples, features, grids, deep, strict=True)
-    images = (
-        EncodedImage(
-            family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()}, deep=more
-        )
-        for i, (sample, feature, grid, more) in enumerate(pictures)
-    )
-    return Encoded(family, text, tuple(images))
+    return Look(family, inputs, grids, samples, output, taps, seen, vision)
 
 
 def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:

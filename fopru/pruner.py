@@ -181,15 +181,24 @@ class Pruner:
             ValueError: what this method needs was not tapped by `encode`, or `select` broke its
                 promise of k sorted, distinct indices.
         """
-        images, features = [], []
+        return self.shortened(encoded, *self.choose(encoded))
+
+    def choose(self, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
+        """The first half of `compact`: what is kept of each picture, and its (k, d) tokens."""
+        pairs = []
         for image in encoded.images:
             if "text" in self.needs and image.text is None:
                 image = replace(image, text=encoded.text(image.sample))
-            pruned, tokens = self._prune_image(image)
-            images.append(pruned)
-            features.append(tokens)
-        text = shorten(encoded, tuple(images), self.numbering(encoded.family))
-        return PrunedInputs(text, encoded.family, features, tuple(images))
+            pairs.append(self._prune_image(image))
+        images, features = zip(*pairs, strict=True)
+        return images, list(features)
+
+    def shortened(
+        self, encoded: Encoded, images: tuple[PrunedImage, ...], features: list[Tensor]
+    ) -> PrunedInputs:
+        """The second half of `compact`: the inputs without the tokens that were not kept."""
+        text = shorten(encoded, images, self.numbering(encoded.family))
+        return PrunedInputs(text, encoded.family, features, images)
 
     def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
         """What is kept of a picture, and its (k, d) tokens."""

@@ -247,8 +247,9 @@ def test_the_last_block_that_nobody_reads_is_not_run():
     assert runs_of(model, [fopru.FoPru(layer=-1)]) == [1, 1, 1, 1]  # its attention is read
     model.config.vision_feature_layer = -1
     assert runs_of(model, [fopru.FoPru()]) == [1, 1, 1, 1]
-    model.config.vision_feature_layer = [-2, -3]
-    assert runs_of(model, [fopru.FoPru()]) == [1, 1, 1, 0]
+    model.config.vision_feature_layer = [-2, 1]
+    assert Family.of(model).idle(deepest=0) == [Family.of(model).blocks[3]]
+    assert Family.of(model).idle(deepest=3) == []
 
 
 def test_a_forward_that_someone_else_put_on_a_block_stays():

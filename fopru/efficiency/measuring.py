@@ -1,0 +1,249 @@
+"""Time by stage, in turns: every way to answer once, then all again in the other order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Cache, PreTrainedModel
+
+from fopru.encoding import encode, look
+from fopru.families import Family
+from fopru.in_llm import InLLMPruner
+from fopru.methods import Random
+from fopru.pruner import Pruner, check_integer
+
+STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")
+"""In their order; "decode" is the time of one token after the first."""
+
+SPREAD = 0.15
+"""A stage is unstable where its quartiles are further apart than this share of the median."""
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds of single calls; on a GPU between events, after all that was under way."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, stage: str, call: Callable[[], T]) -> T:
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize(self.device)
+            begin.record()
+            result = call()
+            end.record()
+            end.synchronize()
+            taken = begin.elapsed_time(end) / 1000
+        else:
+            start = time.perf_counter()
+            result = call()
+            taken = time.perf_counter() - start
+        self.seconds.setdefault(stage, []).append(taken)
+        return result
+
+
+class Counter:
+    """Floating-point operations of single calls, in place of a clock."""
+
+    def __init__(self) -> None:
+        self.flops: dict[str, int] = {}
+
+    def __call__(self, stage: str, call: Callable[[], T]) -> T:
+        with FlopCounterMode(display=False) as counter:
+            result = call()
+        self.flops[stage] = counter.get_total_flops()
+        return result
+
+
+@dataclass
+class Way:
+    """One way to answer the prompts: with all visual tokens, or with those a pruner keeps."""
+
+    model: PreTrainedModel
+    inputs: Mapping[str, Any]
+    pruner: Pruner | None
+    steps: int
+    """Tokens to decode after the first."""
+    clock: Clock
+    flops: dict[str, int] = field(default_factory=dict)
+    kv_bytes: int = 0
+    visual: int = 0
+    tokens: int = 0
+    peak: list[int] = field(default_factory=list)
+
+    def go(self, during: Callable[[str, Callable[[], T]], T]) -> None:
+        """Stage after stage, each through `during`."""
+        inside = isinstance(self.pruner, InLLMPruner)
+        prompt = self.pruned(during)
+        with self.pruner(self.model) if inside else nullcontext() as run:
+            out = during("prefill", lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
+            if inside:
+                counts = run.layer_weighted
+                self.visual = round(sum(counts) / len(counts))
+            if self.steps:
+                during("decode", lambda: self.decode(prompt, out))
+        self.tokens = prompt["input_ids"].shape[1]
+        self.kv_bytes = kv_bytes(out.past_key_values)
+
+    def pruned(self, during: Callable[[str, Callable[[], T]], T]) -> dict[str, Any]:
+        """The arguments of prefill."""
+        family = Family.of(self.model).reading(self.inputs)
+        if self.pruner is None:
+            sizes = [grid.n_tokens for grid in family.grids(self.inputs)]
+            self.visual = sum(sizes) // len(self.inputs["input_ids"])
+            output = during("vision", lambda: family.pictures(self.inputs))
+            gone = (family.pixels[0], *family.options)
+            text = {n: v for n, v in self.inputs.items() if n not in gone}
+            return {**text, "mm_encoder_outputs": {family.modality: output}}
+        if isinstance(self.pruner, InLLMPruner):
+            encoded = during("vision", lambda: encode(self.model, self.inputs))
+            return dict(Random(1.0).compact(encoded))
+        seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
+        encoded = during("scoring", seen.scored)
+        images, features = during("selection", lambda: self.pruner.choose(encoded))
+        pruned = during("compaction", lambda: self.pruner.shortened(encoded, images, features))
+        self.visual = sum(i.n_kept for i in images) // len(pruned["input_ids"])
+        return dict(pruned)
+
+    def decode(self, prompt: Mapping[str, Any], out: Any) -> None:
+        """Greedy steps on the cache."""
+        mask, cache = prompt.get("attention_mask"), out.past_key_values
+        for _ in range(self.steps):
+            token = out.logits[:, -1:].argmax(-1)  # (B, 1)
+            if mask is not None:
+                mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            out = self.model(
+                input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True
+            )
+
+    def turn(self) -> None:
+        """Stages one by one, then all of them in one go, then a prompt that was short to begin
+        with."""
+        self.go(self.clock)
+        with peak_memory(self.clock.device) as peak:
+            self.clock("end to end", lambda: self.go(lambda stage, call: call()))
+        self.peak.append(peak())
+        if self.pruner is not None and not isinstance(self.pruner, InLLMPruner):
+            prompt = self.pruned(lambda stage, call: call())
+            names = ("input_ids", "mm_encoder_outputs")
+            short = {name: prompt[name] for name in names}
+            self.clock(
+                "native prefill", lambda: self.model(**short, use_cache=True, logits_to_keep=1)
+            )
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        batch = len(self.inputs["input_ids"])
+        for stage, taken in self.clock.seconds.items():
+            times = pd.Series(taken) / (self.steps if stage == "decode" else 1)
+            low, median, high = times.quantile([0.25, 0.5, 0.75])
+            yield {
+                "method": "full" if self.pruner is None else self.pruner.name,
+                "retention": 1.0 if self.pruner is None else self.pruner.retention,
+                "stage": stage,
+                "seconds": median,
+                "low": low,
+                "high": high,
+                "unstable": bool(high - low > SPREAD * median),
+                "flops": self.flops.get(stage),
+                "batch": batch,
+                "visual": self.visual,
+                "tokens": self.tokens,
+                "new_tokens": self.steps + 1,
+                "kv_bytes": self.kv_bytes,
+                "peak_bytes": max(self.peak),
+                "prompts_per_s": batch / median if stage == "end to end" else None,
+            }
+
+
+@torch.no_grad()
+def measure(
+    model: PreTrainedModel,
+    inputs: Mapping[str, Any],
+    pruners: Sequence[Pruner],
+    new_tokens: int = 8,
+    turns: int = 7,
+) -> pd.DataFrame:
+    """What each pruner costs and saves on these prompts, beside the model as it is ("full").
+
+    After a turn that is not counted, `turns` turns of all ways to answer, every other one in
+    reverse order. A turn times each stage apart (on a GPU synchronised), then all of them in one go
+    ("end to end": synchronising for stages changes what is timed), and the prefill of a prompt
+    with that many visual tokens and nothing else ("native prefill"), which is the limit of what
+    pruning before the language model can reach. `generate` adds its own bookkeeping, a few
+    hundred microseconds a token, which is not pruning's and is left out.
+
+    Args:
+        model: of a family in `fopru.families`, where it is to run.
+        inputs: what its processor returned, for one batch; take the batch from there.
+        pruners: those inside the language model are measured in `with pruner(model)`.
+        new_tokens: length of the answers, which do not stop before.
+        turns: how often each stage is timed.
+
+    Returns:
+        One row per pruner and stage ("vision", "scoring", "selection", "compaction", "prefill",
+        "decode" per token, "end to end", "native prefill"): method, retention, seconds (median),
+        low and high (quartiles), unstable (they are more than 15 % of the median apart), flops,
+        batch, visual and tokens (of each prompt, kept; inside the LLM the mean over its layers),
+        new_tokens, kv_bytes (the cache's own tensors), peak_bytes (end to end: of CUDA's allocator,
+        on a CPU resident memory), prompts_per_s. `attrs` say machine, threads and clock.
+
+    Raises:
+        ValueError: `new_tokens` or `turns` below 1, or inputs without images.
+    """
+    check_integer("new_tokens", new_tokens, minimum=1)
+    check_integer("turns", turns, minimum=1)
+    inputs = {n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    ways = [
+        Way(model, inputs, pruner, new_tokens - 1, Clock(model.device))
+        for pruner in (None, *pruners)
+    ]
+    for way in ways:
+        counter = Counter()
+        way.go(counter)
+        way.flops = counter.flops
+        if way.steps:
+            way.flops["decode"] //= way.steps
+    for turn in range(turns):
+        for way in ways if turn % 2 == 0 else reversed(ways):
+            way.turn()
+    table = pd.DataFrame([row for way in ways for row in way.rows()])
+    table.attrs = {"threads": torch.get_num_threads(), "turns": turns, "clock_mhz": _clock()}
+    return table
+
+
+def kv_bytes(cache: Cache) -> int:
+    """Bytes of all keys and values in a cache."""
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
+    """Within the block, watch the most memory in use: bytes of CUDA's allocator, else resident."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():  # no Linux: what is resident at the end
+        yield lambda: psutil.Process().memory_info().rss
+        return
+    reset.write_text("5")
+    yield lambda: 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+
+
+def _clock() -> float | None:
+    frequency = psutil.cpu_freq()
+    return frequency.current if frequency else None

@@ -1,0 +1,148 @@
+"""Models of the true size with random weights: speed and memory do not depend on the weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import init_empty_weights
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from fopru.families import Family
+from fopru.pruner import check_choice, check_integer
+
+FOLDER = Path(__file__).parent / "configs"
+SHAPES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+"""Architectures as their published configurations have them."""
+
+MARGIN = 1.1
+"""Of the weights' bytes: what a run needs beside them at the least."""
+
+
+def config(shape: str) -> PretrainedConfig:
+    """The configuration of a shape.
+
+    Raises:
+        ValueError: there is no such shape.
+    """
+    check_choice("shape", shape, SHAPES)
+    return AutoConfig.for_model(**json.loads((FOLDER / f"{shape}.json").read_text()))
+
+
+def empty(shape: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
+    """The model without memory for its weights."""
+    with init_empty_weights(include_buffers=False), _quiet():
+        return AutoModelForImageTextToText.from_config(config(shape), dtype=dtype).eval()
+
+
+def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int]:
+    """Bytes that a model's weights need, and that the device has.
+
+    Raises:
+        ValueError: CUDA is asked for, and there is none.
+    """
+    device = torch.device(device)
+    needed = round(MARGIN * sum(p.nbytes for p in model.parameters()))
+    if device.type != "cuda":
+        return needed, psutil.virtual_memory().available
+    if not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: there is no CUDA device here; use 'cpu'.")
+    return needed, torch.cuda.mem_get_info(device)[0]
+
+
+def build(
+    shape: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> PreTrainedModel:
+    """A model of this shape with random weights, made where it runs, tensor by tensor.
+
+    Raises:
+        ValueError: an unknown shape, CUDA where there is none, or too little memory.
+    """
+    model = empty(shape, dtype)
+    needed, there = memory(model, device)
+    if needed > there:
+        raise ValueError(
+            f"shape={shape!r}: needs about {needed / 1e9:.1f} GB on {device}, and "
+            f"{there / 1e9:.1f} GB are available."
+        )
+    noise = torch.randn(2**24, device=device, dtype=dtype) * 0.02
+    for module, name, parameter in tqdm(list(_parameters(model)), unit="tensor", desc=shape):
+        filled = torch.empty(parameter.shape, dtype=dtype, device=device)
+        if parameter.dim() < 2:
+            filled.fill_(1.0 if name == "weight" else 0.0)  # norms and biases
+        else:
+            for part in filled.view(-1).split(len(noise)):
+                part.copy_(noise[: len(part)])
+        setattr(module, name, nn.Parameter(filled, requires_grad=False))
+    for module in model.modules():
+        for name, value in module.named_buffers(recurse=False):
+            module.register_buffer(name, value.to(device), persistent=False)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            yield module, name, parameter
+
+
+@contextmanager
+def _quiet():
+    """Without warnings about configuration that concern trained weights only."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, Any]:
+    """Random prompts with one picture each, of the size that the model is known for.
+
+    Args:
+        text: tokens that are not visual.
+        batch: prompts.
+
+    Raises:
+        ValueError: `text` or `batch` below 1.
+    """
+    check_integer("text", text, minimum=1)
+    check_integer("batch", batch, minimum=1)
+    vision, kind = model.config.vision_config, model.config.model_type
+    draw = torch.Generator().manual_seed(0)
+    data: dict[str, Any] = {}
+    if kind == "qwen2_5_vl":  # 1,008 x 1,008 pixels: 1,296 tokens
+        side = 72
+        width = 3 * vision.temporal_patch_size * vision.patch_size**2
+        data["pixel_values"] = torch.randn(batch * side**2, width, generator=draw)
+        data["image_grid_thw"] = torch.tensor([[1, side, side]] * batch)
+    elif kind == "llava_next":  # 672 x 672: a base view and four tiles
+        pixels = torch.randn(batch, 5, 3, vision.image_size, vision.image_size, generator=draw)
+        data |= {"pixel_values": pixels, "image_sizes": torch.tensor([[672, 672]] * batch)}
+    else:
+        size = (batch, 3, vision.image_size, vision.image_size)
+        data["pixel_values"] = torch.randn(size, generator=draw)
+    device, dtype = model.device, model.dtype
+    data = {n: v.to(device, dtype if v.is_floating_point() else None) for n, v in data.items()}
+    visual = Family.of(model).grids(data)[0].n_tokens
+    words = torch.randint(3, 30000, (batch, text), generator=draw)
+    image = torch.full((batch, visual), model.config.image_token_id)
+    before = text // 3
+    ids = torch.cat([words[:, :before], image, words[:, before:]], 1).to(device)
+    kinds = {"mm_token_type_ids": (ids == model.config.image_token_id).long()}
+    return {
+        **data,
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        **(kinds if kind == "qwen2_5_vl" else {}),
+    }
