@@ -1,10 +1,11 @@
-"""The command line: `fopru ask`, `fopru evaluate` and `fopru pocket`."""
+"""The command line: `fopru ask`, `fopru evaluate`, `fopru measure` and `fopru pocket`."""
 
 import typer
 
 from fopru.cli import pocket
 from fopru.cli.ask import ask
 from fopru.cli.evaluate import evaluate
+from fopru.cli.measure import measure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -13,4 +14,5 @@ app = typer.Typer(
 )
 app.command()(ask)
 app.command()(evaluate)
+app.command()(measure)
 app.add_typer(pocket.app, name="pocket")

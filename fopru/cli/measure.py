@@ -1,0 +1,121 @@
+"""`fopru measure`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fopru import efficiency, load
+from fopru.cli.common import check_parquet, keep, one_sentence
+from fopru.evaluation.asking import inputs, prompts
+from fopru.evaluation.runner import settings
+from fopru.pocket import sample
+from fopru.pruner import check_integer
+
+
+def measure(
+    shape: Annotated[
+        str | None,
+        typer.Option(help=f"True size, random weights: {', '.join(efficiency.SHAPES)}."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option(help="pocket, a Hugging Face id, or a folder; where no shape is given.")
+    ] = "pocket",
+    method: Annotated[
+        list[str] | None, typer.Option(help="Once per method; fopru if none.")
+    ] = None,
+    retention: Annotated[
+        list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Once per batch size; 1 if none.")] = None,
+    text: Annotated[int, typer.Option(help="Tokens of a shape's prompt beside the picture.")] = 44,
+    new_tokens: Annotated[int, typer.Option(help="Length of the answers.")] = 8,
+    turns: Annotated[int, typer.Option(help="How often each stage is timed.")] = 7,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2.")] = "sdpa",
+    out: Annotated[Path | None, typer.Option(help="Results, .parquet; more are added.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
+) -> None:
+    """What pruning saves: seconds of each stage, beside the model as it is."""
+    with one_sentence():
+        for name, value in (("new_tokens", new_tokens), ("turns", turns), ("text", text)):
+            check_integer(name, value, minimum=1)
+        for size in batch or [1]:
+            check_integer("batch", size, minimum=1)
+        if out is not None:
+            check_parquet(out)
+        methods, retentions = method or ["fopru"], retention or [0.5, 0.25, 0.1]
+        pruners = [cell.pruner for cell in settings(methods, retentions)]
+        if dry_run:
+            _say(shape or model, device, methods, retentions, batch or [1])
+            return
+        if shape is None:
+            net, processor = load(model)
+            net.to(_checked(device))
+        else:
+            net, processor = efficiency.build(shape, device), None
+        net.set_attn_implementation(attention)
+        tables = []
+        for size in batch or [1]:
+            if processor is None:
+                asked = efficiency.prompt(net, text, size)
+            else:
+                examples = sample("reading", n=size)
+                asked = inputs(processor, examples, prompts(processor, examples))
+            table = efficiency.measure(net, asked, pruners, new_tokens, turns)
+            tables.append(
+                table.assign(model=shape or model, device=_named(device), attention=attention)
+            )
+        results = pd.concat(tables, ignore_index=True).assign(**tables[0].attrs)
+        if out is not None:
+            before = [pd.read_parquet(out)] if out.exists() else []
+            keep(pd.concat([*before, results], ignore_index=True), out)
+    _show(results)
+
+
+def _checked(device: str) -> torch.device:
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: there is no CUDA device here; use 'cpu'.")
+    return torch.device(device)
+
+
+def _named(device: str) -> str:
+    cuda = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else device
+
+
+def _say(
+    name: str, device: str, methods: list[str], retentions: list[float], batches: list[int]
+) -> None:
+    if name in efficiency.SHAPES:
+        needed = sum(p.nbytes for p in efficiency.empty(name).parameters())
+        typer.echo(f"{name}: weights of {needed / 1e9:.1f} GB in bfloat16 on {device}")
+    else:
+        typer.echo(f"{name} on {device}")
+    for size in batches:
+        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(map(str, retentions))}")
+
+
+def _show(results: pd.DataFrame) -> None:
+    stages = [*efficiency.STAGES, "native prefill", "end to end"]
+    table = Table("batch", "method", "visual", *(f"{stage} (ms)" for stage in stages), "KV (MB)")
+    for (size, name, _, visual), part in results.groupby(
+        ["batch", "method", "retention", "visual"], sort=False
+    ):
+        by = part.set_index("stage")
+        cells = []
+        for stage in stages:
+            there = stage in by.index
+            mark = "*" if there and by.unstable[stage] else ""
+            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if there else "")
+        table.add_row(str(size), name, str(visual), *cells, f"{part.kv_bytes.iloc[0] / 1e6:.1f}")
+    Console(file=sys.stdout, width=160).print(table)
+    if results.unstable.any():
+        typer.echo("* quartiles more than 15 % of the median apart: measure on a quieter machine.")
