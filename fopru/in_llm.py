@@ -78,6 +78,10 @@ class InLLMPruner(Pruner):
         if self.k is not None:
             raise ValueError(f"k={self.k}: methods inside the language model take `retention`.")
 
+    @classmethod
+    def selects(cls) -> bool:
+        return False
+
     reindexes: ClassVar[bool] = False
     """Whether tokens are numbered anew after each drop when `positions` is None."""
 

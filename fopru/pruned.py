@@ -38,6 +38,9 @@ class PrunedImage:
     sources: list[Tensor] = field(repr=False, default_factory=list)
     """For each kept place, the tokens that its feature is made of: itself, unless they merged."""
 
+    mass: Tensor | None = None
+    """(k,) int64: how many visual tokens each kept one stands for, with `weights="mass"`."""
+
     @property
     def n_full(self) -> int:
         return self.grid.n_tokens

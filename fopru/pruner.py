@@ -18,6 +18,7 @@ from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
 from fopru.run import Run, pruned_model
+from fopru.weights import WEIGHTS, masses
 
 
 class Merged(NamedTuple):
@@ -56,6 +57,9 @@ class Pruner:
             the model uses (FoPru's choice).
         positions: "reindex" numbers the shorter prompt contiguously (the paper's), "preserve" keeps
             each token's original position id; None is the family's default.
+        weights: "mass" lets the language model attend to each kept token as to all those that are
+            most like it (`fopru.weights`), in `with pruner(model)` only; not for merging methods
+            or those inside the language model.
 
     Raises:
         ValueError: a value outside of these, or both `retention` and `k`.
@@ -66,6 +70,7 @@ class Pruner:
     k: int | None = None
     layer: int | None = None
     positions: str | None = None
+    weights: str = "none"
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads: any of `fopru.significance.AXES`, "keys" (of the same block), "vision"
@@ -101,6 +106,17 @@ class Pruner:
         if self.layer is not None:
             check_integer("layer", self.layer)
         check_choice("positions", self.positions, (None, *POSITIONS))
+        check_choice("weights", self.weights, WEIGHTS)
+        if self.weights == "mass" and not self.selects():
+            raise ValueError(
+                f"weights='mass': {type(self).__name__} does not select tokens before the language "
+                "model, and only those can stand for others; use weights='none'."
+            )
+
+    @classmethod
+    def selects(cls) -> bool:
+        """Whether kept tokens are tokens of the picture, chosen before the language model."""
+        return cls.merge is Pruner.merge
 
     @property
     def asks(self) -> bool:
@@ -171,7 +187,15 @@ class Pruner:
             UnsupportedModelError: the model's family has no adapter, or no attention to read.
             ValueError: no images, or images and placeholders that do not match.
         """
+        self._refuse_weights()
         return self.compact(encode(model, inputs, [self]))
+
+    def _refuse_weights(self) -> None:
+        if self.weights != "none":
+            raise ValueError(
+                f"weights={self.weights!r}: shorter inputs cannot carry weights into the language "
+                "model; use `with pruner(model):` around generate or forward."
+            )
 
     @torch.no_grad()
     def compact(self, encoded: Encoded) -> PrunedInputs:
@@ -181,6 +205,7 @@ class Pruner:
             ValueError: what this method needs was not tapped by `encode`, or `select` broke its
                 promise of k sorted, distinct indices.
         """
+        self._refuse_weights()
         return self.shortened(encoded, *self.choose(encoded))
 
     def choose(self, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
@@ -219,12 +244,14 @@ class Pruner:
             sources += [tokens.cpu() + start for tokens in members]
             start += view.grid.n_tokens
         scored = significance[0] is not None
+        places = torch.cat(kept)
         pruned = PrunedImage(
             sample=image.sample,
-            kept=torch.cat(kept).cpu(),
+            kept=places.cpu(),
             significance=torch.cat(significance).cpu() if scored else None,
             grid=image.grid,
             sources=sources,
+            mass=None if self.weights == "none" else masses(image.features, places).cpu(),
         )
         tokens = torch.cat(features)
         if image.deep is not None:

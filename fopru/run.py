@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from fopru.encoding import encode
 from fopru.families import Family
 from fopru.pruned import PER_TOKEN, PrunedInputs
+from fopru.weights import starts_anew, weighted
 
 if TYPE_CHECKING:
     from fopru.pruner import Pruner
@@ -62,17 +64,22 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
     Raises:
         UnsupportedModelError: no adapter for the model.
         RuntimeError: a pruner is at work on this model already.
+        ValueError: weights="mass" and an attention kernel that takes no bias.
     """
     family = Family.of(model)
     run = Run()
+    weighs = pruner.weights == "mass" and pruner.retention != 1
     generate = model.generate
     own_generate = model.__dict__.get("generate")  # someone else's wrapper on this instance, if any
 
     def prune(kwargs: dict[str, Any]) -> PrunedInputs:
         """Take the model's inputs out of a call's arguments and prune them."""
         names = [name for name in _names(family) if name in kwargs]
-        run.last = pruner.prune(model, {name: kwargs.pop(name) for name in names})
-        return run.last
+        encoded = encode(model, {name: kwargs.pop(name) for name in names}, [pruner])
+        pruned = run.last = pruner.shortened(encoded, *pruner.choose(encoded))
+        if bias is not None:
+            bias.of(pruned.family, pruned["input_ids"], [image.mass for image in pruned.images])
+        return pruned
 
     def pruned_generate(*args: Any, **kwargs: Any) -> Any:
         kwargs = by_name(generate, args, kwargs)
@@ -93,12 +100,14 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
     def prune_forward(module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         named = by_name(module.forward, args, kwargs)
         if not _to_prune(named, family):
+            if bias is not None and starts_anew(named):
+                bias.logs = None
             return None
         pruned = prune(named)
         family.went_on(pruned)
         return (), dict(pruned) | named
 
-    with alone(model):
+    with alone(model), weighted(family) if weighs else nullcontext() as bias:
         model.generate = pruned_generate
         handle = model.register_forward_pre_hook(prune_forward, prepend=True, with_kwargs=True)
         try:

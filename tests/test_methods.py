@@ -315,3 +315,40 @@ def test_keys_and_features_of_the_tower_stand_where_their_tokens_do(family):
         assert image.keys().shape == (len(patches), 4, 8)
         assert before == 4
         assert layer.self_attn.k_proj.out_features == 32
+
+
+def test_a_hilbert_curve_goes_from_neighbour_to_neighbour_and_meets_all():
+    from fopru.methods.cover import hilbert
+
+    places = hilbert(16, 16)
+    rows, columns = places // 16, places % 16
+    assert sorted(places.tolist()) == list(range(256))
+    assert ((rows.diff().abs() + columns.diff().abs()) == 1).all()
+    for height, width in ((1, 1), (3, 5), (7, 2), (24, 24)):
+        assert sorted(hilbert(height, width).tolist()) == list(range(height * width))
+
+
+@pytest.mark.parametrize("ranked", [0.0, 0.5, 1.0])
+def test_cover_takes_its_share_by_rank_and_the_peak_of_each_run(ranked):
+    from fopru.methods.cover import hilbert
+
+    model, inputs = tiny.model(), tiny.inputs()
+    pruner = fopru.METHODS["fopru-cover"](0.25, ranked=ranked)
+    scores = pruner.prune(model, inputs).images[0].significance
+    kept = pruner.prune(model, inputs).images[0].kept.tolist()
+    by_rank = round(16 * ranked)
+    best = scores.sort(descending=True, stable=True).indices[:by_rank].tolist()
+    rest = [i for i in hilbert(8, 8).tolist() if i not in best]
+    peaks = []
+    while rest and len(peaks) < 16 - by_rank:
+        size = -(-len(rest) // (16 - by_rank - len(peaks)))  # the first runs are one longer
+        run, rest = rest[:size], rest[size:]
+        peaks.append(max(run, key=lambda i: (scores[i].item(), -run.index(i))))
+    assert kept == sorted(best + peaks)
+
+
+def test_cover_refuses_other_shares():
+    with pytest.raises(ValueError, match=r"ranked=1.5: must be a number in \[0, 1\]"):
+        fopru.METHODS["fopru-cover"](ranked=1.5)
+    with pytest.raises(ValueError, match="strategy='row': method 'fopru-cover' ranks"):
+        fopru.METHODS["fopru-cover"](strategy="row")

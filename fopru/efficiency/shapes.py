@@ -107,7 +107,7 @@ def _quiet():
 
 
 def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, Any]:
-    """Random prompts with one picture each, of the size that the model is known for.
+    """Random prompts with one picture each, of the size that the model is known for; on the CPU.
 
     Args:
         text: tokens that are not visual.
@@ -132,13 +132,12 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
     else:
         size = (batch, 3, vision.image_size, vision.image_size)
         data["pixel_values"] = torch.randn(size, generator=draw)
-    device, dtype = model.device, model.dtype
-    data = {n: v.to(device, dtype if v.is_floating_point() else None) for n, v in data.items()}
+    data["pixel_values"] = data["pixel_values"].to(model.dtype)
     visual = Family.of(model).grids(data)[0].n_tokens
     words = torch.randint(3, 30000, (batch, text), generator=draw)
     image = torch.full((batch, visual), model.config.image_token_id)
     before = text // 3
-    ids = torch.cat([words[:, :before], image, words[:, before:]], 1).to(device)
+    ids = torch.cat([words[:, :before], image, words[:, before:]], 1)
     kinds = {"mm_token_type_ids": (ids == model.config.image_token_id).long()}
     return {
         **data,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pruner import Pruner
+from fopru.weights import Bias, weighted
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Prompted:
     """Per row the visual tokens that are kept."""
     layer_weighted: list[float]
     """Per row the mean over layers of the visual tokens seen."""
+    bias: Bias | None = None
+    """What weighs the kept tokens, where they are weighted."""
 
 
 class Told(NamedTuple):
@@ -71,6 +74,9 @@ class Told(NamedTuple):
 
 class Batch:
     """Some questions and their pictures, encoded once."""
+
+    layers: ClassVar[Collection[int] | None] = None
+    """The layers in which kept tokens are weighted, where they are; None is all."""
 
     def __init__(
         self,
@@ -161,6 +167,9 @@ class Batch:
         pruner = setting.pruner
         if setting.method == "none":
             yield self._without_picture()
+        elif pruner.weights != "none":
+            with weighted(self.family, self.layers) as bias:
+                yield self._weighted(setting, bias)
         elif isinstance(pruner, InLLMPruner):
             everything = Random(1.0).compact
             chosen = None
@@ -181,8 +190,20 @@ class Batch:
             pruned = self._compact(setting, Encoded(self.family, self.prefix, self.pictures))
             yield self._on(self._read(pruned), setting)
 
+    def _weighted(self, setting: Setting, bias: Bias) -> Prompted:
+        """Kept tokens with the weight of those they stand for."""
+        apart = setting.pruner.asks or self.prefix is None
+        asked, images = (self.asked, self.images) if apart else (self.prefix, self.pictures)
+        pruned = self._compact(setting, Encoded(self.family, asked, images))
+        bias.of(self.family, pruned["input_ids"], [image.mass for image in pruned.images])
+        prompted = self._read(pruned)
+        if not apart:
+            bias.rows(self.picture)
+            prompted = self._on(prompted, setting)
+        return replace(prompted, bias=bias)
+
     def _compact(self, setting: Setting, encoded: Encoded) -> Mapping[str, Any]:
-        pruned = setting.pruner.compact(encoded)
+        pruned = setting.pruner.shortened(encoded, *setting.pruner.choose(encoded))
         return shuffled(pruned, setting.seed) if setting.shuffled else pruned
 
     @cached_property
@@ -301,7 +322,10 @@ class Batch:
         if isinstance(setting.pruner, InLLMPruner):  # its hooks know the rows of the whole batch
             rows = list(range(len(said)))
         else:
-            prompted.cache.batch_select_indices(torch.tensor(rows, device=self.model.device))
+            index = torch.tensor(rows, device=self.model.device)
+            prompted.cache.batch_select_indices(index)
+            if prompted.bias is not None:
+                prompted.bias.rows(index)
         prompted.cache.crop(-1)  # generate() wants a token to begin with
         asked = {
             "input_ids": prompted.ids[rows],

@@ -42,7 +42,8 @@ def known() -> dict[str, type[Pruner]]:
             table[f"{name}-later"] = cls
         if not inside:
             table[f"{name}-shuffled"] = cls
-    return table
+    selecting = {name: cls for name, cls in {**METHODS, **CONTROLS}.items() if cls.selects()}
+    return table | {f"{name}-mass": cls for name, cls in selecting.items()}
 
 
 def settings(
@@ -68,6 +69,8 @@ def settings(
         for retention in retentions:
             for seed in seeds if seeded else (0,):
                 arguments = {"seed": seed} if seeded else {}
+                if method.endswith("-mass"):
+                    arguments["weights"] = "mass"
                 pruner = cls(retention, positions=positions, **arguments)
                 cells.append(Setting(method, pruner, retention, seed, **variant))
     return cells

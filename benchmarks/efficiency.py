@@ -1,0 +1,170 @@
+"""What pruning costs and saves on this machine: `data/results/efficiency/`.
+
+    python benchmarks/efficiency.py pocket    # the pocket model, every method: five minutes
+    python benchmarks/efficiency.py vision    # CLIP-L/14-336 before a small decoder: ten minutes
+    fopru measure --shape llava-1.5-7b --turns 3 --new-tokens 4 \
+        --out data/results/efficiency/cpu-7b.parquet    # half an hour on two cores, 15 GB
+
+Each prints its checks: stages against the whole, pruned against native prompts, predictions against
+configurations that they were not fitted to.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+import fopru
+from fopru import efficiency
+from fopru.cli.common import keep
+from fopru.evaluation.asking import inputs, prompts
+
+FOLDER = Path(__file__).parents[1] / "data" / "results" / "efficiency"
+RETENTIONS = (0.75, 0.5, 0.25, 0.1)
+WHOLE = ["vision", "scoring", "selection", "compaction", "prefill"]
+
+
+def sums(table: pd.DataFrame) -> pd.DataFrame:
+    """Stages added up beside the whole, measured apart."""
+    keys = ["method", "retention"]
+    parts = table[table.stage.isin(WHOLE)].groupby(keys).seconds.sum()
+    steps = table[table.stage == "decode"].set_index(keys)
+    parts = parts.add(steps.seconds * (steps.new_tokens - 1), fill_value=0)
+    whole = table[table.stage == "end to end"].set_index(keys).seconds
+    return pd.DataFrame({"stages": parts, "whole": whole, "ratio": parts / whole})
+
+
+def against_native(table: pd.DataFrame) -> pd.Series:
+    """Prefill of pruned prompts over that of prompts that were as short to begin with."""
+    by = table.pivot_table(index=["method", "retention"], columns="stage", values="seconds")
+    return (by["prefill"] / by["native prefill"]).dropna()
+
+
+def pocket(turns: int) -> None:
+    model, processor = fopru.load("pocket")
+    asked = inputs(processor, *_questions(processor, 1))
+    pruners = [cls(r) for cls in fopru.METHODS.values() for r in RETENTIONS]
+    table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    keep(table.assign(model="pocket", device="cpu", **table.attrs), FOLDER / "pocket.parquet")
+    ratios = sums(table)
+    print("stages over the whole, median and range over methods:")
+    print(ratios.ratio.describe()[["50%", "min", "max"]].round(3).to_string())
+    print("prefill over that of a native prompt, at 25 %, median over methods:")
+    print(round(float(against_native(table).xs(0.25, level=1).median()), 3))
+    latency = efficiency.Latency.fit(table[table.method.isin(("full", "fopru"))])
+    print("predicted and measured, on configurations that were not fitted:")
+    for retention, answer in ((0.35, 24), (0.6, 2), (0.95, 1)):
+        check(model, asked, latency, retention, answer, turns)
+
+
+def check(model, asked, latency, retention: float, answer: int, turns: int) -> None:
+    """One configuration: what is predicted of it, and what is measured."""
+    table = fopru.measure(model, asked, [fopru.FoPru(retention)], answer, turns)
+    whole = table[table.stage == "end to end"].set_index("method")
+    text = int(whole.tokens["full"] - whole.visual["full"])
+    for method in ("full", "fopru"):
+        predicted = latency(int(whole.visual[method]), text, answer, method)
+        found = whole.seconds[method]
+        print(
+            f"  {method:6} {whole.visual[method]:4} visual tokens, answer of {answer:2}: "
+            f"predicted {1000 * predicted:.2f} ms, measured {1000 * found:.2f} ms "
+            f"({predicted / found - 1:+.1%})"
+        )
+    saved = latency.saved(
+        int(whole.visual["full"]), int(whole.visual["fopru"]), text, answer, "fopru"
+    )
+    found = 1 - whole.seconds["fopru"] / whole.seconds["full"]
+    print(f"  saved: predicted {saved:+.1%}, measured {found:+.1%}")
+
+
+def _questions(processor, n: int):
+    examples = fopru.pocket.sample("reading", n=n)
+    return examples, prompts(processor, examples)
+
+
+def clip_l() -> LlavaForConditionalGeneration:
+    """LLaVA-1.5's tower and a projector, before a small decoder."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        vocab_size=128,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config).to(torch.bfloat16).eval()
+
+
+def vision(turns: int, batch: int) -> None:
+    """What every method adds to the tower, and the peers' way to the same scores."""
+    model = clip_l()
+    asked = {
+        "pixel_values": torch.randn(batch, 3, 336, 336),
+        "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
+    }
+    skipped = ("fastv", "pyramiddrop")
+    pruners = [cls(0.25) for name, cls in fopru.METHODS.items() if name not in skipped]
+    table = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
+    eager = []
+    tower = model.model.vision_tower
+    with torch.no_grad():
+        for _ in range(turns):
+            tower.config._attn_implementation = "eager"
+            start = time.perf_counter()
+            output = tower(
+                asked["pixel_values"].to(torch.bfloat16),
+                output_attentions=True,
+                output_hidden_states=True,
+            )
+            output.attentions[-2][:, :, 1:, 1:].mean((1, 2)).topk(144)
+            model.model.multi_modal_projector(output.hidden_states[-2][:, 1:])
+            eager.append(time.perf_counter() - start)
+            tower.config._attn_implementation = "sdpa"
+    row = table[(table.method == "full") & (table.stage == "vision")].iloc[0]
+    peers = replace_row(row, eager)
+    table = pd.concat([table, pd.DataFrame([peers])], ignore_index=True)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    out = FOLDER / "vision.parquet"
+    table = table.assign(model="clip-l-336", device="cpu", threads=torch.get_num_threads())
+    before = [pd.read_parquet(out)] if out.exists() else []
+    table = pd.concat([*before, table], ignore_index=True)
+    keep(table.drop_duplicates(["method", "stage", "batch"], keep="last"), out)
+    by = table[table.batch == batch].pivot_table(index="method", columns="stage", values="seconds")
+    plain = by.vision["full"]
+    added = by[["vision", "scoring", "selection", "compaction"]].sum(axis=1)
+    print(f"batch {batch}, plain tower and projector {1000 * plain:.0f} ms; all before prefill:")
+    print((added / plain).sort_values().round(3).to_string())
+    ratio = against_native(table[table.batch == batch])
+    print("prefill over a native prompt's:", ratio.round(3).median())
+
+
+def replace_row(row: pd.Series, taken: list[float]) -> dict:
+    """The peers' way as a row of its own."""
+    low, median, high = (statistics.quantiles(taken, n=4)[i] for i in range(3))
+    return {**row, "method": "eager", "seconds": median, "low": low, "high": high, "flops": None}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["pocket", "vision"])
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--batch", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.part == "pocket":
+        pocket(arguments.turns)
+    else:
+        vision(arguments.turns, arguments.batch)

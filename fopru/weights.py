@@ -1,0 +1,149 @@
+"""Kept tokens speak for those they replace: the language model attends to each by its mass.
+
+A kept token's mass is the number of visual tokens that are most like it, itself included. In
+`with pruner(model)` the attention logits on its key get the logarithm of that, in every layer and
+for every later query, as if it stood there that many times at one position. Sources: proportional
+attention in ToMe (arXiv 2210.09461, section 3) and DyMU (arXiv 2504.17040), there for merged
+tokens.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from fopru.families import Family
+
+WEIGHTS = ("none", "mass")
+KERNELS = ("sdpa", "eager")
+"""Attention that takes a bias."""
+
+
+def masses(features: Tensor, kept: Tensor) -> Tensor:
+    """How many tokens each kept one stands for.
+
+    Args:
+        features: (N, d) of all visual tokens of a picture, as the LLM would get them.
+        kept: (k,) indices.
+
+    Returns:
+        (k,) int64 that sum to N: tokens whose most similar kept token (cosine) it is, ties to the
+        lower index; a kept token is its own.
+    """
+    kept = kept.to(features.device)
+    unit = F.normalize(features.float(), dim=1)
+    owner = (unit @ unit[kept].T).argmax(1)  # (N, k) -> (N,)
+    owner[kept] = torch.arange(len(kept), device=owner.device)
+    return owner.bincount(minlength=len(kept))
+
+
+@dataclass
+class Bias:
+    """What is added to the attention logits of the prompts under way."""
+
+    logs: Tensor | None = None
+    """(B, L) logarithms of the masses of a prompt's tokens, 0 for text; None adds nothing."""
+    layers: Collection[int] | None = None
+    """The layers that get it; None is all."""
+
+    def of(self, family: Family, ids: Tensor, mass: list[Tensor]) -> None:
+        """Take the masses of each picture for the prompts `ids`, (B, L)."""
+        self.logs = None
+        if any((m > 1).any() for m in mass):
+            logs = torch.zeros(ids.shape, device=ids.device)
+            logs[ids == family.image_token_id] = torch.cat(mass).to(ids.device).float().log()
+            self.logs = logs
+
+    def rows(self, index: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        if self.logs is not None:
+            self.logs = self.logs[index.to(self.logs.device)]
+
+    def on(self, mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor):
+        """A layer's mask with the bias, (B, 1, Q, K)."""
+        if self.logs is None or (self.layers is not None and module.layer_idx not in self.layers):
+            return mask
+        (rows, _, queries, _), length = query.shape, key.shape[2]
+        if length < self.logs.shape[1]:
+            raise ValueError(
+                f"weights='mass': layer {module.layer_idx} sees {length} of "
+                f"{self.logs.shape[1]} tokens through its window: it cannot be weighted."
+            )
+        logs = F.pad(self.logs, (0, length - self.logs.shape[1]))  # (B, K)
+        logs = logs.repeat_interleave(rows // len(logs), 0)[:, None, None].to(query.dtype)
+        if mask is None and queries == 1:
+            return logs
+        if mask is None:  # what SDPA calls causal: query i sees the first i + 1 keys
+            places = torch.arange(length, device=query.device)
+            seen = places <= places[:queries, None]  # (Q, K)
+            return logs.expand(-1, -1, queries, -1).masked_fill(~seen, _least(query))
+        if mask.dtype == torch.bool:
+            return logs.expand(-1, -1, queries, -1).masked_fill(~mask, _least(query))
+        return mask[..., :length] + logs
+
+
+def _least(like: Tensor) -> float:
+    return torch.finfo(like.dtype).min
+
+
+_AT_WORK: dict[int, Bias] = {}
+"""id of a decoder's config -> its bias: not of a thread, since generate may run in another."""
+
+
+def _register(implementation: str) -> str:
+    """Register the weighted twin of an attention implementation; its name."""
+    name = f"fopru_weighted_{implementation}"
+    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        return name
+
+    def attention(module, query, key, value, attention_mask=None, **kwargs: Any):
+        if implementation == "eager":  # each modeling file has its own
+            attend = sys.modules[type(module).__module__].eager_attention_forward
+        else:
+            attend = ALL_ATTENTION_FUNCTIONS[implementation]
+        mask = _AT_WORK[id(module.config)].on(attention_mask, module, query, key)
+        return attend(module, query, key, value, mask, **kwargs)
+
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    AttentionInterface.register(name, attention)
+    return name
+
+
+@contextmanager
+def weighted(family: Family, layers: Collection[int] | None = None) -> Iterator[Bias]:
+    """Within the block the decoder's attention adds a bias, nothing until it is given one.
+
+    Raises:
+        ValueError: the decoder attends through a kernel that takes no bias.
+    """
+    config = family.decoder.config
+    implementation = config._attn_implementation
+    if implementation not in KERNELS:
+        raise ValueError(
+            f"weights='mass': attention {implementation!r} takes no bias on its logits; load the "
+            f"model with attn_implementation={' or '.join(map(repr, KERNELS))}."
+        )
+    bias = _AT_WORK[id(config)] = Bias(layers=layers)
+    config._attn_implementation = _register(implementation)
+    try:
+        yield bias
+    finally:
+        config._attn_implementation = implementation
+        del _AT_WORK[id(config)]
+
+
+def starts_anew(kwargs: Mapping[str, Any]) -> bool:
+    """Whether a forward call begins a prompt without pictures."""
+    cache = kwargs.get("past_key_values")
+    empty = cache is None or cache.get_seq_length() == 0
+    return empty and not kwargs.get("mm_encoder_outputs")
