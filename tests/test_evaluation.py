@@ -10,7 +10,9 @@ from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
+from fopru.evaluation.asking import generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.runner import settings
 from fopru.families import Grid
 from fopru.families.base import View
 
@@ -517,3 +519,23 @@ def test_flips_f1_and_the_area_under_the_curve():
     assert areas.start.unique().tolist() == [64]
     assert areas.area["fopru"] == pytest.approx(0.5)
     assert statistics.above_chance(0.75, 0.5) == 0.5
+
+
+def test_weighted_answers_are_those_inside_with():
+    """The comparison prefills the shared picture once; generate inside `with` knows no sharing."""
+    net, processor = fopru.load("pocket")
+    asked = fopru.pocket.benchmark("validation", task="counting")[:8]
+    found = evaluate(net, processor, asked, ("fopru-mass",), (0.1,))
+    said = found[found.method == "fopru-mass"].prediction.tolist()
+    expected = []
+    for e in asked:
+        prompt = inputs(processor, [e], prompts(processor, [e]))
+        with fopru.FoPru(0.1, weights="mass")(net):
+            expected += generate(net, processor, dict(prompt), 8)
+    assert said == expected
+
+
+@pytest.mark.parametrize("name", ["tome-mass", "fastv-mass"])
+def test_what_does_not_select_has_no_weighted_variant(name):
+    with pytest.raises(ValueError, match=f"methods='{name}': must be one of"):
+        settings((name,), (0.5,))
