@@ -9,28 +9,94 @@ python benchmarks/weights.py timing     # two layers of LLaVA-1.5-7B's shape, wi
 import argparse
 import statistics
 import time
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import torch
+from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fopru
 from fopru.cli.common import keep
+from fopru.encoding import EncodedImage
 from fopru.evaluation.batch import Batch
-from fopru.methods.cover import Cover
+from fopru.methods.fopru import FoPru, top
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "weights"
 STORE = Path("~/.cache/fopru/weights").expanduser()
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
-SELECTING = ("fopru", "fopru-row", "fopru-cover", "cls", "uniform", "divprune", "dpp", "vispruner")
+SELECTING = (
+    *("fopru", "fopru-row", "cls", "vispruner", "divprune", "dpp", "cdpruner", "dart"),
+    "uniform",
+)
+TUNED = (
+    *("fopru", "fopru-cells", "fopru-quarter", "fopru-cover", "divprune", "dpp", "uniform"),
+    *("cls", "vispruner", "random"),
+)
 COLUMNS = ["id", "task", "image", "method", "retention", "seed", "kept", "evidence", "found"]
 
 
+@dataclass(frozen=True)
+class Cover(FoPru, name="fopru-cover"):
+    """Part of the budget by rank, the rest spread: the tokens that are left, in the order of a
+    Hilbert curve over the grid, are cut into as many runs of equal length, and each keeps the one
+    of largest significance.
+
+    Args:
+        ranked: share of the budget that is taken by rank, in [0, 1].
+    """
+
+    ranked: float = 0.5
+
+    def select(self, image: EncodedImage, k: int) -> Tensor:
+        (view,) = image.grid.views
+        scores = image.significance
+        best = top(scores, round(k * self.ranked))
+        left = torch.ones(len(scores), dtype=torch.bool)
+        left[best.cpu()] = False
+        curve = hilbert(view.height, view.row_width)
+        curve = curve[left[curve]].to(scores.device)
+        cells = curve.tensor_split(k - len(best)) if k > len(best) else ()
+        peaks = [cell[scores[cell].argmax()] for cell in cells]
+        return torch.cat([best, torch.stack(peaks)] if peaks else [best]).sort().values
+
+
+@cache
+def hilbert(height: int, width: int) -> Tensor:
+    """(height * width,) places of a grid in the order of a Hilbert curve over the square around it
+    (D. Hilbert, "Ueber die stetige Abbildung einer Linie auf ein Flaechenstueck", 1891)."""
+    side = 1
+    while side < max(height, width):
+        side *= 2
+    x = torch.arange(width).repeat(height)
+    y = torch.arange(height).repeat_interleave(width)
+    along = torch.zeros_like(x)
+    step = side // 2
+    while step:
+        right, below = (x & step > 0).long(), (y & step > 0).long()
+        along += step * step * ((3 * right) ^ below)
+        flipped = (below == 0) & (right == 1)
+        x, y = x.where(~flipped, side - 1 - x), y.where(~flipped, side - 1 - y)
+        swap = below == 0
+        x, y = y.where(swap, x), x.where(swap, y)
+        step //= 2
+    return along.argsort()
+
+
+@dataclass(frozen=True)
 class Cells(Cover, name="fopru-cells"):
     """All of the budget spread."""
 
-    ranked = 0.0
+    ranked: float = 0.0
+
+
+@dataclass(frozen=True)
+class Quarter(Cover, name="fopru-quarter"):
+    """A quarter by rank."""
+
+    ranked: float = 0.25
 
 
 def both(methods):
@@ -55,7 +121,7 @@ def tune() -> None:
         ask(
             "pocket",
             "validation",
-            both(("fopru", "fopru-cells", "fopru-cover", "divprune", "uniform", "random")),
+            both(TUNED),
             STORE / "validation.sqlite",
         ).assign(layers="all")
     ]
@@ -82,7 +148,7 @@ def test() -> None:
 
 
 def seeds(folders: list[Path]) -> None:
-    methods = both(("fopru", "fopru-cover", "divprune", "random"))
+    methods = both(("fopru", "divprune", "uniform", "random"))
     parts = [
         ask(folder, "test", methods, STORE / f"{folder.name}.sqlite").assign(model=folder.name)
         for folder in folders

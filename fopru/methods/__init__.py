@@ -1,7 +1,6 @@
 """One method, one dataclass, one file; importing this package registers them all."""
 
 from fopru.methods.cls import CLS
-from fopru.methods.cover import Cover
 from fopru.methods.dart import DART
 from fopru.methods.divprune import DivPrune
 from fopru.methods.dpp import DPP, CDPruner
@@ -21,7 +20,6 @@ __all__ = [
     "DART",
     "DPP",
     "CDPruner",
-    "Cover",
     "DivPrune",
     "FastV",
     "FoPru",
