@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from matplotlib.ticker import NullLocator
 from PIL import Image
 from transformers import ProcessorMixin
 
+from fopru.efficiency import STAGES
 from fopru.evaluation.evidence import frame
 from fopru.pruned import PrunedImage
 
@@ -141,6 +143,61 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def stages(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
+    """Seconds of each stage of an answer, one on the other: a bar for each way to answer.
+
+    Args:
+        table: of `fopru.measure`, one batch size; decode counts for all of `new_tokens`.
+
+    Raises:
+        ValueError: several batch sizes.
+    """
+    if (batches := sorted(set(table.batch)))[1:]:
+        raise ValueError(f"table: has batch sizes {batches}; draw each apart.")
+    ax = ax if ax is not None else plt.subplots(figsize=(6, 3.2), layout="constrained")[1]
+    steps = table.new_tokens.where(table.stage == "decode", 2) - 1
+    ways = table.method + "\n" + table.visual.astype(str) + " tokens"
+    parts = table.assign(seconds=table.seconds * steps, way=ways)
+    wide = parts.pivot_table(index="way", columns="stage", values="seconds", sort=False)
+    left = np.zeros(len(wide))
+    for stage, color in zip(STAGES, PALETTE, strict=False):
+        if stage in wide:
+            ax.barh(wide.index, wide[stage].fillna(0), left=left, color=color, label=stage)
+            left += wide[stage].fillna(0).to_numpy()
+    if "end to end" in wide:
+        ax.plot(wide["end to end"], wide.index, "k|", markersize=14, label="end to end, apart")
+    ax.invert_yaxis()
+    ax.set(xlabel="time (s)")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return ax
+
+
+def break_even(
+    saved: Callable[[int, int], float],
+    text: Sequence[int],
+    answer: Sequence[int],
+    ax: Axes | None = None,
+) -> Axes:
+    """Share of an answer's time that pruning saves, over lengths of text and answer; a line where
+    it neither saves nor loses.
+
+    Args:
+        saved: of text and answer length, the share: `Latency.saved` with the rest filled in.
+        text, answer: lengths in tokens.
+    """
+    ax = ax if ax is not None else plt.subplots(figsize=(5, 3.6), layout="constrained")[1]
+    shares = 100 * np.array([[saved(t, a) for t in text] for a in answer])
+    most = max(abs(shares).max(), 1e-9)
+    mesh = ax.pcolormesh(
+        text, answer, shares, cmap="PuOr", vmin=-most, vmax=most, shading="nearest"
+    )
+    if (shares < 0).any() and (shares > 0).any():
+        ax.contour(text, answer, shares, levels=[0], colors="black")
+    ax.set(xlabel="text tokens", ylabel="answer tokens", xscale="log", yscale="log")
+    ax.figure.colorbar(mesh, ax=ax, label="time saved (%)")
     return ax
 
 

@@ -1,5 +1,6 @@
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 
@@ -44,3 +45,36 @@ def test_what_cannot_be_drawn_is_said():
     image, pruned = prune(pruner=fopru.Random(0.5))
     with pytest.raises(ValueError, match="no significance"):
         plots.significance(image, pruned, tiny.processor())
+
+
+def measured(batch=1):
+    rows = [
+        ("full", 64, "vision", 1.0),
+        ("full", 64, "decode", 0.5),
+        ("fopru", 16, "vision", 0.9),
+        ("fopru", 16, "scoring", 0.2),
+        ("fopru", 16, "decode", 0.25),
+        ("fopru", 16, "end to end", 1.7),
+    ]
+    table = pd.DataFrame(rows, columns=["method", "visual", "stage", "seconds"])
+    return table.assign(batch=batch, new_tokens=3)
+
+
+def test_stages_stand_one_on_the_other():
+    ax = plots.stages(measured())
+    ends = {}
+    for bar in ax.patches:
+        row = round(bar.get_y() + bar.get_height() / 2)
+        ends[row] = max(ends.get(row, 0), bar.get_x() + bar.get_width())
+    assert ends == pytest.approx({0: 1 + 2 * 0.5, 1: 0.9 + 0.2 + 2 * 0.25})
+    with pytest.raises(ValueError, match=r"batch sizes \[1, 2\]"):
+        plots.stages(pd.concat([measured(), measured(2)]))
+
+
+def test_break_even_draws_a_line_where_the_sign_changes():
+    ax = plots.break_even(lambda text, answer: (100 - text) / 200, [10, 100, 1000], [1, 10])
+    mesh = ax.collections[0].get_array().reshape(2, 3)
+    np.testing.assert_allclose(mesh[0], [45, 0, -450])
+    assert len(ax.collections) > 1
+    ax = plots.break_even(lambda text, answer: 0.5, [10, 100], [1, 10])
+    assert len(ax.collections) == 1
