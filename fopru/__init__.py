@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from fopru.checking import check
 from fopru.efficiency import measure
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation import evaluate
@@ -25,6 +26,7 @@ __all__ = [
     "Random",
     "Uniform",
     "UnsupportedModelError",
+    "check",
     "encode",
     "evaluate",
     "load",

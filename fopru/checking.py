@@ -1,0 +1,180 @@
+"""check(): a reader's function against the package's, on cases from small to large."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib import pyplot as plt
+from torch import Tensor
+
+from fopru.methods.fopru import top
+from fopru.pruner import check_choice, floor_share
+from fopru.significance import wider
+
+CASES = 200
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a check; shown in a notebook with its picture."""
+
+    name: str
+    cases: int
+    arguments: dict[str, Any] | None = None
+    """Of the smallest case that failed."""
+    expected: Any = None
+    found: Any = None
+
+    @property
+    def passed(self) -> bool:
+        return self.arguments is None
+
+    def __str__(self) -> str:
+        if self.passed:
+            return f"{self.name}: agrees with the package on {self.cases} cases."
+        given = ", ".join(f"{name}={_short(value)}" for name, value in self.arguments.items())
+        return (
+            f"{self.name}: case {self.cases} is the smallest that fails.\n"
+            f"  {self.name}({given})\n"
+            f"  expected {_short(self.expected)}\n"
+            f"  found    {_short(self.found)}"
+        )
+
+    __repr__ = __str__
+
+    def _repr_png_(self) -> bytes | None:
+        if self.passed or "significance" not in self.arguments:
+            return None
+        scores = self.arguments["significance"]
+        shape = (self.arguments.get("height", 1), -1)
+        figure, axes = plt.subplots(1, 3, figsize=(7, 1.6), layout="constrained")
+        for ax, title, values in (
+            (axes[0], "significance", scores),
+            (axes[1], "expected", _flags(self.expected, len(scores))),
+            (axes[2], "found", _flags(self.found, len(scores))),
+        ):
+            ax.imshow(values.view(shape), cmap="cividis")
+            ax.set(title=title, xticks=[], yticks=[])
+        data = io.BytesIO()
+        figure.savefig(data, format="png", dpi=120)
+        plt.close(figure)
+        return data.getvalue()
+
+
+def _flags(kept: Any, n: int) -> Tensor:
+    flags = torch.zeros(n)
+    if isinstance(kept, Tensor) and not kept.is_floating_point():
+        flags[[i for i in kept.flatten().tolist() if 0 <= i < n]] = 1
+    return flags
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return str([round(x, 3) if isinstance(x, float) else x for x in value.tolist()])
+    return str(value)
+
+
+def rank(significance: Tensor, k: int) -> Tensor:
+    """The k tokens of largest significance, (k,) in their order; ties to the lower index."""
+    return top(significance, k)
+
+
+def row(significance: Tensor, height: int, width: int, retention: float) -> Tensor:
+    """The floor(height * retention) rows, at least 1, of largest sum (in float64), whole."""
+    table = significance.double().view(height, width)
+    rows = top(table.sum(1), floor_share(height, retention))
+    return (rows[:, None] * width + torch.arange(width)).flatten()
+
+
+def significance(attention: Tensor) -> Tensor:
+    """Of attention (h, P, P), averaged over heads, what is received or given, (P,): the one that
+    varies more."""
+    mean = attention.mean(0)
+    received, given = mean.mean(0), mean.mean(1)
+    return wider(received, given, torch.ones(len(received), dtype=torch.bool))
+
+
+def reorder(chosen: Tensor) -> Tensor:
+    """Chosen tokens, best first, in the order in which they stand in the picture."""
+    return chosen.sort().values
+
+
+def n_keep(n: int, retention: float) -> int:
+    """How many of n tokens stay: floor of the exact product, at least 1."""
+    return floor_share(n, retention)
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "rank": rank,
+    "row": row,
+    "significance": significance,
+    "reorder": reorder,
+    "n_keep": n_keep,
+}
+
+
+def _cases(name: str) -> Iterator[dict[str, Any]]:
+    """From small to large, with ties, grids that are not square, and products that float rounds."""
+    draw = torch.Generator().manual_seed(0)
+    exact = ((100, 0.29), (100, 0.57), (10, 0.3), (7, 0.1), (576, 0.002), (3, 1.0))
+    for i in range(CASES):
+        high, wide = (int(torch.randint(1, 3 + i // 12, (), generator=draw)) for _ in range(2))
+        n = high * wide
+        scores = torch.rand(n, generator=draw)
+        if i % 3 == 0:
+            scores = (scores * 3).floor()  # ties
+        share = round(float(torch.rand((), generator=draw)) * 0.99 + 0.01, 2)
+        if name == "rank":
+            k = int(torch.randint(1, n + 1, (), generator=draw))
+            yield {"significance": scores, "k": k}
+        elif name == "row":
+            yield {"significance": scores, "height": high, "width": wide, "retention": share}
+        elif name == "reorder":
+            yield {"chosen": torch.randperm(n, generator=draw)[: max(1, n // 2)]}
+        elif name == "n_keep":
+            count, part = exact[i] if i < len(exact) else (n, share)
+            yield {"n": count, "retention": part}
+        else:
+            logits = 3 * torch.randn(2, n + 1, n + 1, generator=draw)
+            yield {"attention": logits.softmax(-1) if i % 2 else logits}
+
+
+def check(name: str, function: Callable[..., Any]) -> Verdict:
+    """Try a function of your own on cases from small to large.
+
+    Args:
+        name: what it does: "rank", "row", "significance", "reorder" or "n_keep"; arguments and
+            result as of the function of that name in `fopru.checking`.
+        function: called with the arguments by position; it gets copies.
+
+    Returns:
+        A verdict that says, and in a notebook draws, the smallest case in which it differs.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    check_choice("name", name, tuple(FUNCTIONS))
+    for i, case in enumerate(_cases(name), 1):
+        expected = FUNCTIONS[name](**case)
+        copies = [v.clone() if isinstance(v, Tensor) else v for v in case.values()]
+        try:
+            found = function(*copies)
+        except Exception as error:  # whatever a reader's function does is the answer
+            found = f"{type(error).__name__}: {error}"
+        if not _same(found, expected):
+            return Verdict(name, i, case, expected, found)
+    return Verdict(name, CASES)
+
+
+def _same(found: Any, expected: Any) -> bool:
+    if not isinstance(expected, Tensor):
+        return isinstance(found, int) and not isinstance(found, bool) and found == expected
+    if not isinstance(found, Tensor) or found.shape != expected.shape:
+        return False
+    if expected.is_floating_point():
+        return torch.allclose(found.double(), expected.double(), atol=1e-6)
+    return torch.equal(found.long(), expected)

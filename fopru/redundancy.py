@@ -1,0 +1,133 @@
+"""How redundant visual tokens are: likeness, rank, coverage, and what an answer needs of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from fopru.encoding import EncodedImage, encode
+from fopru.evaluation import Example
+from fopru.evaluation.asking import inputs, prompts
+from fopru.families import Family
+from fopru.pruner import Pruner
+
+
+def neighbours(features: Tensor) -> Tensor:
+    """(N,) cosine of each token with the other that is most like it.
+
+    Args:
+        features: (N, d), two tokens or more.
+
+    Raises:
+        ValueError: fewer than two tokens.
+    """
+    if len(features) < 2:
+        raise ValueError(f"features of {len(features)} token(s): neighbours take two or more.")
+    unit = F.normalize(features.float(), dim=1)
+    return (unit @ unit.T).fill_diagonal_(-torch.inf).amax(1)
+
+
+def spectrum(features: Tensor) -> Tensor:
+    """(min(N, d),) singular values of the tokens' features, as shares of their sum."""
+    values = torch.linalg.svdvals(features.double())
+    return values / values.sum()
+
+
+def effective_rank(features: Tensor) -> float:
+    """The exponential of the entropy of `spectrum`: how many directions the tokens really use
+    (Roy and Vetterli, "The effective rank", EUSIPCO 2007)."""
+    return torch.special.entr(spectrum(features)).sum().exp().item()
+
+
+def coverage(features: Tensor, kept: Tensor) -> Tensor:
+    """(N,) cosine of each token with the kept one that is most like it; 1 for the kept."""
+    unit = F.normalize(features.float(), dim=1)
+    return (unit @ unit[kept.to(unit.device)].T).amax(1).clamp(max=1)
+
+
+@torch.no_grad()
+def by_layer(model: PreTrainedModel, pictures: Mapping[str, Any]) -> pd.DataFrame:
+    """Redundancy after each block of the vision tower.
+
+    Args:
+        pictures: inputs with pixels; towers that see one tile a picture (LLaVA-1.5).
+
+    Returns:
+        One row per picture and layer (0: the embeddings): rank (effective), neighbour (mean of
+        `neighbours`).
+    """
+    family = Family.of(model)
+    pixels = pictures["pixel_values"].to(family.tower.device, family.tower.dtype)
+    states = family.tower(pixels, output_hidden_states=True).hidden_states
+    rows = []
+    for layer, state in enumerate(states):
+        for picture, tokens in enumerate(state[:, family.n_prefix :]):
+            near = neighbours(tokens).mean().item()
+            rows.append((picture, layer, effective_rank(tokens), near))
+    return pd.DataFrame(rows, columns=["picture", "layer", "rank", "neighbour"])
+
+
+@dataclass(frozen=True)
+class Given(Pruner):
+    """Keep these tokens.
+
+    Args:
+        indices: places among the picture's visual tokens.
+    """
+
+    indices: tuple[int, ...] = ()
+
+    def budgets(self, grid) -> list[int]:
+        return [len(set(self.indices))]
+
+    def select(self, image: EncodedImage, k: int) -> Tensor:
+        return torch.tensor(sorted(set(self.indices)))
+
+
+class Answers:
+    """A question whose picture went through the tower once, to be asked with any tokens."""
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
+        self.model, tokenizer = model, processor.tokenizer
+        text = prompts(processor, [example])
+        asked = inputs(processor, [example], text).to(model.device)
+        encoded = encode(model, asked)
+        told = tokenizer([f"{text[0]} {example.answer}{tokenizer.eos_token or ''}"]).input_ids[0]
+        self.answer = torch.tensor([told[len(tokenizer(text).input_ids[0]) :]]).to(model.device)
+        self.n_tokens = encoded.images[0].grid.n_tokens
+        self.encoded = encoded
+
+    @torch.no_grad()
+    def loglik(self, kept: Sequence[int]) -> float:
+        """Logarithm of the probability of the right answer with its end, in nats, from these
+        visual tokens alone.
+
+        Raises:
+            ValueError: no tokens, or one that the picture does not have.
+        """
+        places = tuple(int(i) for i in kept)
+        if not places or not all(0 <= i < self.n_tokens for i in places):
+            raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
+        pruned = dict(Given(indices=places).compact(self.encoded))
+        length = self.answer.shape[1]
+        pruned["input_ids"] = torch.cat([pruned["input_ids"], self.answer], 1)
+        pruned["attention_mask"] = torch.ones_like(pruned["input_ids"])
+        logits = self.model(**pruned).logits[:, -length - 1 : -1].float()
+        return logits.log_softmax(-1).gather(2, self.answer[..., None]).sum().item()
+
+
+def insertion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+    """Log-likelihood of the answer from the first tokens of an order, for each count."""
+    return [asked.loglik(order[:k]) for k in counts]
+
+
+def deletion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+    """The same from all tokens but the first of an order; a count below all of them."""
+    return [asked.loglik(order[k:]) for k in counts]
