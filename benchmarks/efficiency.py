@@ -88,7 +88,7 @@ def _questions(processor, n: int):
 
 
 def clip_l() -> LlavaForConditionalGeneration:
-    """LLaVA-1.5's tower and a projector, before a small decoder."""
+    """LLaVA-1.5's tower and its projector, before one layer of its decoder."""
     vision = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -100,7 +100,7 @@ def clip_l() -> LlavaForConditionalGeneration:
     text = LlamaConfig(
         hidden_size=4096,
         intermediate_size=11008,
-        num_hidden_layers=2,
+        num_hidden_layers=1,
         num_attention_heads=32,
         vocab_size=128,
     )

@@ -101,7 +101,7 @@ def pruned_model(pruner: Pruner, model: PreTrainedModel) -> Iterator[Run]:
         named = by_name(module.forward, args, kwargs)
         if not _to_prune(named, family):
             if bias is not None and starts_anew(named):
-                bias.logs = None
+                bias.forget()
             return None
         pruned = prune(named)
         family.went_on(pruned)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,40 +55,60 @@ class Bias:
     """(B, L) logarithms of the masses of a prompt's tokens, 0 for text; None adds nothing."""
     layers: Collection[int] | None = None
     """The layers that get it; None is all."""
+    seen: dict[int, int] = field(default_factory=dict)
+    """Per layer with a sliding window, the tokens that have gone through it."""
+    made: tuple[Tensor | None, tuple[int, ...], Tensor] | None = field(default=None, repr=False)
+    """A mask, the size it was for, and what came of it: the layers of one pass share them."""
 
     def of(self, family: Family, ids: Tensor, mass: list[Tensor]) -> None:
         """Take the masses of each picture for the prompts `ids`, (B, L)."""
-        self.logs = None
+        self.forget()
         if any((m > 1).any() for m in mass):
             logs = torch.zeros(ids.shape, device=ids.device)
             logs[ids == family.image_token_id] = torch.cat(mass).to(ids.device).float().log()
             self.logs = logs
 
+    def forget(self) -> None:
+        """Add nothing from here on."""
+        self.logs = self.made = None
+        self.seen.clear()
+
     def rows(self, index: Tensor) -> None:
         """Go on with these rows of the batch."""
         if self.logs is not None:
-            self.logs = self.logs[index.to(self.logs.device)]
+            self.logs, self.made = self.logs[index.to(self.logs.device)], None
 
     def on(self, mask: Tensor | None, module: nn.Module, query: Tensor, key: Tensor):
         """A layer's mask with the bias, (B, 1, Q, K)."""
         if self.logs is None or (self.layers is not None and module.layer_idx not in self.layers):
             return mask
-        (rows, _, queries, _), length = query.shape, key.shape[2]
-        if length < self.logs.shape[1]:
-            raise ValueError(
-                f"weights='mass': layer {module.layer_idx} sees {length} of "
-                f"{self.logs.shape[1]} tokens through its window: it cannot be weighted."
-            )
-        logs = F.pad(self.logs, (0, length - self.logs.shape[1]))  # (B, K)
-        logs = logs.repeat_interleave(rows // len(logs), 0)[:, None, None].to(query.dtype)
+        queries, length = query.shape[2], key.shape[2]
+        size = (len(query), queries, length, self._first_key(module, queries, length))
+        made = self.made
+        if made is None or made[0] is not mask or made[1] != size or made[2].device != query.device:
+            self.made = (mask, size, self._added(mask, size, query))
+        return self.made[2]
+
+    def _first_key(self, module: nn.Module, queries: int, length: int) -> int:
+        """The place in the prompt of a layer's first key: its cache drops what left the window."""
+        if getattr(module, "sliding_window", None) is None:
+            return 0
+        before = 0 if queries == length else self.seen.get(module.layer_idx, 0)
+        seen = self.seen[module.layer_idx] = before + queries
+        return max(0, seen - length)
+
+    def _added(self, mask: Tensor | None, size: tuple[int, ...], like: Tensor) -> Tensor:
+        rows, queries, length, start = size
+        logs = F.pad(self.logs, (0, max(0, start + length - self.logs.shape[1])))
+        logs = logs[:, start : start + length]  # (B, K)
+        logs = logs.repeat_interleave(rows // len(logs), 0)[:, None, None].to(like)
         if mask is None and queries == 1:
             return logs
         if mask is None:  # what SDPA calls causal: query i sees the first i + 1 keys
-            places = torch.arange(length, device=query.device)
-            seen = places <= places[:queries, None]  # (Q, K)
-            return logs.expand(-1, -1, queries, -1).masked_fill(~seen, _least(query))
+            places = torch.arange(length, device=like.device)
+            mask = places <= places[:queries, None]  # (Q, K)
         if mask.dtype == torch.bool:
-            return logs.expand(-1, -1, queries, -1).masked_fill(~mask, _least(query))
+            return logs.expand(-1, -1, queries, -1).masked_fill(~mask, _least(like))
         return mask[..., :length] + logs
 
 

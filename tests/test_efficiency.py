@@ -27,7 +27,7 @@ def test_every_way_has_its_stages(table):
     stages = table.groupby(["method", "retention"]).stage.agg(set)
     assert stages["full", 1.0] == {"vision", "prefill", "decode", "end to end"}
     assert stages["fopru", 0.25] == {*efficiency.STAGES, "end to end", "native prefill"}
-    assert stages["fastv", 0.25] == {"vision", "prefill", "decode", "end to end"}
+    assert stages["fastv", 0.25] == {"vision", "compaction", "prefill", "decode", "end to end"}
     assert (table.seconds > 0).all()
     assert ((table.low <= table.seconds) & (table.seconds <= table.high)).all()
     assert table.attrs["turns"] == 2 and table.attrs["threads"] == torch.get_num_threads()
@@ -68,6 +68,17 @@ def test_flops_of_a_prefill_by_hand():
     projections = d * d + 2 * d * (2 * head) + d * d  # q, k and v, o
     layer = length * (projections + 3 * d * 80) + 4 * 2 * length * length * head  # q.k and a.v
     assert counter.flops["prefill"] == 2 * (2 * layer + d * 50)
+
+
+def test_weighted_tokens_are_measured_with_their_weights(monkeypatch):
+    from fopru.weights import Bias
+
+    given = []
+    of = Bias.of
+    monkeypatch.setattr(Bias, "of", lambda self, *args: (given.append(args[2]), of(self, *args)))
+    fopru.measure(tiny.model(), asked(1), [fopru.FoPru(0.25, weights="mass")], 2, turns=1)
+    assert len(given) == 3  # counted, by stages, end to end
+    assert all(mass.sum() == 64 for masses in given for mass in masses)
 
 
 def test_turns_go_forth_and_back(monkeypatch):

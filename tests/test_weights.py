@@ -1,5 +1,6 @@
 """Kept tokens with the weight of those they stand for: equal to copies of them."""
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -118,6 +119,26 @@ def test_batches_and_beams_equal_singles(family):
             found = answers(model, both, **options)
             for row, single in enumerate(alone):
                 assert torch.equal(found[row : row + 1], answers(model, single, **options))
+
+
+@pytest.mark.parametrize("window", [8, 24])  # the prompt has 11 tokens, with the answer 35
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_weights_stay_with_their_tokens_when_a_window_slides(window, cache):
+    net = zoo.model("gemma3")
+    config = deepcopy(net.config)
+    config.text_config.sliding_window = window
+    model = type(net)(config).eval()
+    model.load_state_dict(net.state_dict())
+    inputs = zoo.inputs("gemma3", pictures()[:1], TEXTS[:1])
+    told = dict(
+        max_new_tokens=24, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    with MASS(model) as run:
+        whole = model.generate(**inputs, use_cache=False, **told)  # all keys, each time
+        found = model.generate(**inputs, cache_implementation=cache, **told)
+    assert run.last["input_ids"].shape[1] == 11
+    expected = torch.cat(whole.logits)
+    torch.testing.assert_close(torch.cat(found.logits), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", SOME)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,9 @@ class Machine:
     """Of a product of two large matrices."""
 
     @staticmethod
-    def measured(device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16):
+    def measured(
+        device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
+    ) -> Machine:
         """The best of five copies of 256 MiB and of five products of 2,048 x 2,048 matrices."""
         device = torch.device(device)
         block = torch.ones(2**27, dtype=torch.bfloat16, device=device)
@@ -34,7 +38,7 @@ class Machine:
         return Machine(2 * block.nbytes / copy, 2 * 2048**3 / product)
 
 
-def _best(call, device: torch.device) -> float:
+def _best(call: Callable[[], Any], device: torch.device) -> float:
     taken = []
     for _ in range(6):  # the first is not counted
         if device.type == "cuda":

@@ -21,6 +21,7 @@ from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pruner import Pruner, check_integer
+from fopru.weights import weighted
 
 STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")
 """In their order; "decode" is the time of one token after the first."""
@@ -92,12 +93,21 @@ class Way:
     visual: int = 0
     tokens: int = 0
     peak: list[int] = field(default_factory=list)
+    masses: list[Tensor | None] = field(default_factory=list)
 
     def go(self, during: Callable[[str, Callable[[], T]], T]) -> None:
         """Stage after stage, each through `during`."""
         inside = isinstance(self.pruner, InLLMPruner)
+        weighs = self.pruner is not None and self.pruner.weights == "mass"
         prompt = self.pruned(during)
-        with self.pruner(self.model) if inside else nullcontext() as run:
+        family = Family.of(self.model).reading(self.inputs)
+        if inside:
+            context = self.pruner(self.model)
+        else:
+            context = weighted(family) if weighs else nullcontext()
+        with context as run:
+            if weighs:
+                run.of(family, prompt["input_ids"], self.masses)
             out = during("prefill", lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
             if inside:
                 counts = run.layer_weighted
@@ -119,12 +129,13 @@ class Way:
             return {**text, "mm_encoder_outputs": {family.modality: output}}
         if isinstance(self.pruner, InLLMPruner):
             encoded = during("vision", lambda: encode(self.model, self.inputs))
-            return dict(Random(1.0).compact(encoded))
+            return dict(during("compaction", lambda: Random(1.0).compact(encoded)))
         seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
         encoded = during("scoring", seen.scored)
         images, features = during("selection", lambda: self.pruner.choose(encoded))
         pruned = during("compaction", lambda: self.pruner.shortened(encoded, images, features))
         self.visual = sum(i.n_kept for i in images) // len(pruned["input_ids"])
+        self.masses = [image.mass for image in images]
         return dict(pruned)
 
     def decode(self, prompt: Mapping[str, Any], out: Any) -> None:
@@ -191,8 +202,8 @@ def measure(
     reverse order. A turn times each stage apart (on a GPU synchronised), then all of them in one go
     ("end to end": synchronising for stages changes what is timed), and the prefill of a prompt
     with that many visual tokens and nothing else ("native prefill"), which is the limit of what
-    pruning before the language model can reach. `generate` adds its own bookkeeping, a few
-    hundred microseconds a token, which is not pruning's and is left out.
+    pruning before the language model can reach. What `generate` does around each step is not
+    pruning's and is left out.
 
     Args:
         model: of a family in `fopru.families`, where it is to run.
