@@ -12,7 +12,7 @@ SITE = Path(__file__).parents[2] / "book" / "_build" / "html"
 PAGES = [
     "book/index.html",
     "notebooks/01_quickstart.html",
-    "notebooks/02_from_scratch.html",
+    "notebooks/06_from_scratch.html",
     "book/bibliography.html",
     "search.html",
     "genindex.html",
@@ -100,7 +100,7 @@ def test_a_page_loads_and_fits(visit, path, width, scheme):
 
 
 def test_formulas_are_set(visit):
-    page = visit("notebooks/02_from_scratch.html")
+    page = visit("notebooks/06_from_scratch.html")
     page.wait_for_selector("mjx-container", timeout=10_000)
     assert page.locator("mjx-container").count() > 10
     assert page.locator("mjx-merror").count() == 0
@@ -135,7 +135,7 @@ def test_links_inside_the_site_resolve(visit, address):
                 bare = link.split("#")[0].split("?")[0]
                 if bare.startswith(address) and bare.rstrip("/") != address:
                     todo.append(bare.removeprefix(address + "/"))
-    assert {"notebooks/01_quickstart.html", "notebooks/02_from_scratch.html"} <= seen
+    assert {"notebooks/01_quickstart.html", "notebooks/06_from_scratch.html"} <= seen
 
 
 def test_pages_stay_small():
