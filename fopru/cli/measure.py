@@ -95,8 +95,11 @@ def _say(
     name: str, device: str, methods: list[str], retentions: list[float], batches: list[int]
 ) -> None:
     if name in efficiency.SHAPES:
-        needed = sum(p.nbytes for p in efficiency.empty(name).parameters())
-        typer.echo(f"{name}: weights of {needed / 1e9:.1f} GB in bfloat16 on {device}")
+        net = efficiency.empty(name)
+        here = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        needed, there = efficiency.memory(net, device if here else "cpu")
+        room = f"{there / 1e9:.1f} GB there" if here else "no CUDA device here"
+        typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
     else:
         typer.echo(f"{name} on {device}")
     for size in batches:
