@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-SITE = Path(__file__).parents[2] / "book" / "_build" / "html"
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "book" / "_build" / "html"
 PAGES = [
     "book/index.html",
-    "notebooks/01_quickstart.html",
-    "notebooks/06_from_scratch.html",
+    *(f"notebooks/{path.stem}.html" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
     "book/bibliography.html",
     "search.html",
     "genindex.html",
