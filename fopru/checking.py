@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,9 +48,16 @@ class Verdict:
 
     __repr__ = __str__
 
-    def _repr_png_(self) -> bytes | None:
+    def _repr_html_(self) -> str:
+        words = f"<pre>{html.escape(str(self))}</pre>"
         if self.passed or "significance" not in self.arguments:
-            return None
+            return words
+        data = base64.b64encode(self._picture()).decode()
+        return (
+            f'{words}<img alt="significance, expected, found" src="data:image/png;base64,{data}">'
+        )
+
+    def _picture(self) -> bytes:
         scores = self.arguments["significance"]
         shape = (self.arguments.get("height", 1), -1)
         figure, axes = plt.subplots(1, 3, figsize=(7, 1.6), layout="constrained")
@@ -57,7 +66,7 @@ class Verdict:
             (axes[1], "expected", _flags(self.expected, len(scores))),
             (axes[2], "found", _flags(self.found, len(scores))),
         ):
-            ax.imshow(values.view(shape), cmap="cividis")
+            ax.imshow(values.view(shape).numpy(), cmap="cividis")
             ax.set(title=title, xticks=[], yticks=[])
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=120)

@@ -147,6 +147,12 @@ def test_latency_is_what_the_stages_add_up_to():
     assert latency(150, 30, answer, "fopru", cached=True) == pytest.approx(whole + decode)
 
 
+def test_a_longer_cache_never_makes_a_step_faster():
+    latency = Latency.fit(made_up(slope=-0.0001))
+    assert latency.decode[1] == 0
+    assert latency(200, 20, 100) > latency(100, 20, 100)
+
+
 def test_pruning_loses_where_it_keeps_nearly_everything_of_little():
     latency = Latency.fit(made_up())
     assert latency.saved(200, 20, 12, 5, "fopru") > 0.1
