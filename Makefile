@@ -66,7 +66,8 @@ $(READY): requirements/ci.txt pyproject.toml
 	$(LMMS)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# MathJax comes from npm: the system's, or that of a Python wheel. Without either the book uses a CDN.
+# MathJax and the widget manager come from npm: the system's, or that of a Python wheel. Without
+# either the pages load them from CDNs.
 .PHONY: assets
 assets: $(READY)
-	@test -f $(ASSETS) || $(BIN)/python book/_ext/vendor.py
+	@test -f $(ASSETS) -a -f book/_static/vendor/anywidget.js || $(BIN)/python book/_ext/vendor.py

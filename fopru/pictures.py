@@ -49,10 +49,11 @@ def load_image(path: str | Path) -> Image.Image:
         )
     if frames > 1 and image.format != "MPO":
         warnings.warn(f"{path}: the first of {frames} frames is taken.", stacklevel=2)
-    return _to_rgb(image)
+    return to_rgb(image)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Transparency laid on white, deep grey scaled to 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         deep = image.mode.startswith("I;16") or values.max() > 255

@@ -6,12 +6,14 @@ from pathlib import Path
 
 from sphinx.application import Sphinx
 from sphinx.config import Config
-from sphinx.util import logging
 
 ROOT = Path(__file__).parents[2]
 MATHJAX = "vendor/mathjax/tex-mml-chtml.js"
-
-logger = logging.getLogger(__name__)
+WIDGETS = {
+    "vendor/require.js": {},
+    "widgets-init.js": {},
+    "vendor/embed-amd.js": {"data-jupyter-widgets-cdn": "about:blank#"},  # never ask for more
+}
 
 
 def source_hash() -> str:
@@ -31,12 +33,15 @@ def source_hash() -> str:
 def configure(app: Sphinx, config: Config) -> None:
     # The pocket model is tiny: beside another job, a second thread makes it ten times slower.
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # kernels inherit it
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers looks at it too
     # jupyter-cache looks at the notebook only; a new package or new weights must run it again.
     config.nb_execution_cache_path = str(ROOT / ".jupyter_cache" / source_hash())
     if (ROOT / "book" / "_static" / MATHJAX).is_file():
         config.mathjax_path = MATHJAX
+        config.nb_ipywidgets_js = WIDGETS
     else:
-        logger.info("MathJax is not in book/_static/vendor: pages load it from a CDN")
+        # not a warning, which would fail the build
+        print("book/_static/vendor is empty: pages load MathJax and widgets from CDNs", flush=True)
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:

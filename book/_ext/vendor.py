@@ -1,5 +1,7 @@
-"""Fetch the book's front-end assets with npm and lay them under book/_static/vendor."""
+"""Lay the book's front end under book/_static/vendor: MathJax and Jupyter's widget manager from npm,
+anywidget's front end from its wheel."""
 
+import importlib.util
 import shutil
 import subprocess
 import sys
@@ -26,11 +28,26 @@ def main() -> None:
         check=False,
     )
     if not done or done.returncode:
-        print("npm could not fetch MathJax: the book will load it from a CDN", file=sys.stderr)
+        print(
+            "npm could not fetch MathJax and the widget manager: the book will load them from CDNs",
+            file=sys.stderr,
+        )
         return
-    source, target = ROOT / "node_modules" / "mathjax" / "es5", VENDOR / "mathjax"
-    shutil.copytree(source / "output" / "chtml", target / "output" / "chtml", dirs_exist_ok=True)
-    shutil.copy(source / "tex-mml-chtml.js", target)
+    packages = ROOT / "node_modules"
+    mathjax = packages / "mathjax" / "es5"
+    widgets = packages / "@jupyter-widgets" / "html-manager" / "dist"
+    anywidget = Path(importlib.util.find_spec("anywidget").origin).parent
+    (VENDOR / "mathjax").mkdir(parents=True, exist_ok=True)
+    chtml = VENDOR / "mathjax" / "output" / "chtml"
+    shutil.copytree(mathjax / "output" / "chtml", chtml, dirs_exist_ok=True)
+    shutil.copy(packages / "requirejs" / "require.js", VENDOR)
+    shutil.copy(widgets / "embed-amd.js", VENDOR)
+    shutil.copy(anywidget / "nbextension" / "index.js", VENDOR / "anywidget.js")
+    for base in ("@jupyter-widgets", "@jupyter-widgets/html-manager/dist"):  # it asks at both
+        (VENDOR / base).mkdir(parents=True, exist_ok=True)
+        for font in widgets.glob("*.woff2"):
+            shutil.copy(font, VENDOR / base)
+    shutil.copy(mathjax / "tex-mml-chtml.js", VENDOR / "mathjax")  # last: make looks for it
 
 
 if __name__ == "__main__":

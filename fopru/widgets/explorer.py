@@ -1,0 +1,293 @@
+"""Explorer: what is kept of a picture, and what the model then says, under a slider.
+
+Everything that the page shows before a kernel answers lies in the widget's state, and `explorer.js`
+selects tokens itself, so it works in a static page, in JupyterLab, VS Code and Colab alike.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import pandas as pd
+import torch
+import traitlets
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from fopru.encoding import EncodedImage, Look, Tap, encode, look
+from fopru.evaluation import evaluate
+from fopru.evaluation.asking import answer, inputs, prompts
+from fopru.evaluation.batch import Batch, Setting
+from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.tasks import Example
+from fopru.families import Family
+from fopru.methods import FoPru
+from fopru.pictures import load_image, to_rgb
+from fopru.pruner import METHODS, Pruner, check_choice, floor_share
+from fopru.significance import attention_scores
+
+RETENTIONS = (
+    *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.125, 0.15, 0.2),
+    *(0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0),
+)
+"""Where the slider stops: the model was asked there."""
+
+PAGE = {
+    "fopru": ("rank", "FoPru, rank"),
+    "fopru-row": ("row", "FoPru, row"),
+    "random": ("random", "random"),
+}
+"""Methods whose tokens the page selects itself, how, and what it calls them; those of others come
+with the state."""
+
+SIDE = 336
+"""Pixels a side of the picture as the page gets it."""
+
+
+@dataclass(frozen=True)
+class Chosen(Pruner):
+    """Keep what the page asks for."""
+
+    places: tuple[int, ...] = ()
+
+    def select(self, image: EncodedImage, k: int) -> Tensor:
+        return torch.tensor(self.places)
+
+
+@dataclass(frozen=True)
+class Everywhere:
+    """What the explorer wants of `encode`: the attention of each block that shapes the tokens."""
+
+    axes: tuple[str, ...]
+
+    def taps(self, family: Family) -> set[Tap]:
+        blocks = range(family.block(None) + 1)
+        return {Tap(block, axis) for block in blocks for axis in self.axes}
+
+
+class Explorer(anywidget.AnyWidget):
+    """Pictures, the significance of their patches, and what stays and is answered at each
+    retention.
+
+    With a kernel it also takes a picture and question of the reader's own, and answers for the
+    tokens that any block, head and kind of attention would keep.
+
+    Args:
+        model: of a family that sees each picture as one grid of patches.
+        processor: the model's.
+        examples: questions to choose from.
+        methods: names from `fopru.METHODS`, without those inside the language model.
+
+    Raises:
+        ValueError: an unknown method, no examples, a picture of several views, or attention that is
+            not finite.
+    """
+
+    _esm = Path(__file__).with_name("explorer.js")
+    _css = Path(__file__).with_name("explorer.css")
+
+    scenes = traitlets.List().tag(sync=True)
+    methods = traitlets.List().tag(sync=True)
+    """Of each: its name, how the page selects, and what it calls it."""
+    retentions = traitlets.List(list(RETENTIONS)).tag(sync=True)
+    axes = traitlets.List().tag(sync=True)
+    layout_of_maps = traitlets.List().tag(sync=True)
+    """(blocks, heads + 1, axes): of heads the first is their mean."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        examples: Sequence[Example],
+        methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
+    ):
+        allowed = tuple(name for name, cls in METHODS.items() if cls.selects())
+        for method in methods:
+            check_choice("methods", method, allowed)
+        if not examples:
+            raise ValueError("examples=[]: the explorer needs at least one question.")
+        super().__init__()
+        self._model, self._processor = model, processor
+        self._examples: list[Example] = []
+        family = Family.of(model)
+        self.methods = [
+            dict(
+                zip(
+                    ("name", "kind", "label"), (name, *PAGE.get(name, ("given", name))), strict=True
+                )
+            )
+            for name in methods
+        ]
+        self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
+        self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
+        self.scenes = self._scenes(examples)
+        self.on_msg(self._asked)
+
+    def add(self, image: Image.Image, question: str, answer: str = "") -> None:
+        """One more picture and question, shown at once.
+
+        Args:
+            answer: the right one; left out, the model's own answer with all tokens stands for it.
+
+        Raises:
+            ValueError: no question, or as of the explorer itself.
+        """
+        if not question.strip():
+            raise ValueError(f"question={question!r}: ask something.")
+        example = Example(f"own-{len(self._examples)}", "yours", image, question.strip(), answer)
+        self.scenes = [*self.scenes, *self._scenes([example])]
+
+    def _scenes(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
+        examples = [self._ready(example) for example in examples]
+        names = [method["name"] for method in self.methods]
+        there = {"seeds": [0], "max_new_tokens": 8}
+        rows = evaluate(self._model, self._processor, examples, names, RETENTIONS, **there)
+        scenes = [self._scene(example, rows[rows.id == example.id]) for example in examples]
+        self._examples += examples
+        return scenes
+
+    def _ready(self, example: Example) -> Example:
+        """With its picture in memory, RGB, and an answer."""
+        is_file = isinstance(example.image, Path)
+        image = load_image(example.image) if is_file else to_rgb(example.image)
+        example = replace(example, image=image)
+        if example.answer:
+            return example
+        (said,) = answer(self._model, self._processor, [example], max_new_tokens=8)
+        return replace(example, answer=said)
+
+    def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
+        """All that the page needs to know of one question."""
+        model, processor = self._model, self._processor
+        asked = inputs(processor, [example], prompts(processor, [example])).to(model.device)
+        seen = look(model, asked, [Everywhere(tuple(self.axes))])
+        (grid,) = seen.grids
+        if len(grid.views) > 1 or grid.views[0].newline:
+            raise ValueError(
+                f"model: {seen.family.title} sees a picture in several views or with newline "
+                "tokens, and the explorer draws one grid of patches."
+            )
+        (view,) = grid.views
+        pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
+        encoded = encode(model, asked, [FoPru(), *(cls() for cls in pruners.values())])
+        kept = {
+            name: [cls(r).compact(encoded).images[0].kept.tolist() for r in RETENTIONS]
+            for name, cls in pruners.items()
+        }
+        score = FoPru().score(encoded.images[0])
+        received = torch.equal(score, encoded.images[0].tap("received"))
+        evidence = cover(grid, frame(example.image, processor), example.evidence) > 0.2
+        order = torch.randperm(view.n_tokens, generator=torch.Generator().manual_seed(0))
+        return {
+            "task": example.task,
+            "question": example.question,
+            "answer": example.answer,
+            "image": picture(example.image, processor),
+            "height": view.height,
+            "width": view.width,
+            "maps": packed(head_maps(seen, tuple(self.axes))),
+            "criterion": "received" if received else "given",
+            "evidence": evidence.nonzero().flatten().tolist(),
+            "order": order.tolist(),  # of `Random`, by its seed
+            "counts": [floor_share(view.n_tokens, r) for r in RETENTIONS],
+            "rows": [floor_share(view.height, r) for r in RETENTIONS],
+            "kept": kept,
+            "answers": {name: said_of(rows, name) for name in rows.method.unique()},
+        }
+
+    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
+        """A message of the page; whatever is wrong with it goes back as a sentence."""
+        kind = content.get("kind") if isinstance(content, dict) else None
+        try:
+            if kind == "hello":
+                self.send({"kind": "live"})
+            elif kind == "ask":
+                self.send({"kind": "said", "token": content["token"], **self._ask(content)})
+            elif kind == "own":
+                self._own(content)
+                self.send({"kind": "added", "scene": len(self.scenes) - 1})
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            self.send({"kind": "error", "text": str(error)})
+
+    def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
+        example, kept = self._examples[content["scene"]], content["kept"]
+        pruner = Chosen(k=len(kept), places=tuple(kept))
+        setting = Setting("chosen", pruner, 1.0)
+        batch = Batch(self._model, self._processor, [example], [setting])
+        with torch.no_grad():
+            (row,) = batch.rows(setting, max_new_tokens=8)
+        return {"text": row["prediction"], "p": math.exp(row["loglik"])}
+
+    def _own(self, content: dict[str, Any]) -> None:
+        try:
+            data = base64.b64decode(content["image"], validate=True)
+        except binascii.Error:
+            raise ValueError("the picture did not arrive whole: choose it again.") from None
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "your picture"
+            path.write_bytes(data)
+            try:
+                image = load_image(path)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), path.name)) from None
+        self.add(image, str(content["question"]))
+
+
+def said_of(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
+    """At each retention, what was said and the probability of the right answer."""
+    part = rows[rows.method == method]
+    return [
+        {"text": row.prediction, "p": math.exp(row.loglik), "right": bool(row.correct)}
+        for row in part.itertuples()
+    ]
+
+
+def picture(image: Image.Image, processor: ProcessorMixin) -> str:
+    """What the tower sees of a picture, as a data URL."""
+    seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
+    data = io.BytesIO()
+    seen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, format="webp", quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def head_maps(seen: Look, axes: tuple[str, ...]) -> Tensor:
+    """(blocks, heads + 1, axes, N) float32 scores of the one picture that was looked at.
+
+    The mean over heads comes first: at the block that FoPru reads it is what FoPru ranks by.
+    """
+    family, maps = seen.family, []
+    for block in sorted(seen.seen):
+        (attention,) = seen.seen[block]
+        query, key, scaling = attention  # (1, h, T, d)
+        for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
+            found = attention_scores(query[:, head], key[:, head], scaling, family.n_prefix, axes)
+            maps += [found[axis][0] for axis in axes]  # (P,) each
+    (table,) = family.tokens([torch.stack(maps, 1)], seen.inputs)  # (N, c)
+    shape = (len(seen.seen), -1, len(axes), len(table))
+    return table.T.reshape(shape).float().cpu()
+
+
+def packed(maps: Tensor) -> str:
+    """Maps as base64 of little-endian float32.
+
+    Raises:
+        ValueError: there are no tokens, or a value is not finite.
+    """
+    if not maps.numel():
+        raise ValueError(f"maps of shape {tuple(maps.shape)}: there are no visual tokens to show.")
+    if not maps.isfinite().all():
+        raise ValueError(
+            f"maps hold {int((~maps.isfinite()).sum())} values that are not finite: the vision "
+            "tower's attention has NaN or infinity in it."
+        )
+    return base64.b64encode(maps.numpy().astype("<f4").tobytes()).decode()

@@ -1,0 +1,295 @@
+"""The explorer: its Python half, and its page's half in a browser, without a built site."""
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from PIL import Image
+
+import fopru
+from fopru.encoding import EncodedImage
+from fopru.evaluation import Example
+from fopru.families import Grid, View
+from fopru.widgets import Explorer
+from fopru.widgets.explorer import RETENTIONS, packed
+
+SOURCE = (Path(fopru.__file__).parent / "widgets" / "explorer.js").read_text()
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return fopru.load("pocket")
+
+
+@pytest.fixture(scope="module")
+def examples():
+    return [fopru.pocket.sample(task, n=1, seed=3)[0] for task in ("reading", "charts")]
+
+
+@pytest.fixture
+def explorer(pocket, examples):
+    widget = Explorer(*pocket, examples, ["fopru", "fopru-row", "random", "divprune"])
+    widget.sent = []
+    widget.send = widget.sent.append
+    return widget
+
+
+def told(explorer, **message):
+    explorer._asked(explorer, message, [])
+    return explorer.sent.pop()
+
+
+def unpacked(scene):
+    return torch.frombuffer(bytearray(base64.b64decode(scene["maps"])), dtype=torch.float32)
+
+
+def test_importing_fopru_needs_no_anywidget():
+    code = "import sys, fopru; assert 'anywidget' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_state_is_what_pruners_and_evaluate_say(explorer, pocket, examples):
+    model, processor = pocket
+    example, scene = examples[0], explorer.scenes[0]
+    question = [{"type": "image"}, {"type": "text", "text": example.question}]
+    prompt = processor.apply_chat_template(
+        [{"role": "user", "content": question}], add_generation_prompt=True
+    )
+    inputs = processor(images=example.image, text=prompt, return_tensors="pt")
+    blocks, heads, axes = explorer.layout_of_maps
+    maps = unpacked(scene).view(blocks, heads, axes, -1)
+    (image,) = fopru.FoPru(0.25).prune(model, inputs).images
+    assert torch.equal(maps[-1, 0, explorer.axes.index(scene["criterion"])], image.significance)
+    (image,) = fopru.CLS(layer=1).prune(model, inputs).images
+    assert torch.equal(maps[1, 0, explorer.axes.index("cls")], image.significance)
+    assert torch.allclose(maps[:, 1:].mean(1), maps[:, 0], atol=1e-7)
+    rows = fopru.evaluate(model, processor, [example], ["divprune"], [0.25], max_new_tokens=8)
+    stop = RETENTIONS.index(0.25)
+    for method, row in zip(("full", "divprune"), rows.itertuples(), strict=True):
+        said = scene["answers"][method][stop if method == "divprune" else 0]
+        assert said["text"] == row.prediction and said["right"] == row.correct
+        assert said["p"] == pytest.approx(torch.tensor(row.loglik).exp().item(), rel=1e-4)
+
+
+def test_state_is_small_and_plain(explorer):
+    assert len(json.dumps(explorer.scenes)) < 100_000 * len(explorer.scenes)
+
+
+def test_a_kernel_answers_for_any_tokens(explorer, examples):
+    stop = RETENTIONS.index(0.25)
+    kept = explorer.scenes[1]["kept"]["divprune"][stop]
+    said = told(explorer, kind="ask", token=7, scene=1, kept=kept)
+    known = explorer.scenes[1]["answers"]["divprune"][stop]
+    assert said["kind"] == "said" and said["token"] == 7 and said["text"] == known["text"]
+    assert said["p"] == pytest.approx(known["p"], rel=1e-4)
+    for kept in ([3, 2], [], [0, 256], ["a"]):
+        assert told(explorer, kind="ask", token=8, scene=1, kept=kept)["kind"] == "error"
+
+
+def picture(mode, size):
+    data = io.BytesIO()
+    Image.new(mode, size, "red").save(data, format="png")
+    return base64.b64encode(data.getvalue()).decode()
+
+
+@pytest.mark.parametrize(("mode", "size"), [("RGBA", (300, 120)), ("L", (90, 200))])
+def test_a_picture_of_ones_own(explorer, mode, size):
+    said = told(explorer, kind="own", image=picture(mode, size), question="what color is it?")
+    assert said == {"kind": "added", "scene": 2}
+    scene = explorer.scenes[2]
+    shown = Image.open(io.BytesIO(base64.b64decode(scene["image"].split(",")[1])))
+    assert shown.size == (336, 336) and shown.mode == "RGB"
+    assert scene["answer"] == scene["answers"]["full"][0]["text"]
+    assert scene["evidence"] == []
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ({"image": "%%", "question": "what?"}, "did not arrive whole"),
+        ({"image": "aGVsbG8=", "question": "what?"}, "your picture: cannot be read as a picture"),
+        ({"image": picture("RGB", (2, 2)), "question": "what?"}, "2 x 2 pixels; at least 8"),
+        ({"image": picture("RGB", (20, 20)), "question": " "}, "question=' '"),
+    ],
+)
+def test_what_cannot_be_shown_is_said(explorer, message, reason):
+    said = told(explorer, kind="own", **message)
+    assert said["kind"] == "error" and reason in said["text"] and "/tmp" not in said["text"]
+    assert len(explorer.scenes) == 2
+
+
+@pytest.mark.parametrize(
+    ("maps", "reason"),
+    [
+        (torch.full((1, 2, 3, 4), torch.nan), "24 values that are not finite"),
+        (torch.zeros(1, 2, 3, 0), r"shape \(1, 2, 3, 0\): there are no visual tokens"),
+    ],
+)
+def test_maps_that_show_nothing(maps, reason):
+    with pytest.raises(ValueError, match=reason):
+        packed(maps)
+
+
+def test_bad_arguments(pocket, examples):
+    with pytest.raises(ValueError, match="examples="):
+        Explorer(*pocket, [])
+    with pytest.raises(ValueError, match=r"methods='fopro'.*Did you mean 'fopru'"):
+        Explorer(*pocket, examples, ["fopro"])
+    with pytest.raises(ValueError, match="methods='fastv'"):
+        Explorer(*pocket, examples, ["fastv"])
+    with pytest.raises(ValueError, match="several views"):
+        Explorer(
+            tiny.model("llava_next"),
+            tiny.processor("llava_next"),
+            [Example("a", "b", Image.new("RGB", (40, 30)), "what", "that")],
+        )
+
+
+@pytest.fixture
+def page(browser, explorer):
+    """The widget's page's half on the widget's state, and what it sends."""
+    context = browser.new_context(viewport={"width": 700, "height": 900})
+    page = context.new_page()
+    problems = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    names = ("scenes", "methods", "retentions", "axes", "layout_of_maps")
+    state = {name: getattr(explorer, name) for name in names}
+    page.set_content("<div id=here></div>")
+    page.evaluate(
+        """async ([source, state]) => {
+          const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+          window.explorer = await import(url);
+          window.sent = [];
+          window.heard = {};
+          window.state = state;
+          const model = {
+            get: (name) => state[name],
+            on: (name, listener) => { window.heard[name] = listener; },
+            send: (message) => window.sent.push(message),
+          };
+          explorer.default.render({ model, el: document.getElementById("here") });
+        }""",
+        [SOURCE, state],
+    )
+    page.wait_for_timeout(200)
+    yield page
+    context.close()
+    assert problems == []
+
+
+@pytest.mark.slow
+def test_the_page_selects_as_the_package_does(page):
+    draw = torch.Generator().manual_seed(0)
+    cases, expected = [], []
+    for i in range(100):
+        height, width = (int(torch.randint(1, 30, (), generator=draw)) for _ in range(2))
+        scores = torch.rand(height * width, generator=draw)
+        if i % 3 == 0:
+            scores = (scores * 4).floor()  # ties
+        k = int(torch.randint(1, height * width + 1, (), generator=draw))
+        rows = int(torch.randint(1, height + 1, (), generator=draw))
+        order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
+        cases.append([scores.tolist(), k, width, rows, order.tolist()])
+        image = EncodedImage(
+            None,
+            0,
+            torch.zeros(len(scores), 1),
+            Grid((View(height, width),)),
+            {},
+            significance=scores,
+        )
+        expected.append(
+            [
+                fopru.FoPru().select(image, k).tolist(),
+                fopru.FoPru(strategy="row").select(image, rows * width).tolist(),
+                fopru.Random().select(image, k).tolist(),
+            ]
+        )
+    found = page.evaluate(
+        """(cases) => cases.map(([scores, k, width, rows, order]) => {
+          const map = Float32Array.from(scores);
+          return [explorer.rank(map, k), explorer.row(map, width, rows), explorer.random(order, k)];
+        })""",
+        cases,
+    )
+    assert found == expected
+
+
+@pytest.mark.slow
+def test_the_page_keeps_what_the_pruners_keep(page, pocket, examples):
+    model, processor = pocket
+    prompt = processor.apply_chat_template(
+        fopru.evaluation.chat(examples[0].question), add_generation_prompt=True
+    )
+    inputs = processor(images=examples[0].image, text=prompt, return_tensors="pt")
+    slider, table = page.locator("input[type=range]"), page.locator("tbody tr")
+    for stop in (0, 7, 10, 17):
+        slider.fill(str(stop))
+        for i, method in enumerate(("fopru", "fopru-row", "random", "divprune")):
+            (image,) = fopru.METHODS[method](RETENTIONS[stop]).prune(model, inputs).images
+            assert table.nth(i).locator("td").first.inner_text() == str(image.n_kept)
+            page.locator("input[type=radio]").nth(i).check()
+            assert f"{image.n_kept} of 256 patches stay" in (
+                page.locator("figcaption").first.inner_text()
+            )
+
+
+@pytest.mark.slow
+def test_keys_move_the_slider_and_screen_readers_hear_it(page):
+    slider = page.get_by_role("slider", name="retention")
+    assert slider.get_attribute("aria-valuetext") == "25 %, 64 of 256 tokens"
+    before = page.evaluate("document.querySelector('canvas').toDataURL()")
+    slider.press("ArrowLeft")
+    assert slider.get_attribute("aria-valuetext") == "20 %, 51 of 256 tokens"
+    assert page.evaluate("document.querySelector('canvas').toDataURL()") != before
+    page.get_by_role("radio", name="random").press("Space")
+    assert "random: 51 of 256" in page.get_by_role("img", name="patches stay").first.get_attribute(
+        "aria-label"
+    )
+
+
+@pytest.mark.slow
+def test_other_maps_want_a_kernel_and_get_one(page):
+    page.locator("summary").click()
+    page.get_by_label("Head").select_option("1")
+    assert "needs a kernel" in page.locator(".answer").inner_text()
+    assert page.locator("form").is_hidden()
+    page.evaluate("heard['msg:custom']({ kind: 'live' })")
+    assert page.locator("form").is_visible()
+    page.get_by_label("Head").select_option("2")
+    page.wait_for_function("sent.length > 1")
+    asked = page.evaluate("sent.at(-1)")
+    assert asked["kind"] == "ask" and len(asked["kept"]) == 64
+    reply = {"kind": "said", "token": asked["token"], "text": "<b>12", "p": 0.25}
+    page.evaluate("(reply) => heard['msg:custom'](reply)", {**reply, "token": asked["token"] - 1})
+    assert "is being asked" in page.locator(".answer").inner_text()
+    page.evaluate("(reply) => heard['msg:custom'](reply)", reply)
+    assert "“<b>12”" in page.locator(".answer").inner_text()
+    page.evaluate("heard['msg:custom']({ kind: 'error', text: 'no such thing' })")
+    assert page.get_by_role("alert").inner_text() == "no such thing"
+
+
+@pytest.mark.slow
+def test_a_picture_is_sent_and_shown(page, tmp_path):
+    Image.new("RGB", (50, 40), "red").save(tmp_path / "mine.png")
+    page.evaluate("heard['msg:custom']({ kind: 'live' })")
+    page.get_by_label("Your picture").set_input_files(tmp_path / "mine.png")
+    page.get_by_label("Your question").fill("what?")
+    page.get_by_role("button", name="Ask").click()
+    page.wait_for_function("sent.at(-1).kind === 'own'")
+    sent = page.evaluate("sent.at(-1)")
+    assert sent["question"] == "what?"
+    assert base64.b64decode(sent["image"]) == (tmp_path / "mine.png").read_bytes()
+    page.evaluate(
+        """() => {
+          state.scenes = [...state.scenes, { ...state.scenes[0], question: "<i>what?" }];
+          heard["change:scenes"]();
+        }"""
+    )
+    assert "<i>what?" in page.locator(".question").inner_text()
