@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import zoo
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import generate, inputs, prompts
+from fopru.evaluation.asking import by_picture, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.runner import settings
 from fopru.families import Grid
@@ -539,3 +540,10 @@ def test_weighted_answers_are_those_inside_with():
 def test_what_does_not_select_has_no_weighted_variant(name):
     with pytest.raises(ValueError, match=f"methods='{name}': must be one of"):
         settings((name,), (0.5,))
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_families_whose_prompts_it_cannot_share_are_refused(family):
+    asked = zoo.inputs(family, [tiny.image(64, 32)], ["USER: <image> w1 ASSISTANT:"])
+    with pytest.raises(fopru.UnsupportedModelError, match=r"does not take .* yet.*lmms-eval"):
+        by_picture(zoo.model(family), asked)

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
+from fopru.families import Family, UnsupportedModelError
 
 
 def chat(question: str) -> list[dict[str, Any]]:
@@ -47,6 +48,23 @@ def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[st
     return processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
     )
+
+
+def by_picture(model: PreTrainedModel, asked: Any) -> Any:
+    """The same on the model's device.
+
+    Raises:
+        UnsupportedModelError: its pictures are not one row of pixels each, or its visual tokens are
+            numbered in several dimensions: `fopru.evaluate` cannot share their prompts.
+    """
+    family, pixels = Family.of(model), asked["pixel_values"]
+    if family.spatial or len(pixels) != len(asked["input_ids"]):
+        raise UnsupportedModelError(
+            f"fopru.evaluate does not take {family.title} yet: it wants one row of pixels for each "
+            "picture and plain position ids, as in LLaVA-1.5 and LLaVA-NeXT. lmms-eval takes it: "
+            "`lmms-eval --model fopru`."
+        )
+    return asked.to(model.device)
 
 
 def generate(

@@ -122,6 +122,8 @@ def evaluate(
         tokens.
 
     Raises:
+        UnsupportedModelError: a family whose pictures are not one row of pixels each, or with
+            M-RoPE.
         ValueError: an unknown method or control, a retention outside (0, 1] or twice, an id twice,
             a "-later" method where a picture has one question only, several processes without
             `out`, or an `out` that is damaged or holds results of another model or version.
