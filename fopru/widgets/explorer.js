@@ -365,7 +365,7 @@ class Page {
     chart.append(
       shape("text", { x: 295, y: 246, "text-anchor": "middle" }, "visual tokens kept"),
       shape("text", { x: 0, y: 0, "text-anchor": "middle", transform: "translate(13 110) rotate(-90)" },
-        "probability of the right answer (%)"));
+        "right answer (%)"));
     this.methods.forEach(({ name, kind }, i) => {
       const tokens = kind === "row" ? scene.rows.map((r) => r * scene.width) : scene.counts;
       const color = COLORS[i % COLORS.length];
