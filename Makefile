@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow oldest lmms book serve lint clean
+.PHONY: help test slow oldest lmms notebooks book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
 	@echo "make lint   ruff               make clean  remove what the targets made"
 	@echo "make oldest the quick tests with the oldest transformers that is supported (.venv-oldest)"
+	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
 test: $(READY)
@@ -26,6 +27,9 @@ oldest: .venv-oldest/.ready
 
 lmms: .venv-lmms/.ready
 	$(LMMS)/pytest -q tests/test_lmms.py
+
+notebooks: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbmake --nbmake-timeout=600 notebooks
 
 lint: $(READY)
 	$(BIN)/ruff check .

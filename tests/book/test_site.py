@@ -12,7 +12,11 @@ SITE = ROOT / "book" / "_build" / "html"
 PAGES = [
     "book/index.html",
     *(f"notebooks/{path.stem}.html" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))),
-    "book/bibliography.html",
+    *(
+        f"book/{path.stem}.html"
+        for path in sorted((ROOT / "book").glob("*.md"))
+        if path.stem != "index"
+    ),
     "search.html",
     "genindex.html",
 ]
@@ -90,6 +94,30 @@ def test_search_finds_the_row_strategy(visit):
     assert any("Quickstart" in text for text in found)
 
 
+def test_the_explorer_works_without_a_kernel(visit):
+    page = visit("notebooks/explorer.html", width=390, scheme="dark")
+    slider = page.get_by_role("slider", name="retention")
+    slider.wait_for(timeout=20_000)
+    caption = page.locator(".fopru-explorer figcaption").first
+    assert "FoPru, rank: 64 of 256 patches stay, 2 of 4 of the evidence" in caption.inner_text()
+    kept = page.locator(".fopru-explorer canvas").first
+    page.wait_for_function(
+        "document.querySelector('.fopru-explorer canvas').getContext('2d')"
+        ".getImageData(168, 168, 1, 1).data[3] === 255"
+    )
+    before = kept.evaluate("canvas => canvas.toDataURL()")
+    assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
+    for _ in range(3):
+        slider.press("ArrowLeft")
+    assert "FoPru, rank: 32 of 256 patches stay" in caption.inner_text()
+    assert kept.evaluate("canvas => canvas.toDataURL()") != before
+    assert "“63”" not in page.locator(".fopru-explorer .answer").inner_text()
+    page.get_by_role("radio", name="divprune").check()
+    assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
+    page.get_by_label("Picture ").select_option("4")
+    assert "bar" in page.locator(".fopru-explorer .question").inner_text()
+
+
 def test_the_colab_button_opens_the_notebook(visit):
     page = visit("notebooks/01_quickstart.html")
     links = page.eval_on_selector_all("a[href*='colab']", "links => links.map(a => a.href)")
@@ -112,7 +140,7 @@ def test_links_inside_the_site_resolve(visit, address):
                 bare = link.split("#")[0].split("?")[0]
                 if bare.startswith(address) and bare.rstrip("/") != address:
                     todo.append(bare.removeprefix(address + "/"))
-    assert {"notebooks/01_quickstart.html", "notebooks/06_from_scratch.html"} <= seen
+    assert set(PAGES) <= seen
 
 
 def test_pages_stay_small():
