@@ -114,7 +114,7 @@ def test_the_explorer_works_without_a_kernel(visit):
     assert "“63”" not in page.locator(".fopru-explorer .answer").inner_text()
     page.get_by_role("radio", name="divprune").check()
     assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
-    page.get_by_label("Picture ").select_option("4")
+    page.get_by_role("combobox").first.select_option("4")
     assert "bar" in page.locator(".fopru-explorer .question").inner_text()
 
 
@@ -140,7 +140,7 @@ def test_links_inside_the_site_resolve(visit, address):
                 bare = link.split("#")[0].split("?")[0]
                 if bare.startswith(address) and bare.rstrip("/") != address:
                     todo.append(bare.removeprefix(address + "/"))
-    assert set(PAGES) <= seen
+    assert set(PAGES) - {"search.html", "genindex.html"} <= seen
 
 
 def test_pages_stay_small():
