@@ -1,5 +1,5 @@
-"""Lay the book's front end under book/_static/vendor: MathJax and Jupyter's widget manager from npm,
-anywidget's front end from its wheel."""
+"""Lay the front end under book/_static/vendor: MathJax and Jupyter's widget manager from npm,
+anywidget's half from its wheel."""
 
 import importlib.util
 import shutil
