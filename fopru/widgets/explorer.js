@@ -252,9 +252,10 @@ class Page {
     const kept = this.keptBy(this.state.method);
     const { label } = this.methods[this.state.method];
     const full = scene.answers.full[0];
-    this.question.replaceChildren(make("b", { textContent: scene.question }),
-      ` Right answer: ${scene.answer || "not known"}. With all ${n} tokens: `
-      + `${full.text || "(nothing)"} (${percent(full.p)} on the right one).`);
+    const said = `${full.text || "(nothing)"} (${percent(full.p)} on the right one).`;
+    this.question.replaceChildren(make("b", { textContent: scene.question }), scene.assumed
+      ? ` With all ${n} tokens: ${full.text || "(nothing)"}, which stands for the right answer here.`
+      : ` Right answer: ${scene.answer}. With all ${n} tokens: ${said}`);
     this.amount.textContent =
       `${parseFloat((100 * this.model.get("retentions")[this.state.stop]).toFixed(1))} %, `
       + `${kept.length} of ${n} tokens`;

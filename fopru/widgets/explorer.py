@@ -164,7 +164,7 @@ class Explorer(anywidget.AnyWidget):
         if example.answer:
             return example
         (said,) = answer(self._model, self._processor, [example], max_new_tokens=8)
-        return replace(example, answer=said)
+        return replace(example, answer=said, scene={"assumed": True})
 
     def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
         """All that the page needs to know of one question."""
@@ -192,6 +192,7 @@ class Explorer(anywidget.AnyWidget):
             "task": example.task,
             "question": example.question,
             "answer": example.answer,
+            "assumed": "assumed" in example.scene,
             "image": picture(example.image, processor),
             "height": view.height,
             "width": view.width,

@@ -106,7 +106,8 @@ def test_a_picture_of_ones_own(explorer, mode, size):
     shown = Image.open(io.BytesIO(base64.b64decode(scene["image"].split(",")[1])))
     assert shown.size == (336, 336) and shown.mode == "RGB"
     assert scene["answer"] == scene["answers"]["full"][0]["text"]
-    assert scene["evidence"] == []
+    assert scene["evidence"] == [] and scene["assumed"]
+    assert not explorer.scenes[0]["assumed"]
 
 
 @pytest.mark.parametrize(
