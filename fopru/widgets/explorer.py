@@ -89,6 +89,7 @@ class Explorer(anywidget.AnyWidget):
         methods: names from `fopru.METHODS`, without those inside the language model.
 
     Raises:
+        UnsupportedModelError: a family that `fopru.evaluate` does not take.
         ValueError: an unknown method, no examples, a picture of several views, or attention that is
             not finite.
     """
@@ -121,12 +122,9 @@ class Explorer(anywidget.AnyWidget):
         self._examples: list[Example] = []
         family = Family.of(model)
         self.methods = [
-            dict(
-                zip(
-                    ("name", "kind", "label"), (name, *PAGE.get(name, ("given", name))), strict=True
-                )
-            )
+            {"name": name, "kind": kind, "label": label}
             for name in methods
+            for kind, label in [PAGE.get(name, ("given", name))]
         ]
         self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
