@@ -79,16 +79,13 @@ class Given(Pruner):
     """Keep these tokens.
 
     Args:
-        indices: places among the picture's visual tokens.
+        indices: k places among the picture's visual tokens, sorted and distinct.
     """
 
     indices: tuple[int, ...] = ()
 
-    def budgets(self, grid) -> list[int]:
-        return [len(set(self.indices))]
-
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        return torch.tensor(sorted(set(self.indices)))
+        return torch.tensor(self.indices)
 
 
 class Answers:
@@ -115,7 +112,8 @@ class Answers:
         places = tuple(int(i) for i in kept)
         if not places or not all(0 <= i < self.n_tokens for i in places):
             raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
-        pruned = dict(Given(indices=places).compact(self.encoded))
+        distinct = tuple(sorted(set(places)))
+        pruned = dict(Given(k=len(distinct), indices=distinct).compact(self.encoded))
         length = self.answer.shape[1]
         pruned["input_ids"] = torch.cat([pruned["input_ids"], self.answer], 1)
         pruned["attention_mask"] = torch.ones_like(pruned["input_ids"])

@@ -11,7 +11,7 @@ from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import by_picture, generate, inputs, prompts
+from fopru.evaluation.asking import generate, inputs, prompts, shareable
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.runner import settings
 from fopru.families import Grid
@@ -546,4 +546,4 @@ def test_what_does_not_select_has_no_weighted_variant(name):
 def test_families_whose_prompts_it_cannot_share_are_refused(family):
     asked = zoo.inputs(family, [tiny.image(64, 32)], ["USER: <image> w1 ASSISTANT:"])
     with pytest.raises(fopru.UnsupportedModelError, match=r"does not take .* yet.*lmms-eval"):
-        by_picture(zoo.model(family), asked)
+        shareable(zoo.model(family), asked)

@@ -50,8 +50,8 @@ def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[st
     )
 
 
-def by_picture(model: PreTrainedModel, asked: Any) -> Any:
-    """The same on the model's device.
+def shareable(model: PreTrainedModel, asked: Any) -> Any:
+    """The processor's output on the model's device, if questions on a picture can share it.
 
     Raises:
         UnsupportedModelError: its pictures are not one row of pixels each, or its visual tokens are

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.asking import by_picture, generate, inputs, prompts
+from fopru.evaluation.asking import generate, inputs, prompts, shareable
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
@@ -91,7 +91,7 @@ class Batch:
         self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
         self.first = [numbers.index(i) for i in range(len(pictures))]
         self.text = prompts(processor, examples)
-        asked = by_picture(model, inputs(processor, examples, self.text))
+        asked = shareable(model, inputs(processor, examples, self.text))
         encoded = encode(model, self._shown(asked), [setting.pruner for setting in settings])
         self.family = encoded.family
         self.asked = {n: v for n, v in asked.items() if n not in self.family.pixels}

@@ -142,7 +142,7 @@ class Page {
   form() {
     const file = make("input", { type: "file", accept: "image/*", required: true });
     const question = make("input", { type: "text", required: true, maxLength: 400 });
-    const send = async (event) => {
+    const send = (event) => {
       event.preventDefault();
       this.alert.textContent = "Asking …";
       const reader = new FileReader();

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.encoding import EncodedImage, Look, Tap, encode, look
+from fopru.encoding import Look, Tap, look
 from fopru.evaluation import evaluate
 from fopru.evaluation.asking import answer, inputs, prompts
 from fopru.evaluation.batch import Batch, Setting
@@ -33,7 +33,8 @@ from fopru.evaluation.tasks import Example
 from fopru.families import Family
 from fopru.methods import FoPru
 from fopru.pictures import load_image, to_rgb
-from fopru.pruner import METHODS, Pruner, check_choice, floor_share
+from fopru.pruner import METHODS, check_choice, floor_share
+from fopru.redundancy import Given
 from fopru.significance import attention_scores
 
 RETENTIONS = (
@@ -52,16 +53,6 @@ with the state."""
 
 SIDE = 336
 """Pixels a side of the picture as the page gets it."""
-
-
-@dataclass(frozen=True)
-class Chosen(Pruner):
-    """Keep what the page asks for."""
-
-    places: tuple[int, ...] = ()
-
-    def select(self, image: EncodedImage, k: int) -> Tensor:
-        return torch.tensor(self.places)
 
 
 @dataclass(frozen=True)
@@ -148,8 +139,9 @@ class Explorer(anywidget.AnyWidget):
     def _scenes(self, examples: Sequence[Example]) -> list[dict[str, Any]]:
         examples = [self._ready(example) for example in examples]
         names = [method["name"] for method in self.methods]
-        there = {"seeds": [0], "max_new_tokens": 8}
-        rows = evaluate(self._model, self._processor, examples, names, RETENTIONS, **there)
+        rows = evaluate(
+            self._model, self._processor, examples, names, RETENTIONS, seeds=[0], max_new_tokens=8
+        )
         scenes = [self._scene(example, rows[rows.id == example.id]) for example in examples]
         self._examples += examples
         return scenes
@@ -168,7 +160,9 @@ class Explorer(anywidget.AnyWidget):
         """All that the page needs to know of one question."""
         model, processor = self._model, self._processor
         asked = inputs(processor, [example], prompts(processor, [example])).to(model.device)
-        seen = look(model, asked, [Everywhere(tuple(self.axes))])
+        pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
+        everywhere = Everywhere(tuple(self.axes))
+        seen = look(model, asked, [everywhere, FoPru(), *(cls() for cls in pruners.values())])
         (grid,) = seen.grids
         if len(grid.views) > 1 or grid.views[0].newline:
             raise ValueError(
@@ -176,8 +170,7 @@ class Explorer(anywidget.AnyWidget):
                 "tokens, and the explorer draws one grid of patches."
             )
         (view,) = grid.views
-        pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
-        encoded = encode(model, asked, [FoPru(), *(cls() for cls in pruners.values())])
+        encoded = seen.scored()
         kept = {
             name: [cls(r).compact(encoded).images[0].kept.tolist() for r in RETENTIONS]
             for name, cls in pruners.items()
@@ -220,7 +213,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         example, kept = self._examples[content["scene"]], content["kept"]
-        pruner = Chosen(k=len(kept), places=tuple(kept))
+        pruner = Given(k=len(kept), indices=tuple(kept))
         setting = Setting("chosen", pruner, 1.0)
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():
@@ -265,14 +258,15 @@ def head_maps(seen: Look, axes: tuple[str, ...]) -> Tensor:
     The mean over heads comes first: at the block that FoPru reads it is what FoPru ranks by.
     """
     family, maps = seen.family, []
-    for block in sorted(seen.seen):
+    blocks = range(family.block(None) + 1)
+    for block in blocks:
         (attention,) = seen.seen[block]
         query, key, scaling = attention  # (1, h, T, d)
         for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
             found = attention_scores(query[:, head], key[:, head], scaling, family.n_prefix, axes)
             maps += [found[axis][0] for axis in axes]  # (P,) each
     (table,) = family.tokens([torch.stack(maps, 1)], seen.inputs)  # (N, c)
-    shape = (len(seen.seen), -1, len(axes), len(table))
+    shape = (len(blocks), -1, len(axes), len(table))
     return table.T.reshape(shape).float().cpu()
 
 

@@ -26,13 +26,18 @@ CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SWITCH = 'MODEL = "pocket"'
 
 
+def chapter(number):
+    (path,) = (ROOT / "notebooks").glob(f"{number:02}_*.ipynb")
+    return path
+
+
 def cells(path):
     return ["".join(c["source"]) for c in json.loads(path.read_text())["cells"]]
 
 
 def built(number, *names):
     """Functions as a chapter defines them."""
-    (path,) = (ROOT / "notebooks").glob(f"{number:02}_*.ipynb")
+    path = chapter(number)
     there = {"torch": torch, "np": np}
     for cell in json.loads(path.read_text())["cells"]:
         source = "".join(cell["source"])
@@ -103,8 +108,7 @@ def test_a_chapter_runs_on_another_model(path, llava):
 
 @pytest.mark.slow
 def test_a_model_that_cannot_be_had_costs_one_sentence():
-    (path,) = (ROOT / "notebooks").glob("11_*.ipynb")
-    said = run(path, f"{SWITCH}\n", 'MODEL = "nobody/no-such-llava"\n')
+    said = run(chapter(11), f"{SWITCH}\n", 'MODEL = "nobody/no-such-llava"\n')
     assert "nobody/no-such-llava cannot be loaded, so this goes on with pocket: " in said
     assert "pocket: 2.0 million parameters" in said
 
@@ -121,7 +125,7 @@ def test_claims_are_not_true_of_any_weights(number, tmp_path):
             torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(tmp_path / "weights")
     processor.save_pretrained(tmp_path / "weights")
-    (path,) = (ROOT / "notebooks").glob(f"{number:02}_*.ipynb")
+    path = chapter(number)
     used = next(
         u for u in ('fopru.load("pocket")', "fopru.load(MODEL)") if u in "".join(cells(path))
     )
