@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 
@@ -122,13 +122,21 @@ class Family:
                 f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model "
                 "that it wraps (PEFT: `model.get_base_model()`; torch.compile: the one before it)."
             )
-        family = Family.registry.get(model.config.model_type)
-        if family is None:
+        return Family.kind(model.config)(model)
+
+    @staticmethod
+    def kind(config: PreTrainedConfig) -> type[Family]:
+        """The class of the adapter for models with this configuration.
+
+        Raises:
+            UnsupportedModelError: no adapter is registered for its `model_type`.
+        """
+        if config.model_type not in Family.registry:
             raise UnsupportedModelError(
-                f"no adapter for model type {model.config.model_type!r} ({type(model).__name__}); "
+                f"there is no adapter for model type {config.model_type!r}; "
                 f"there are adapters for: {', '.join(sorted(Family.registry))}."
             )
-        return family(model)
+        return Family.registry[config.model_type]
 
     @staticmethod
     def table() -> str:
