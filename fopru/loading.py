@@ -76,6 +76,8 @@ def _source(model: str | Path) -> str | Path:
     if model == "pocket":
         return pocket.folder()
     if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise ValueError(f"model={str(model)!r}: the folder holds no model (config.json).")
         return Path(model)
     name = str(model)
     if "/" not in name:

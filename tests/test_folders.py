@@ -207,6 +207,9 @@ def test_names_that_no_model_can_have(tmp_path, monkeypatch):
         fopru.load("llava-1.5-7b-hf")
     refused(error, "slash")
     assert "Did you mean" not in str(error.value)
+    with pytest.raises(ValueError) as error:
+        fopru.load(tmp_path)
+    refused(error, str(tmp_path), "holds no model (config.json)")
     for name in (tmp_path / "nowhere", "./nowhere/at/all", "a/b/c"):
         with pytest.raises(ValueError) as error:
             fopru.load(name)
@@ -231,7 +234,6 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 @pytest.mark.parametrize(
     "missing, words",
     [
-        (("config.json",), "its configuration cannot be loaded"),
         (("model.safetensors",), "its weights cannot be loaded"),
         (
             ("processor_config.json", "preprocessor_config.json"),

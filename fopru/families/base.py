@@ -255,7 +255,8 @@ class Family:
 
     def pictures(self, inputs: Mapping[str, Any]) -> ModelOutput:
         """Run the model's own vision path."""
-        pixels = {n: inputs[n] for n in (*self.pixels, *self.options) if inputs.get(n) is not None}
+        names = [n for n in (*self.pixels, *self.options) if inputs.get(n) is not None]
+        pixels = {n: torch.as_tensor(inputs[n]) for n in names}  # sizes may come as a list
         if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
             pixels = {n: x.to(self.tower.device) for n, x in pixels.items()}
         encode = getattr(self.model.base_model, f"get_{self.modality}_features")
