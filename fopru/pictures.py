@@ -52,6 +52,15 @@ def load_image(path: str | Path) -> Image.Image:
     return to_rgb(image)
 
 
+def to_image(image: Image.Image | str | Path) -> Image.Image:
+    """A picture, or the file that holds one, as RGB.
+
+    Raises:
+        ValueError: as of `load_image`.
+    """
+    return load_image(image) if isinstance(image, str | Path) else to_rgb(image)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """Transparency laid on white, deep grey scaled to 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
