@@ -72,7 +72,9 @@ class Grid:
 class Family:
     """Adapter of one model family. Subclasses say what differs; nothing of the model is replaced.
 
-    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s.
+    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s. A
+    class that is defined again, as in a notebook's cell, takes its own place; a second class for a
+    type raises a ValueError.
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
@@ -103,6 +105,13 @@ class Family:
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        for name in model_types:
+            there = Family.registry.get(name, cls)
+            if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"model_types={model_types}: {there.__module__}.{there.__qualname__} is the "
+                    f"adapter for {name!r} already, and a type has one."
+                )
         Family.registry.update(dict.fromkeys(model_types, cls))
 
     def __init__(self, model: PreTrainedModel):
