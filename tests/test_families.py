@@ -75,9 +75,7 @@ def test_pixtral_towers_are_refused():
 
 def test_a_second_adapter_for_a_type_is_refused_and_the_same_class_again_is_not(monkeypatch):
     monkeypatch.setattr(Family, "registry", dict(Family.registry))
-    with pytest.raises(
-        ValueError, match=r"llava\.Llava is the adapter for 'llava'"
-    ):
+    with pytest.raises(ValueError, match=r"llava\.Llava is the adapter for 'llava'"):
 
         class Mine(Family, model_types=("mine", "llava")):
             pass
