@@ -32,8 +32,10 @@ def fopru_cli(*arguments, **options):
 def test_ask_prints_both_answers_and_what_they_cost(picture):
     result = fopru_cli("ask", picture, QUESTION)
     assert result.exit_code == 0, result.output
-    for word in ("all tokens", "fopru 0.25", "256", "64", "prefill ms", "total ms", "times in all"):
+    for word in ("all tokens", "fopru 0.25", "256", "64", "prefill", "total", "times in all"):
         assert word in result.stdout
+    answer = json.loads(fopru_cli("ask", picture, QUESTION, "--json").stdout)["full"]["answer"]
+    assert answer in result.stdout  # in a console of 80 columns, too
     assert result.stderr == ""
 
 

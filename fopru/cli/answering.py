@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
@@ -23,7 +24,7 @@ from fopru.evaluation import chat
 from fopru.families import Family
 from fopru.pruner import check_choice
 
-STAGES = {"vision_ms": "vision ms", "prefill_ms": "prefill ms", "decode_ms": "decode ms"}
+TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 
 
 def pruner(method: str, retention: float, weights: str, positions: str | None) -> Pruner:
@@ -172,16 +173,16 @@ class Marks:
         _, first, *_ = self.tokens  # the prompt comes before them
         last = self.tokens[-1]
         ends = (self.decoded - self.begun, first - self.decoded, last - first, last - self.begun)
-        seconds = zip((*STAGES, "total_ms"), ends, strict=True)
-        return {name: round(1000 * s, 2) for name, s in seconds}
+        return {name: round(1000 * s, 2) for name, s in zip(TIMES, ends, strict=True)}
 
 
 def show(result: dict[str, Any]) -> None:
     """The answers as a table, and what pruning saved."""
-    table = Table(title=Text(result["question"]))
-    for column in ("", "answer", "tokens", *STAGES.values(), "total ms"):
-        text = column in ("", "answer")
-        table.add_column(column, justify="left" if text else "right", no_wrap=column != "answer")
+    table = Table(title=Text(result["question"]), caption="times in milliseconds")
+    table.add_column("")
+    table.add_column("answer", min_width=8)
+    for column in ("tokens", *(name.removesuffix("_ms") for name in TIMES)):
+        table.add_column(column, justify="right", no_wrap=True)
     weights = "" if result["weights"] == "none" else f" {result['weights']}"
     names = {
         "full": "all tokens",
@@ -189,11 +190,11 @@ def show(result: dict[str, Any]) -> None:
     }
     for key, name in names.items():
         row = result[key]
-        times = (f"{row[stage]:.1f}" for stage in (*STAGES, "total_ms"))
+        times = (f"{row[stage]:.1f}" for stage in TIMES)
         table.add_row(name, Text(row["answer"]), f"{row['visual_tokens']:g}", *times)
     Console(file=sys.stdout).print(table)
     faster = result["times_faster"]
-    print(
+    typer.echo(
         f"pruned: {faster['prefill_ms']:.2f} times as fast in prefill, "
         f"{faster['total_ms']:.2f} times in all (one run of each, after a warm-up)"
     )
