@@ -13,8 +13,8 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from fopru.methods.fopru import top
-from fopru.pruner import check_choice, floor_share
+from fopru.arguments import check_choice
+from fopru.picking import floor_share, top
 from fopru.significance import wider
 
 CASES = 200

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from fopru.encoding import Encoded
 from fopru.families import Family, UnsupportedModelError
+from fopru.picking import floor_share
 from fopru.pruned import PrunedInputs, line_up
-from fopru.pruner import Pruner, floor_share
+from fopru.pruner import Pruner
 from fopru.run import alone, by_name
 from fopru.tapping import SEEN, register
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
-from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fopru.arguments import check_choice, check_integer, check_share
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
+from fopru.picking import floor_share, in_proportion, masses, top
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
 from fopru.run import Run, pruned_model
-from fopru.weights import WEIGHTS, masses
+from fopru.weights import WEIGHTS
 
 
 class Merged(NamedTuple):
@@ -36,11 +35,6 @@ METHODS: dict[str, type[Pruner]] = {}
 """Every registered method, name -> class; each accepts `retention=`."""
 
 POSITIONS = ("reindex", "preserve")
-
-
-def floor_share(n: int, share: float) -> int:
-    """floor(n * share) of the exact value, at least 1: 0.29 of 100 is 29."""
-    return max(1, math.floor(round(n * share, 9)))
 
 
 @dataclass(frozen=True)
@@ -100,9 +94,7 @@ class Pruner:
         else:
             if self.retention is None:
                 object.__setattr__(self, "retention", 0.25)
-            number = isinstance(self.retention, numbers.Real)
-            if not number or isinstance(self.retention, bool) or not 0 < self.retention <= 1:
-                raise ValueError(f"retention={self.retention!r}: must be a number in (0, 1].")
+            check_share("retention", self.retention, "(0, 1]")
         if self.layer is not None:
             check_integer("layer", self.layer)
         check_choice("positions", self.positions, (None, *POSITIONS))
@@ -141,8 +133,15 @@ class Pruner:
         return None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        """Indices of the k tokens to keep of one view: (k,) int64, sorted, distinct."""
-        raise NotImplementedError
+        """The places of the k tokens to keep of one view: (k,) int64, sorted and distinct.
+
+        The default keeps the k tokens of largest significance.
+        """
+        if image.significance is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} must override one of `score`, `select` and `merge`."
+            )
+        return top(image.significance, k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
         """The k tokens made of one view. Merging methods override this instead of `select`."""
@@ -170,7 +169,7 @@ class Pruner:
                 f"k={self.k}: a picture of {sum(sizes)} visual tokens in {len(sizes)} view(s) "
                 f"keeps {len(sizes)} to {sum(sizes)} of them."
             )
-        return _in_proportion(self.k, sizes)
+        return in_proportion(self.k, sizes)
 
     def budgets_of(self, image: EncodedImage) -> list[int]:
         """Tokens kept of each view of this picture; where `fixed_k`, those of its grid."""
@@ -234,6 +233,8 @@ class Pruner:
                 f"{image.family.title} want features that new tokens do not have: it is undefined "
                 "here."
             )
+        if not self.selects() and "vision" in self.needs:
+            self._refuse_what_is_not_one_patch(image)
         for view, k in zip(image.views(), self.budgets_of(image), strict=True):
             view = replace(view, significance=self.score(view))
             chosen, tokens, members = self.merge(view, k)
@@ -258,6 +259,19 @@ class Pruner:
             tokens = torch.cat([tokens, image.deep[pruned.kept.to(tokens.device)]], 1)
         return pruned, tokens
 
+    def _refuse_what_is_not_one_patch(self, image: EncodedImage) -> None:
+        """Refuse a family in which one token is not one patch that can be projected alone."""
+        if any(view.newline for view in image.grid.views):
+            raise UnsupportedModelError(
+                f"method {self.name!r} merges the tower's features, and this family has newline "
+                "tokens, which have none: it is undefined here."
+            )
+        if image.family.merges:
+            raise UnsupportedModelError(
+                f"method {self.name!r} merges the tower's features, and {image.family.title} makes "
+                "one token of several patches: it is undefined here."
+            )
+
     def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
         if kept.shape != (k,) or not _is_subset(kept, n):
             raise ValueError(
@@ -270,43 +284,6 @@ class Pruner:
         return pruned_model(self, model)
 
 
-def _in_proportion(k: int, sizes: list[int]) -> list[int]:
-    """Split k by largest remainder, at least 1 and at most all of each part."""
-    total = sum(sizes)
-    parts = [max(1, k * size // total) for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
-    while sum(parts) < k:
-        for i in by_remainder:
-            if sum(parts) < k and parts[i] < sizes[i]:
-                parts[i] += 1
-    while sum(parts) > k:
-        parts[parts.index(max(parts))] -= 1
-    return parts
-
-
 def _is_subset(indices: Tensor, n: int) -> bool:
     steps = torch.cat([indices.new_tensor([-1]), indices, indices.new_tensor([n])]).diff()
     return bool((steps > 0).all())
-
-
-def check_integer(argument: str, value: Any, minimum: int | None = None) -> None:
-    if (
-        not isinstance(value, numbers.Integral)
-        or isinstance(value, bool)
-        or (minimum is not None and value < minimum)
-    ):
-        least = "" if minimum is None else f" of at least {minimum}"
-        raise ValueError(f"{argument}={value!r}: must be an integer{least}.")
-
-
-def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError naming the argument, its value and what is allowed."""
-    if value not in allowed:
-        names = ", ".join(map(repr, allowed))
-        raise ValueError(f"{argument}={value!r}: must be one of {names}.{hint(value, allowed)}")
-
-
-def hint(value: Any, allowed: Iterable[Any]) -> str:
-    """A closing sentence that names what comes closest to the value, if anything does."""
-    near = get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
-    return f" Did you mean {near[0]!r}?" if near else ""

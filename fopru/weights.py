@@ -29,24 +29,6 @@ KERNELS = ("sdpa", "eager")
 """Attention that takes a bias."""
 
 
-def masses(features: Tensor, kept: Tensor) -> Tensor:
-    """How many tokens each kept one stands for.
-
-    Args:
-        features: (N, d) of all visual tokens of a picture, as the LLM would get them.
-        kept: (k,) indices.
-
-    Returns:
-        (k,) int64 that sum to N: tokens whose most similar kept token (cosine) it is, ties to the
-        lower index; a kept token is its own.
-    """
-    kept = kept.to(features.device)
-    unit = F.normalize(features.float(), dim=1)
-    owner = (unit @ unit[kept].T).argmax(1)  # (N, k) -> (N,)
-    owner[kept] = torch.arange(len(kept), device=owner.device)
-    return owner.bincount(minlength=len(kept))
-
-
 @dataclass
 class Bias:
     """What is added to the attention logits of the prompts under way."""

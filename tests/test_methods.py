@@ -10,8 +10,7 @@ import torch.nn.functional as F
 import fopru
 from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid, UnsupportedModelError, View
-from fopru.methods.dpp import greedy_map
-from fopru.methods.uniform import lattice
+from fopru.picking import greedy_map, lattice
 
 CASES = tiny.method_cases()
 MERGERS = {"pool", "tome", "visionzip", "prumerge", "prumerge+"}

@@ -11,7 +11,8 @@ from test_pruner import SIZES, TEXTS, answers
 
 import fopru
 from fopru.families import Family
-from fopru.weights import masses, weighted
+from fopru.picking import masses
+from fopru.weights import weighted
 
 MASS = fopru.FoPru(0.25, weights="mass")
 SOME = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl", "gemma3"]

@@ -16,11 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache, PreTrainedModel
 
+from fopru.arguments import check_integer
 from fopru.encoding import encode, look
 from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
-from fopru.pruner import Pruner, check_integer
+from fopru.pruner import Pruner
 from fopru.weights import weighted
 
 STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")

@@ -8,7 +8,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
-from fopru.methods.fopru import top
 from fopru.pruner import Pruner
 
 
@@ -25,6 +24,3 @@ class CLS(Pruner, name="cls"):
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls", self.layer)
-
-    def select(self, image: EncodedImage, k: int) -> Tensor:
-        return top(image.significance, k)

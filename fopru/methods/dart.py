@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
-from fopru.methods.fopru import top
+from fopru.picking import top
 from fopru.pruner import Pruner
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
+from fopru.picking import greedy_map
 from fopru.pruner import Pruner
 
 EPSILON = 1e-6
@@ -60,20 +60,3 @@ class CDPruner(DPP, name="cdpruner"):
     def select(self, image: EncodedImage, k: int) -> Tensor:
         unit = F.normalize(image.features.float(), dim=1) * image.significance[:, None]
         return greedy_map(unit @ unit.T, k)
-
-
-def greedy_map(kernel: Tensor, k: int) -> Tensor:
-    """Indices of the k items that greedy MAP inference picks from an (N, N) kernel, sorted."""
-    kernel = kernel.double()
-    gains = kernel.diagonal().clone()  # (N,) squared volume that each would add
-    basis = kernel.new_zeros(k, len(kernel))
-    kept: list[int] = []
-    for i in range(k):
-        best = int(gains.argmax())
-        kept.append(best)
-        if gains[best] > EPSILON:
-            row = kernel[best] - basis[:i, best] @ basis[:i]  # (N,)
-            basis[i] = row / gains[best].sqrt()
-            gains = gains - basis[i] ** 2
-        gains[kept] = -torch.inf
-    return torch.tensor(sorted(kept), device=kernel.device)

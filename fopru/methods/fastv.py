@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fopru.arguments import check_integer
 from fopru.in_llm import InLLMPruner
-from fopru.pruner import check_integer
 
 
 @dataclass(frozen=True)

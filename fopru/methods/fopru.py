@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fopru.arguments import check_choice
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, Grid
-from fopru.pruner import Pruner, check_choice, floor_share
+from fopru.picking import floor_share, top
+from fopru.pruner import Pruner
 from fopru.significance import SCORES, wider
 
 
@@ -67,7 +69,7 @@ class FoPru(Pruner, name="fopru"):
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         if self.strategy == "rank":
-            return top(image.significance, k)
+            return super().select(image, k)
         (view,) = image.grid.views
         table = image.significance.double().view(view.height, view.row_width)  # (H, W or W + 1)
         rows = top(table[:, : view.width].sum(1), k // view.row_width)
@@ -79,8 +81,3 @@ class FoPruRow(FoPru, name="fopru-row"):
     """FoPru with `strategy="row"`, under a name of its own."""
 
     strategy: str = "row"
-
-
-def top(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k largest scores, in their original order; ties go to the lower index."""
-    return scores.sort(descending=True, stable=True).indices[:k].sort().values

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from fopru.encoding import EncodedImage
 from fopru.families import Grid, UnsupportedModelError
-from fopru.methods.uniform import lattice
+from fopru.picking import lattice
 from fopru.pruner import Merged, Pruner
 
 

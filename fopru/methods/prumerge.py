@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_choice
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, Grid
-from fopru.methods.fopru import top
-from fopru.methods.uniform import spaced
-from fopru.methods.visionzip import check_patchwise
-from fopru.pruner import Merged, Pruner, check_choice
+from fopru.picking import spaced, top
+from fopru.pruner import Merged, Pruner
 
 NEIGHBOURS = 32
 
@@ -75,7 +74,6 @@ class PruMerge(Pruner, name="prumerge"):
         return top(scores, outliers(scores) if k is None else k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_patchwise(image, self.name)
         scores, n = image.significance, len(image.features)
         kept = self.chosen(image, None if self.adaptive else max(1, k - 1))
         unit = F.normalize(image.keys(self.block).flatten(1).float(), dim=1)

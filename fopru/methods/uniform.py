@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
+from fopru.picking import lattice, spaced
 from fopru.pruner import Pruner
 
 
@@ -29,15 +30,3 @@ class Uniform(Pruner, name="uniform"):
         left = rest.nonzero().flatten()
         kept = torch.cat([kept, left[spaced(len(left), k - len(kept))]])
         return kept.sort().values.to(image.features.device)
-
-
-def lattice(height: int, width: int, k: int) -> tuple[int, int]:
-    """Rows and columns of a lattice of at most k points, in about the grid's proportion."""
-    high = min(height, max(1, round((k * height / width) ** 0.5)))
-    high = min(high, k)
-    return high, min(width, k // high)
-
-
-def spaced(n: int, k: int) -> Tensor:
-    """k of range(n), evenly: floor((j + 1/2) n / k)."""
-    return ((2 * torch.arange(k) + 1) * n) // (2 * k) if k else torch.arange(0)

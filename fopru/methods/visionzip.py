@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
-from fopru.families import UnsupportedModelError
-from fopru.methods.fopru import top
+from fopru.picking import top
 from fopru.pruner import Merged, Pruner
 
 
@@ -34,14 +34,12 @@ class VisionZip(Pruner, name="visionzip"):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual!r}: must be a number in [0, 1).")
+        check_share("contextual", self.contextual, "[0, 1)")
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls", self.layer)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_patchwise(image, self.name)
         n = len(image.features)
         count = min(int(k * self.contextual), n - k)
         dominant = top(image.significance, k - count)
@@ -66,17 +64,3 @@ class VisionZip(Pruner, name="visionzip"):
         members = [torch.cat([t[None], others[nearest == i]]) for i, t in enumerate(targets)]
         sources = [*dominant[:, None], *members]
         return Merged(kept, features[order], [sources[i] for i in order.tolist()])
-
-
-def check_patchwise(image: EncodedImage, method: str) -> None:
-    """Raises UnsupportedModelError where a token is not one patch that can be projected alone."""
-    if any(view.newline for view in image.grid.views):
-        raise UnsupportedModelError(
-            f"method {method!r} merges the tower's features, and this family has newline tokens, "
-            "which have none: it is undefined here."
-        )
-    if image.family.merges:
-        raise UnsupportedModelError(
-            f"method {method!r} merges the tower's features, and {image.family.title} makes one "
-            "token of several patches: it is undefined here."
-        )

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
 from fopru.pruner import Pruner
 
@@ -35,8 +36,7 @@ class VisPruner(Pruner, name="vispruner"):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio!r}: must be a number in [0, 1].")
+        check_share("ratio", self.ratio)
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls", self.layer)
