@@ -172,7 +172,7 @@ class Way:
             low, median, high = times.quantile([0.25, 0.5, 0.75])
             yield {
                 "method": "full" if self.pruner is None else self.pruner.name,
-                "retention": 1.0 if self.pruner is None else self.pruner.retention,
+                "retention": 1.0 if self.pruner is None else self.pruner.share,
                 "stage": stage,
                 "seconds": median,
                 "low": low,

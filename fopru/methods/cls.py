@@ -13,11 +13,11 @@ from fopru.pruner import Pruner
 
 @dataclass(frozen=True)
 class CLS(Pruner, name="cls"):
-    """Keep the k patches that [CLS] attends to most (Zhang et al., "[CLS] Attention is All You Need
-    for Training-Free Visual Token Pruning", FasterVLM, arXiv 2412.01818).
+    """Keep the k tokens that the CLS token attends to most (Zhang et al., "[CLS] Attention is All
+    You Need for Training-Free Visual Token Pruning", FasterVLM, arXiv 2412.01818).
 
-    Attention of the block whose output the model uses, averaged over heads. Towers without a CLS
-    token raise UnsupportedModelError.
+    The attention is that of the block whose output the model uses, averaged over heads. A tower
+    without a CLS token raises UnsupportedModelError.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls"})
