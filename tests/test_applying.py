@@ -420,10 +420,18 @@ def test_an_interrupt_leaves_no_trace(pruner, place):
 
 
 @pytest.mark.parametrize("pruner", ALL, ids=called)
-def test_forward_by_name_is_pruned_too(pruner):
-    model, inputs = zoo.model("llava"), asked("llava")
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_names_and_places_of_arguments_do_not_matter(family, pruner):
+    model, inputs = zoo.model(family), asked(family)
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+    options = dict(max_new_tokens=2, do_sample=False)
     with pruner(model), torch.no_grad():
-        assert torch.equal(model.forward(**inputs).logits, model(**inputs).logits)
+        expected = model(**inputs).logits
+        assert torch.equal(model.forward(**inputs).logits, expected)
+        assert torch.equal(model(inputs["input_ids"], **others).logits, expected)
+        said = model.generate(**inputs, **options)
+        assert torch.equal(model.generate(inputs=inputs["input_ids"], **others, **options), said)
+        assert torch.equal(model.generate(inputs["input_ids"], **others, **options), said)
 
 
 def test_inputs_that_were_pruned_elsewhere_carry_no_weights_of_another_prompt():

@@ -207,7 +207,10 @@ def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..
     def call(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names):
             return method(*args, **kwargs)  # which says what is wrong
-        return act(method, dict(zip(names, args, strict=False)) | kwargs)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        if (ids := named.pop("inputs", None)) is not None:  # what `generate` may call them
+            named["input_ids"] = ids
+        return act(method, named)
 
     return torch.compiler.disable(call, recursive=False)
 
