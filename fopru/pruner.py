@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fopru.applying import Before, Session, at_work
+from fopru.applying import Before, Handle, Session, at_work
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
@@ -349,7 +349,22 @@ class Pruner:
             RuntimeError: another pruner is at work on this model.
             ValueError: weights="mass", and an attention kernel whose logits take no bias.
         """
-        return at_work(Before(self, model))
+        return at_work(self.session(model))
+
+    def session(self, model: PreTrainedModel) -> Session:
+        """What this pruner does to one model; `with pruner(model)` makes it work."""
+        return Before(self, model)
+
+    def attach(self, model: PreTrainedModel) -> Handle:
+        """Prune whatever goes through the model from here on, until `handle.remove()`.
+
+        Returns:
+            A handle; its `session` is what `with pruner(model) as session` gives.
+
+        Raises:
+            UnsupportedModelError, RuntimeError, ValueError: as in a `with` block.
+        """
+        return Handle(self.session(model))
 
 
 def _is_subset(indices: Tensor, n: int) -> bool:

@@ -445,6 +445,25 @@ def test_inputs_that_were_pruned_elsewhere_carry_no_weights_of_another_prompt():
             assert torch.equal(model(**pruned).logits, expected)
 
 
+@pytest.mark.parametrize("pruner", ALL, ids=called)
+def test_a_pruner_stays_attached_until_it_is_removed(pruner):
+    model, inputs = zoo.model("llava"), asked("llava")
+    expected, clean = logits(model, inputs), traces(model)
+    with pruner(model) as run:
+        pruned, kept = logits(model, inputs), run.kept
+    handle = pruner.attach(model)
+    try:
+        torch.testing.assert_close(logits(model, inputs), pruned)
+        assert torch.equal(handle.session.kept[0], kept[0])
+        with pytest.raises(RuntimeError, match=r"another pruner is at work .* `remove\(\)` of its"):
+            pruner.attach(model)
+    finally:
+        handle.remove()
+    handle.remove()
+    assert traces(model) == clean
+    torch.testing.assert_close(logits(model, inputs), expected)
+
+
 # What cannot be done is refused by name
 
 
