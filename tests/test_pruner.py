@@ -7,7 +7,7 @@ import torch
 
 import fopru
 from fopru.families import Grid, View
-from fopru.picking import floor_share, top
+from fopru.picking import floor_share
 
 FAMILIES = ["llava", "llava_next"]
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w5 ASSISTANT:"]
@@ -81,11 +81,6 @@ def test_llava_rank_from_the_eager_towers_attention_alone():
             assert reference.near(scores, image.kept, floor_share(64, retention))
 
 
-def test_ties_go_to_the_lower_index():
-    assert top(torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0]), 2).tolist() == [1, 2]
-    assert top(torch.zeros(300), 7).tolist() == list(range(7))
-
-
 @pytest.mark.parametrize("retention", [0.01, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("method, family", tiny.method_cases())
 def test_every_method_keeps_its_budget_per_view_in_order(family, method, retention):
@@ -98,8 +93,26 @@ def test_every_method_keeps_its_budget_per_view_in_order(family, method, retenti
         assert image.n_kept == pruner.n_keep(image.grid) == sum(pruner.budgets(image.grid))
         per_view = image.view[image.kept].bincount(minlength=len(image.grid.views)).tolist()
         assert per_view == pruner.budgets(image.grid)
-        assert image.significance is None or image.significance.shape == (image.n_full,)
-    assert [f.shape[0] for f in pruned.features] == [image.n_kept for image in pruned.images]
+        if image.significance is not None:
+            assert image.significance.shape == (image.n_full,)
+            assert image.significance.dtype == torch.float32
+        assert image.owner[image.kept].tolist() == list(range(image.n_kept))
+        dropped = torch.ones(image.n_full, dtype=torch.bool)
+        dropped[image.kept] = False
+        if pruner.selects():
+            assert (image.owner[dropped] == -1).all()
+        else:  # what is merged stays in its view
+            merged = image.owner >= 0
+            assert torch.equal(image.view[merged], image.view[image.kept[image.owner[merged]]])
+        assert image.mass.sum() == (image.owner >= 0).sum()
+        assert [len(members) for members in image.sources] == image.mass.tolist()
+        for i, members in enumerate(image.sources):
+            assert torch.equal(members, (image.owner == i).nonzero().flatten())
+    for image, features in zip(pruned.images, pruned.features, strict=True):
+        assert features.shape[0] == image.n_kept
+        assert features.dtype == torch.float32
+        assert features.isfinite().all()
+        assert not features.requires_grad
 
 
 def test_a_method_of_ones_own_in_a_few_lines():
@@ -110,9 +123,6 @@ def test_a_method_of_ones_own_in_a_few_lines():
 
         def score(self, image):
             return image.tap("cls", self.layer)
-
-        def select(self, image, k):
-            return top(image.significance, k)
 
     model, inputs = tiny.model(), tiny.inputs()
     image = Corners(k=9, layer=1).prune(model, inputs).images[0]
@@ -362,7 +372,7 @@ def test_an_attention_mask_of_another_shape():
 
 
 def test_a_name_is_registered_once():
-    with pytest.raises(ValueError, match="'fopru': FoPru has that name already"):
+    with pytest.raises(ValueError, match="'fopru': FoPru of fopru.methods.fopru has that"):
         type("Other", (fopru.Pruner,), {}, name="fopru")
 
 
