@@ -16,6 +16,7 @@ import fopru
 from fopru import picking
 from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid, UnsupportedModelError, View
+from fopru.methods import pool, vispruner
 from fopru.picking import greedy_map, lattice, unit
 
 CASES = tiny.method_cases()
@@ -120,8 +121,30 @@ def test_cdpruner_reads_the_question():
     assert not torch.equal(one.significance, other.significance)
 
 
+def test_cdpruner_needs_a_question():
+    image = replace(picture(), text=torch.empty(0, 48))
+    with pytest.raises(ValueError, match="'cdpruner' weighs visual tokens by the prompt's"):
+        kept(fopru.METHODS["cdpruner"](0.5), image)
+    inputs = tiny.inputs(texts="<image>")
+    with pytest.raises(ValueError, match="the prompt of row 0 has none"):
+        fopru.METHODS["cdpruner"](0.5).prune(tiny.model(), inputs)
+
+
+def test_the_text_of_a_prompt_is_what_no_config_names():
+    """Of bos, eos (of the config or of generation), padding and placeholders nothing is left."""
+    model = tiny.model()
+    model.generation_config.eos_token_id = [3, 7]
+    inputs = tiny.inputs(texts=["<s> USER: <image> w1 </s> \n w2", "USER: w3"])
+    encoded = fopru.encode(model, inputs, [fopru.FoPru()])
+    table = model.get_input_embeddings().weight
+    for row, words in enumerate((["USER:", "w1", "w2"], ["USER:", "w3"])):
+        assert torch.equal(encoded.text(row), table[[tiny.WORDS.index(word) for word in words]])
+
+
+@pytest.mark.parametrize("listed", [32, 2])
 @pytest.mark.parametrize("k", [1, 7, 20, 31, 48])
-def test_vispruner_by_hand(k):
+def test_vispruner_by_hand(monkeypatch, k, listed):
+    monkeypatch.setattr(vispruner, "LISTED", listed)
     image = picture(1)
     cls = image.tap("cls").tolist()
     order = sorted(range(48), key=lambda i: -cls[i])
@@ -158,7 +181,18 @@ def test_pool_averages_cells_and_says_how_many():
         assert len(members) == 4
         torch.testing.assert_close(feature, image.features[members].mean(0))
     assert pruned.kept[0] == 0
-    assert all(k in m for k, m in zip(pruned.kept, pruned.sources, strict=True))
+
+
+def test_every_token_is_in_a_cell_of_the_pool_that_holds_it():
+    image = picture(height=5, width=7)
+    for k in range(1, 36):
+        pruner = fopru.METHODS["pool"](k=k)
+        pruned, _ = pruner._prune_image(image)
+        high, wide = pool.shape(5, 7, pruned.n_kept)
+        for token, cell in enumerate(pruned.owner.tolist()):
+            (row, column), (i, j) = divmod(token, 7), divmod(cell, wide)
+            assert i * 5 // high <= row < -(-(i + 1) * 5 // high)
+            assert j * 7 // wide <= column < -(-(j + 1) * 7 // wide)
 
 
 @pytest.mark.parametrize("k", [1, 5, 24, 30, 47])
@@ -169,6 +203,27 @@ def test_tome_conserves_mass_and_covers_every_token_once(k):
     for members, place, feature in zip(pruned.sources, pruned.kept, features, strict=True):
         assert place == members.min()
         torch.testing.assert_close(feature, image.features[members].mean(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [4, 11, 23, 40])
+def test_tome_by_hand(k):
+    """Groups of tokens in place of owners, and pairs one by one."""
+    image = picture(5)
+    groups = [[i] for i in range(48)]
+    while len(groups) > k:
+        means = torch.stack([image.features[members].double().mean(0) for members in groups])
+        x = F.normalize(means, dim=1)
+        pairs = []
+        for a in range(0, len(groups), 2):
+            b = max(range(1, len(groups), 2), key=lambda j, a=a: x[a] @ x[j])
+            pairs.append((x[a] @ x[b], a, b))
+        pairs.sort(reverse=True)
+        gone = pairs[: min(len(groups) // 2, len(groups) - k)]
+        for _, a, b in gone:
+            groups[b] = sorted(groups[b] + groups[a])
+        groups = sorted(g for i, g in enumerate(groups) if i not in {a for _, a, _ in gone})
+    pruned, _ = fopru.METHODS["tome"](k=k)._prune_image(image)
+    assert [members.tolist() for members in pruned.sources] == groups
 
 
 def test_tome_merges_the_most_alike_pair_first():
@@ -213,13 +268,18 @@ def test_prumerge_by_hand():
     chosen = sorted(a.sort(descending=True).indices[:9].tolist())
     dropped = [i for i in range(48) if i not in chosen]
     keys = F.normalize(image.tap("keys", -1), dim=1)
-    expected = {}
+    expected, neighbours = {}, {}
     for i in chosen:
         alike = keys @ keys[i]
         near = [j for j in alike.sort(descending=True).indices.tolist() if j != i][:32]
         expected[i] = image.vision[i] + sum(a[j] * image.vision[j] for j in near)
+        neighbours[i] = near
     expected[dropped[-1]] = sum(a[j] * image.vision[j] for j in dropped)
     assert pruned.kept.tolist() == sorted(expected)
+    for j in dropped[:-1]:  # of those that took it in, the one most like it; else the sum of all
+        near = [i for i in chosen if j in neighbours[i]]
+        owner = max(near, key=lambda i, j=j: float(keys[i] @ keys[j])) if near else dropped[-1]
+        assert pruned.kept[pruned.owner[j]] == owner
     for place, feature in zip(pruned.kept.tolist(), features, strict=True):
         torch.testing.assert_close(
             feature, image.family.projector(expected[place]), atol=1e-4, rtol=1e-4
@@ -248,9 +308,26 @@ def test_adaptive_prumerge_keeps_outliers(method):
         assert len(chosen) <= len(expected) + 1
 
 
+@pytest.mark.parametrize("method", ["prumerge", "prumerge+"])
+@pytest.mark.parametrize("size, outlying", [((6, 8), 11), ((3, 3), 2), ((1, 1), 1)])
+def test_adaptive_prumerge_with_many_outliers(method, size, outlying):
+    """With more than a sixth of them, prumerge+ takes every token, and none is left to merge."""
+    image = picture(0, *size)
+    n, tap = len(image.features), Tap(3, "cls_wide")
+    cls = torch.full((n,), 0.001)
+    cls[:outlying] = 1.0
+    image = replace(image, scores=image.scores | {tap: cls})
+    pruned, features = fopru.METHODS[method](adaptive=True)._prune_image(image)
+    every = method == "prumerge+" or n == 1
+    assert pruned.n_kept == len(features) == (n if every else outlying + 1)
+    assert features.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "method, arguments, message",
     [
+        ("vispruner", {"ratio": "half"}, r"ratio='half': must be a number in \[0, 1\]"),
+        ("random", {"seed": 1.5}, "seed=1.5: must be an integer"),
         ("vispruner", {"ratio": 1.5}, r"ratio=1.5: must be a number in \[0, 1\]"),
         ("visionzip", {"contextual": 1.0}, r"contextual=1.0: must be a number in \[0, 1\)"),
         ("cdpruner", {"sign": 0}, "sign=0: must be 1 or -1"),
