@@ -321,7 +321,7 @@ class Pruner:
         elif projects and any(view.newline for view in image.grid.views):
             why = "this family has newline tokens, which have none of the tower's features"
         elif projects and image.family.merges:
-            why = f"{title} makes one token of several of the tower's patches"
+            why = f"{title} makes one token of several patches of the tower"
         else:
             return
         raise UnsupportedModelError(
