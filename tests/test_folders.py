@@ -11,8 +11,10 @@ import torch
 import transformers
 import zoo
 from transformers.utils import is_torchvision_available
+from typer.testing import CliRunner
 
 import fopru
+from fopru.cli import app
 from fopru.evaluation import Example, chat
 
 RETENTION = 0.25
@@ -260,3 +262,19 @@ def test_types_without_an_adapter_are_refused_before_their_weights_are_read(tmp_
     with pytest.raises(OSError) as error:
         fopru.load(tmp_path)
     refused(error, "its configuration cannot be loaded", "never-heard")
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_folder_can_be_asked_from_the_command_line(family, folder, tmp_path):
+    tiny.image(60, 40).save(tmp_path / "a.png")
+    told = ["--model", str(folder(family)), "--max-new-tokens", "3", "--json"]
+    overlay = ["--overlay", str(tmp_path / "kept.png")]
+    result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), "w1 w2", *told, *overlay])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 0 < found["pruned"]["visual_tokens"] < found["full"]["visual_tokens"]
+    assert (tmp_path / "kept.png").stat().st_size > 1000
+    tokenizer = fopru.load(folder(family))[1].tokenizer
+    token = tokenizer.convert_ids_to_tokens(zoo.IMAGE_TOKEN_ID)
+    result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), f"{token} w2", *told])
+    assert result.exit_code == 2 and f"{token} stands for the picture" in result.stderr
