@@ -149,7 +149,7 @@ def test_a_video_without_torchvision_is_refused_in_one_sentence(family, folder):
     name = getattr(processor, "video_token", "<video>")
     frames = np.zeros((4, 32, 32, 3), np.uint8)
     with pytest.raises(ImportError, match="videos need torchvision.*pip install torchvision"):
-        processor(videos=[frames], text=[f"USER: {name} w1"], return_tensors="pt")
+        processor(videos=[[frames]], text=[f"USER: {name} w1"], return_tensors="pt")
 
 
 def test_with_torchvision_the_video_processor_is_transformers_own(folder, monkeypatch):
@@ -278,3 +278,23 @@ def test_a_folder_can_be_asked_from_the_command_line(family, folder, tmp_path):
     token = tokenizer.convert_ids_to_tokens(zoo.IMAGE_TOKEN_ID)
     result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), f"{token} w2", *told])
     assert result.exit_code == 2 and f"{token} stands for the picture" in result.stderr
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_is_in_the_cache_loads_without_a_network(family, tmp_path, monkeypatch):
+    """As huggingface_hub lays a downloaded model out."""
+
+    class Session:
+        def head(self, *args, **kwargs):
+            raise ConnectionError
+
+    monkeypatch.setattr(fopru.loading.huggingface_hub, "get_session", Session)
+    repository, commit = tmp_path / "models--some--tiny-one", "c" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    folders.save(family, repository / "snapshots" / commit)
+    model, processor = fopru.load("some/tiny-one", cache_dir=tmp_path)
+    with fopru.FoPru(RETENTION)(model) as run:
+        model.generate(**asked(processor, "w1 w2"), max_new_tokens=2)
+    assert run.last.images[0].n_kept < run.last.images[0].n_full
