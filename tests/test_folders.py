@@ -254,6 +254,15 @@ def test_a_folder_without_one_of_its_files(missing, words, tmp_path):
     refused(error, str(tmp_path), words)
 
 
+def test_weights_that_are_damaged(tmp_path):
+    folders.save("llava", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError) as error:
+        fopru.load(tmp_path)
+    refused(error, str(tmp_path), "its weights cannot be loaded")
+
+
 def test_types_without_an_adapter_are_refused_before_their_weights_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip-2"}))
     with pytest.raises(fopru.UnsupportedModelError, match="'blip-2'; .*: gemma3"):
