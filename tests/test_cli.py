@@ -316,3 +316,29 @@ def test_sample_writes_more_questions(tmp_path):
     assert result.exit_code == 0, result.output
     assert "relaxed" in result.stdout
     assert len(pd.read_parquet(found)) == 5 * 4
+
+
+def test_names_are_imported_when_they_are_used():
+    code = (
+        "import sys, fopru\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'pandas'} & sys.modules.keys()\n"
+        "assert set(fopru.__all__) <= set(dir(fopru))\n"
+        "from fopru.evaluation import evaluate\n"
+        "from fopru.pruner import METHODS\n"
+        "assert len(METHODS) == len(fopru.METHODS) > 15\n"
+        "values = [getattr(fopru, name) for name in fopru.__all__]\n"
+        "assert fopru.evaluate is evaluate and fopru.plots.overlay and fopru.widgets.Explorer\n"
+        "try: fopru.prun\n"
+        "except AttributeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "module 'fopru' has no attribute 'prun'\n", done.stderr
+
+
+@pytest.mark.slow
+def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
+    out = tmp_path / "scores.parquet"
+    result = fopru_cli("pocket", "score", "--n", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
+    assert len(pd.read_parquet(out)) > 100
