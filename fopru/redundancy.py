@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import inputs, prompts
+from fopru.evaluation.asking import answer_ids, inputs, prompts
 from fopru.families import Family
 from fopru.pruner import Pruner
 
@@ -92,12 +92,13 @@ class Answers:
     """A question whose picture went through the tower once, to be asked with any tokens."""
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
-        self.model, tokenizer = model, processor.tokenizer
+        self.model = model
         text = prompts(processor, [example])
         asked = inputs(processor, [example], text).to(model.device)
         encoded = encode(model, asked)
-        told = tokenizer([f"{text[0]} {example.answer}{tokenizer.eos_token or ''}"]).input_ids[0]
-        self.answer = torch.tensor([told[len(tokenizer(text).input_ids[0]) :]]).to(model.device)
+        self.answer = torch.tensor([answer_ids(processor, text[0], example.answer)]).to(
+            model.device
+        )
         self.n_tokens = encoded.images[0].grid.n_tokens
         self.encoded = encoded
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
 from fopru.families import Family, UnsupportedModelError
@@ -37,7 +37,24 @@ def answer(
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
-    """Each question in the processor's chat template, the answer's beginning included."""
+    """Each question in the processor's chat template, the answer's beginning included.
+
+    Raises:
+        ValueError: A question holds a token that stands for the picture, such as "<image>": the
+            message names the question.
+    """
+    reserved = sorted(
+        str(token)
+        for name, token in vars(processor).items()
+        if name.endswith("_token") and isinstance(token, str | AddedToken) and str(token)
+    )
+    for e in examples:
+        for token in reserved:
+            if token in e.question:
+                raise ValueError(
+                    f"examples: question {e.id!r} holds {token!r}, which stands for the picture in "
+                    "this model's prompts: write it in another way."
+                )
     chats = [chat(e.question) for e in examples]
     return processor.apply_chat_template(chats, add_generation_prompt=True)
 
@@ -48,6 +65,33 @@ def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[st
     return processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
     )
+
+
+def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
+    """Token ids of an answer with its end, as they follow the prompt.
+
+    A space parts the answer from a prompt that ends in a word, as after "ASSISTANT:"; none does
+    where a template ends its prompt with white space or a special token.
+
+    Args:
+        prompt: One of `prompts`.
+        text: The answer.
+
+    Raises:
+        ValueError: The tokenizer joins the end of the prompt with the answer.
+    """
+    tokenizer = processor.tokenizer
+    parted = (
+        not text or prompt[-1:].isspace() or prompt.endswith(tuple(tokenizer.all_special_tokens))
+    )
+    whole = f"{prompt}{'' if parted else ' '}{text}{tokenizer.eos_token or ''}"
+    before, ids = (tokenizer(words).input_ids for words in (prompt, whole))
+    if ids[: len(before)] != before:
+        raise ValueError(
+            f"answer={text!r}: the tokenizer joins its beginning with the end of the prompt "
+            f"({prompt[-20:]!r}), so its likelihood is not defined."
+        )
+    return ids[len(before) :]
 
 
 def shareable(model: PreTrainedModel, asked: Any) -> Any:

@@ -14,36 +14,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.asking import generate, inputs, prompts, shareable
+from fopru.evaluation.asking import answer_ids, generate, inputs, prompts, shareable
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
-from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
-from fopru.pruner import Pruner
 from fopru.weights import Bias, weighted
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One cell of the comparison."""
-
-    method: str
-    """As the table names it."""
-    pruner: Pruner
-    retention: float
-    seed: int = 0
-    blind: bool = False
-    """Whether the true picture is not shown."""
-    later: bool = False
-    """Whether the next question on the same picture decides what is kept."""
-    shuffled: bool = False
-    """Whether the kept tokens lose their order."""
-
-    def key(self, e: Example, family: Family) -> tuple[Any, ...]:
-        """As in `fopru.evaluation.store.KEY`."""
-        return e.id, self.method, self.retention, self.pruner.numbering(family), self.seed
 
 
 @dataclass
@@ -59,8 +37,6 @@ class Prompted:
     """Per row the visual tokens that are kept."""
     layer_weighted: list[float]
     """Per row the mean over layers of the visual tokens seen."""
-    bias: Bias | None = None
-    """What weighs the kept tokens, where they are weighted."""
 
 
 class Told(NamedTuple):
@@ -68,8 +44,6 @@ class Told(NamedTuple):
 
     log: Tensor  # (B, A, V) log-probabilities
     loglik: list[float]
-    certain: list[bool]
-    """Whether each of their tokens is the first choice: then there is no need to generate."""
 
 
 class Batch:
@@ -117,14 +91,10 @@ class Batch:
 
     def _answers(self) -> tuple[Tensor, Tensor]:
         """Token ids of the right answers with their ends, (B, A), and which are no padding."""
-        tokenizer = self.processor.tokenizer
-        end = tokenizer.eos_token or ""
-        told = [f"{p} {e.answer}{end}" for p, e in zip(self.text, self.examples, strict=True)]
-        ids = []
-        for whole, prompt in zip(
-            tokenizer(told).input_ids, tokenizer(self.text).input_ids, strict=True
-        ):
-            ids.append(torch.tensor(whole[len(prompt) :], device=self.model.device))
+        ids = [
+            torch.tensor(answer_ids(self.processor, text, e.answer), device=self.model.device)
+            for text, e in zip(self.text, self.examples, strict=True)
+        ]
         lengths = torch.tensor([len(answer) for answer in ids], device=self.model.device)
         answers = pad_sequence(ids, batch_first=True, padding_value=int(ids[0][0]))
         places = torch.arange(answers.shape[1], device=answers.device)
@@ -134,7 +104,7 @@ class Batch:
         """A row of the table for each question."""
         with self._prompted(setting) as prompted:
             told = self._told(prompted)
-            said = self._said(prompted, told, setting, max_new_tokens)
+            said = self._said(prompted, max_new_tokens)
         away = [None] * len(self.examples) if setting.blind else self._divergence(told)
         for i, (e, evidence) in enumerate(zip(self.examples, self.evidence, strict=True)):
             kept = prompted.kept[i]
@@ -153,8 +123,8 @@ class Batch:
                 "evidence": int(evidence.sum()),
                 "found": (evidence[kept].sum() / evidence.sum()).item(),  # 0 / 0: NaN
                 "prediction": said[i],
-                "answer": e.answer,
-                "correct": said[i] in (e.answer, *e.also),
+                "answer": e.right[0],
+                "correct": said[i] in e.right,
                 "metric": e.metric,
                 "score": e.score(said[i]),
                 "loglik": told.loglik[i],
@@ -200,7 +170,7 @@ class Batch:
         if not apart:
             bias.rows(self.picture)
             prompted = self._on(prompted, setting)
-        return replace(prompted, bias=bias)
+        return prompted
 
     def _compact(self, setting: Setting, encoded: Encoded) -> Mapping[str, Any]:
         pruned = setting.pruner.shortened(encoded, *setting.pruner.choose(encoded))
@@ -310,33 +280,18 @@ class Batch:
             prompted.cache.crop(1 - length)
         log = logits.float().log_softmax(-1)  # (B, A, V)
         loglik = log.gather(2, self.answers[..., None])[..., 0].where(there, 0).sum(1)
-        certain = ((log.argmax(-1) == self.answers) | ~there).all(1)
-        return Told(log, loglik.tolist(), certain.tolist())
+        return Told(log, loglik.tolist())
 
-    def _said(self, prompted: Prompted, told: Told, setting: Setting, n: int) -> list[str]:
+    def _said(self, prompted: Prompted, max_new_tokens: int) -> list[str]:
         """What the model answers, stripped and lower-cased."""
-        said = [e.answer for e in self.examples]
-        rows = [i for i, sure in enumerate(told.certain) if not sure]
-        if not rows:
-            return said
-        if isinstance(setting.pruner, InLLMPruner):  # its hooks know the rows of the whole batch
-            rows = list(range(len(said)))
-        else:
-            index = torch.tensor(rows, device=self.model.device)
-            prompted.cache.batch_select_indices(index)
-            if prompted.bias is not None:
-                prompted.bias.rows(index)
         prompted.cache.crop(-1)  # generate() wants a token to begin with
         asked = {
-            "input_ids": prompted.ids[rows],
-            "attention_mask": prompted.mask[rows],
-            "position_ids": prompted.positions[rows],
+            "input_ids": prompted.ids,
+            "attention_mask": prompted.mask,
+            "position_ids": prompted.positions,
             "past_key_values": prompted.cache,
         }
-        answers = generate(self.model, self.processor, asked, n)
-        for row, words in zip(rows, answers, strict=True):
-            said[row] = words
-        return said
+        return list(generate(self.model, self.processor, asked, max_new_tokens))
 
     @cached_property
     def _full(self) -> Tensor:

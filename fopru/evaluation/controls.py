@@ -3,8 +3,8 @@
 - "none", "grey" and "swapped" ask blind: without a picture, about a grey one, about another one.
 - "oracle" keeps the tokens under the evidence first, as if it knew where to look.
 - "smaller" shrinks the picture until it has no more patches than are kept, and prunes nothing.
-- "-shuffled" after a method's name: its tokens lose their order.
-- "-later" after one that reads the question: another question on the picture was asked first.
+- `Shuffled` takes the order of the kept tokens away.
+- `Later` lets another question on the same picture decide what is kept.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from fopru.encoding import EncodedImage, Tap
-from fopru.evaluation.tasks import Example
+from fopru.evaluation.keys import picture
+from fopru.evaluation.tasks import Example, plain
 from fopru.families import Grid, UnsupportedModelError
+from fopru.in_llm import InLLMPruner
+from fopru.pictures import load_image
 from fopru.pruned import PrunedInputs
 from fopru.pruner import Merged, Pruner
 
@@ -42,17 +46,45 @@ def grey(examples: Sequence[Example]) -> list[Example]:
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about another question's picture: within each task, the one half a task
-    further on."""
-    places: dict[str, list[int]] = {}
-    for i, e in enumerate(examples):
-        places.setdefault(e.task, []).append(i)
-    out = list(examples)
-    for here in places.values():
-        half = len(here) // 2
-        for i, other in zip(here, here[half:] + here[:half], strict=True):
-            out[i] = replace(examples[i], image=examples[other].image, evidence=())
-    return out
+    """The same questions about another question's picture: within each task, that of the picture
+    half a task further on. Pictures of the same pixels are one picture.
+
+    Raises:
+        ValueError: A task has one picture only, so that there is no other one to show.
+    """
+    looks: dict[Any, str] = {}
+    tasks: dict[str, dict[str, Example]] = {}
+    """Task -> look of each of its pictures -> the first question on it."""
+    for e in examples:
+        if same_picture(e) not in looks:
+            looks[same_picture(e)] = _look(e.image)
+        tasks.setdefault(e.task, {}).setdefault(looks[same_picture(e)], e)
+    others: dict[tuple[str, str], Example] = {}
+    for task, pictures in tasks.items():
+        if len(pictures) < 2:
+            raise ValueError(
+                f"blind='swapped': task {task!r} has one picture only, and no other to show."
+            )
+        names, half = list(pictures), len(pictures) // 2
+        for name, other in zip(names, names[half:] + names[:half], strict=True):
+            others[task, name] = pictures[other]
+    return [
+        replace(e, image=others[e.task, looks[same_picture(e)]].image, evidence=())
+        for e in examples
+    ]
+
+
+def same_picture(e: Example) -> Path | int:
+    """What questions on one picture share: its file, or the picture itself."""
+    return e.image if isinstance(e.image, Path) else id(e.image)
+
+
+def _look(image: Image.Image | Path) -> str:
+    """The digest of a picture's pixels; of a file that cannot be read, its path."""
+    try:
+        return picture(load_image(image) if isinstance(image, Path) else plain(image))
+    except ValueError:
+        return str(image)
 
 
 BLIND = {"none": list, "grey": grey, "swapped": swapped}
@@ -68,6 +100,7 @@ class Oracle(Pruner):
     """
 
     seed: int = 0
+    name = "oracle"
 
     @property
     def asks(self) -> bool:
@@ -87,6 +120,8 @@ class Oracle(Pruner):
 class Smaller(Pruner):
     """Shrink the picture (bicubic, the tower's position embeddings interpolated) to a grid of the
     same shape with at most k patches, each in the place of the patch at its middle."""
+
+    name = "smaller"
 
     def budgets(self, grid: Grid) -> list[int]:
         height, width = self._size(grid)
@@ -122,6 +157,43 @@ class Smaller(Pruner):
 
 CONTROLS = {"oracle": Oracle, "smaller": Smaller}
 """Name -> what only `fopru.evaluate` can do."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A method whose kept tokens lose their order before the language model gets them.
+
+    Raises:
+        ValueError: A method inside the language model, which drops tokens where they stand.
+    """
+
+    pruner: Pruner
+
+    def __post_init__(self):
+        if isinstance(self.pruner, InLLMPruner):
+            raise ValueError(
+                f"Shuffled({self.pruner}): drops tokens inside the language model, where their "
+                "order is fixed; shuffle a method that prunes before it."
+            )
+
+
+@dataclass(frozen=True)
+class Later:
+    """A method that reads the question, when another question on the same picture was asked first:
+    the next one on it, after the last the first.
+
+    Raises:
+        ValueError: A method that does not read the question.
+    """
+
+    pruner: Pruner
+
+    def __post_init__(self):
+        if not (self.pruner.asks or isinstance(self.pruner, InLLMPruner)):
+            raise ValueError(
+                f"Later({self.pruner}): keeps the same tokens whatever is asked; take a method "
+                "that reads the question."
+            )
 
 
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
