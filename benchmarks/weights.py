@@ -100,7 +100,8 @@ class Quarter(Cover, name="fopru-quarter"):
 
 
 def both(methods):
-    return [name for method in methods for name in (method, f"{method}-mass")]
+    kinds = ("none", "mass")
+    return [fopru.METHODS[name](weights=kind) for name in methods for kind in kinds]
 
 
 def ask(model, split: str, methods, store: Path, seeds=(0,)) -> pd.DataFrame:
@@ -132,7 +133,7 @@ def tune() -> None:
     }.items():
         Batch.layers = layers
         path = STORE / f"validation-{name.split()[0]}.sqlite"
-        parts.append(ask("pocket", "validation", ["fopru-mass"], path).assign(layers=name))
+        parts.append(ask("pocket", "validation", [FoPru(weights="mass")], path).assign(layers=name))
     Batch.layers = None
     results = pd.concat(parts, ignore_index=True)
     keep(slim(results).assign(layers=results["layers"]), FOLDER / "validation.parquet")
