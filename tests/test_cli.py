@@ -244,7 +244,7 @@ def test_tables_of_two_commands_do_not_mix(tmp_path):
         (("--method", "fopru-shuffled"), ("methods='fopru-shuffled': there is no such method",)),
         (
             ("--method", "divprun"),
-            ("methods='divprun': there is no such method. Did you mean 'di",),
+            ("methods='divprun': there is no such method. Did you mean 'd",),
         ),
         (("--weights", "mas"), ("weights='mas'",)),
         (("--turns", 0), ("turns=0",)),
