@@ -6,13 +6,12 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-import zoo
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import answer_ids, generate, inputs, prompts, shareable
+from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
 from fopru.families import Grid
 from fopru.families.base import View
@@ -642,11 +641,17 @@ def test_weighted_answers_are_those_inside_with():
     assert said == expected
 
 
-def test_controls_are_put_on_what_they_make_sense_for():
-    with pytest.raises(ValueError, match=r"Shuffled\(FastV.*: drops tokens inside"):
-        controls.Shuffled(FastV())
-    with pytest.raises(ValueError, match=r"Later\(FoPru.*: keeps the same tokens"):
-        controls.Later(fopru.FoPru())
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (controls.Shuffled(FastV()), "methods='fastv-shuffled': tokens are dropped inside"),
+        (controls.Later(fopru.FoPru()), "methods='fopru-later': the same tokens are kept"),
+        (controls.Later(controls.Oracle()), "methods='oracle-later': the same tokens are kept"),
+    ],
+)
+def test_controls_are_put_on_what_they_make_sense_for(method, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny.model(), tiny.processor(), examples()[:4], [method], (0.25,))
 
 
 def two_numberings():
@@ -682,10 +687,3 @@ def test_position_ids_are_not_averaged_and_failures_not_counted(function):
     both = table.assign(positions="preserve")
     with pytest.raises(ValueError, match="'f.*' has rows with positions 'reindex' and 'preserve'"):
         function(pd.concat([table, both]))
-
-
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
-def test_families_whose_prompts_it_cannot_share_are_refused(family):
-    asked = zoo.inputs(family, [tiny.image(64, 32)], ["USER: <image> w1 ASSISTANT:"])
-    with pytest.raises(fopru.UnsupportedModelError, match=r"does not take .* yet.*lmms-eval"):
-        shareable(zoo.model(family), asked)

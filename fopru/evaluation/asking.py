@@ -9,7 +9,6 @@ import torch
 from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
-from fopru.families import Family, UnsupportedModelError
 
 
 def chat(question: str) -> list[dict[str, Any]]:
@@ -43,11 +42,7 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
         ValueError: A question holds a token that stands for the picture, such as "<image>": the
             message names the question.
     """
-    reserved = sorted(
-        str(token)
-        for name, token in vars(processor).items()
-        if name.endswith("_token") and isinstance(token, str | AddedToken) and str(token)
-    )
+    reserved = _reserved(processor)
     for e in examples:
         for token in reserved:
             if token in e.question:
@@ -59,9 +54,26 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
     return processor.apply_chat_template(chats, add_generation_prompt=True)
 
 
+def _reserved(processor: ProcessorMixin) -> list[str]:
+    """Tokens that stand for pictures or frame them, as far as the processor names them."""
+    found = {
+        str(token)
+        for name, token in vars(processor).items()
+        if name.endswith("_token") and isinstance(token, str | AddedToken)
+    }
+    return sorted(found - {""}, key=len, reverse=True)
+
+
+def pictureless(processor: ProcessorMixin, prompt: str) -> str:
+    """A prompt without what stands for the picture in it."""
+    for token in _reserved(processor):
+        prompt = prompt.replace(token, "")
+    return prompt
+
+
 def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
     """The processor's output, padded on the left so that all texts end together."""
-    images = [e.image for e in examples]
+    images = [[e.image] for e in examples]
     return processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
     )
@@ -92,23 +104,6 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
             f"({prompt[-20:]!r}), so its likelihood is not defined."
         )
     return ids[len(before) :]
-
-
-def shareable(model: PreTrainedModel, asked: Any) -> Any:
-    """The processor's output on the model's device, if questions on a picture can share it.
-
-    Raises:
-        UnsupportedModelError: its pictures are not one row of pixels each, or its visual tokens are
-            numbered in several dimensions: `fopru.evaluate` cannot share their prompts.
-    """
-    family, pixels = Family.of(model), asked["pixel_values"]
-    if family.spatial or len(pixels) != len(asked["input_ids"]):
-        raise UnsupportedModelError(
-            f"fopru.evaluate does not take {family.title} yet: it wants one row of pixels for each "
-            "picture and plain position ids, as in LLaVA-1.5 and LLaVA-NeXT. lmms-eval takes it: "
-            "`lmms-eval --model fopru`."
-        )
-    return asked.to(model.device)
 
 
 def generate(

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from fopru.encoding import EncodedImage, Tap
 from fopru.evaluation.keys import picture
 from fopru.evaluation.tasks import Example, plain
 from fopru.families import Grid, UnsupportedModelError
-from fopru.in_llm import InLLMPruner
 from fopru.pictures import load_image
 from fopru.pruned import PrunedInputs
 from fopru.pruner import Merged, Pruner
@@ -131,6 +130,11 @@ class Smaller(Pruner):
         family = image.family
         height, width = self._size(image.grid)
         (view,) = image.grid.views
+        if PIXELS not in image.scores or family.merges:
+            raise UnsupportedModelError(
+                f"'smaller' takes models of which each patch is a token, and {family.title} merges "
+                "them: give it smaller pictures instead."
+            )
         side = family.config.vision_config.patch_size
         pixels = image.scores[PIXELS][None]  # (1, 3, H, W)
         small = F.interpolate(pixels, (height * side, width * side), mode="bicubic", antialias=True)
@@ -161,61 +165,44 @@ CONTROLS = {"oracle": Oracle, "smaller": Smaller}
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A method whose kept tokens lose their order before the language model gets them.
-
-    Raises:
-        ValueError: A method inside the language model, which drops tokens where they stand.
-    """
+    """A method whose kept tokens lose their order before the language model gets them. Methods
+    inside the language model drop tokens where they stand, and cannot be shuffled."""
 
     pruner: Pruner
-
-    def __post_init__(self):
-        if isinstance(self.pruner, InLLMPruner):
-            raise ValueError(
-                f"Shuffled({self.pruner}): drops tokens inside the language model, where their "
-                "order is fixed; shuffle a method that prunes before it."
-            )
 
 
 @dataclass(frozen=True)
 class Later:
     """A method that reads the question, when another question on the same picture was asked first:
-    the next one on it, after the last the first.
-
-    Raises:
-        ValueError: A method that does not read the question.
-    """
+    the next one on it, after the last the first."""
 
     pruner: Pruner
-
-    def __post_init__(self):
-        if not (self.pruner.asks or isinstance(self.pruner, InLLMPruner)):
-            raise ValueError(
-                f"Later({self.pruner}): keeps the same tokens whatever is asked; take a method "
-                "that reads the question."
-            )
 
 
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
     """The same with the kept tokens of each picture in random order.
 
-    Position ids, where there are any, go with their tokens: with "reindex" only the order says
-    where a token was, with "preserve" only its position id.
+    Position ids, where there are any, and weights go with their tokens: with "reindex" only the
+    order says where a token was, with "preserve" only its position id.
     """
     text: dict[str, Any] = {n: v for n, v in pruned.items() if n != "mm_encoder_outputs"}
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(f), generator=generator) for f in pruned.features]
     features = [f[order.to(f.device)] for f, order in zip(pruned.features, orders, strict=True)]
-    if text.get("position_ids") is not None:
-        text["position_ids"] = _with_tokens(text, pruned, orders)
-    return PrunedInputs(text, pruned.family, features, pruned.images)
-
-
-def _with_tokens(text: Mapping[str, Any], pruned: PrunedInputs, orders: list[Tensor]) -> Tensor:
-    """Position ids (B, L') with those of visual tokens in the new orders."""
-    positions = text["position_ids"].clone()
-    visual = text["input_ids"] == pruned.family.image_token_id
+    visual = text["input_ids"] == pruned.family.image_token_id  # (B, L)
+    columns, source = torch.arange(visual.shape[1]), torch.empty(visual.shape, dtype=torch.int64)
+    source[:] = columns  # the column that each place gets its values from
+    used = [0] * len(visual)
     for image, order in zip(pruned.images, orders, strict=True):
-        (places,) = visual[image.sample].nonzero(as_tuple=True)
-        positions[image.sample, places] = positions[image.sample, places[order.to(places.device)]]
-    return positions
+        (places,) = visual[image.sample].cpu().nonzero(as_tuple=True)
+        places = places[used[image.sample] :][: len(order)]
+        used[image.sample] += len(order)
+        source[image.sample, places] = places[order]
+    source = source.to(visual.device)
+    for name in ("attention_mask", "position_ids"):  # the mask has the weights
+        if (values := text.get(name)) is not None:
+            moved = values.gather(-1, source.expand_as(values))
+            if values.dim() == 3:  # M-RoPE: the first row counts the columns
+                moved[0] = values[0]
+            text[name] = moved
+    return PrunedInputs(text, pruned.family, features, pruned.images, pruned.columns)

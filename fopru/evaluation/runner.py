@@ -94,8 +94,7 @@ def evaluate(
         not be read, else None). "full" is the method with all tokens.
 
     Raises:
-        UnsupportedModelError: A family whose pictures are not one row of pixels each, or with
-            M-RoPE.
+        UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
         ValueError: Bad arguments: no examples, an id twice, a question with a token that stands for
             pictures, what `settings` refuses, an unknown control, `Later` where a picture has one
             question only, "swapped" where a task has one picture only, several processes without
@@ -114,6 +113,9 @@ def evaluate(
         check_results_file(Path(out))
     elif processes.num_processes > 1:
         raise ValueError(f"out=None: {processes.num_processes} processes need a file to share.")
+    family = Family.of(model)
+    for cell in cells:
+        _check_cell(model, family, cell)
     texts = dict(zip((e.id for e in examples), prompts(processor, examples), strict=True))
     full = Setting("full", Random(1.0, positions=positions), 1.0)
     parts = [(examples, [full, *cells])]
@@ -124,7 +126,6 @@ def evaluate(
         )
     work = [(batch, asked) for part, asked in parts for batch in _batches(part, batch_size)]
     work = work[processes.process_index :: processes.num_processes]
-    family = Family.of(model)
     conditions = keys.conditions(model, processor, max_new_tokens)
     with processes.main_process_first():
         manifest = {**provenance(), "weights": weights_hash(model)} if out is not None else {}
@@ -178,6 +179,22 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
             f"methods={later[0]!r} needs several questions on each picture; {alone[0]!r} and "
             f"{len(alone) - 1} others have one to themselves."
         )
+
+
+def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
+    """Whether a setting can act on the model at all: refused before anything is computed."""
+    cell.pruner.numbering(family)
+    with cell.pruner(model) as session:
+        if cell.shuffled and not session.shortens:
+            raise ValueError(
+                f"methods={cell.method!r}: tokens are dropped inside the language model, where "
+                "their order is fixed. Shuffle a method that prunes before it."
+            )
+        if cell.later and session.shortens and "text" not in cell.pruner.needs:
+            raise ValueError(
+                f"methods={cell.method!r}: the same tokens are kept whatever is asked. Take a "
+                "method that reads the question."
+            )
 
 
 def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:

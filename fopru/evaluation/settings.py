@@ -120,12 +120,15 @@ def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any
         pairs = [(None, method) for method in a_list("methods", methods)]
     found: dict[str, Any] = {}
     for name, method in pairs:
-        if isinstance(method, str):
-            method = as_pruner(method, {**METHODS, **CONTROLS})
-        if not isinstance(method, Pruner | Later | Shuffled):
-            raise ValueError(
-                f"methods: {method!r} is neither a name nor a pruner, such as fopru.FoPru()."
-            )
+        match method:
+            case str():
+                method = as_pruner(method, {**METHODS, **CONTROLS})
+            case Pruner() | Later() | Shuffled():
+                pass
+            case _:
+                raise ValueError(
+                    f"methods: {method!r} is neither a name nor a pruner, such as fopru.FoPru()."
+                )
         name = label(method) if name is None else name
         if not isinstance(name, str) or name in ("full", *BLIND):
             raise ValueError(f"methods: {name!r} cannot be a label: choose another text.")
