@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import evaluation, load
-from fopru.cli.common import check_out, keep, one_sentence
+from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.controls import BLIND, CONTROLS
 from fopru.evaluation.runner import launched
@@ -85,9 +85,10 @@ def evaluate(
             check_choice("blind", control, tuple(BLIND))
         examples = [e for task in _questions(tasks, split) for e in task[:limit]]
         processes = launched()
+        place = processes.device if device is None else device_of(device)
         net, processor = load(model, dtype=dtype)
         results = evaluation.evaluate(
-            net.to(device or processes.device),
+            net.to(place),
             processor,
             examples,
             pruners,

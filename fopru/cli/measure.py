@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import efficiency, load
-from fopru.cli.common import check_out, keep, one_sentence
+from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation.asking import inputs, prompts
 from fopru.evaluation.settings import as_pruner, label, settings
 from fopru.pocket import sample
@@ -73,7 +73,7 @@ def measure(
             return
         if shape is None:
             net, processor = load(model, dtype=dtype)
-            net.to(_checked(device))
+            net.to(device_of(device))
         else:
             net, processor = efficiency.build(shape, device), None
         try:
@@ -96,12 +96,6 @@ def measure(
             before = [pd.read_parquet(out)] if out.exists() else []
             keep(pd.concat([*before, results], ignore_index=True), out)
     _show(results)
-
-
-def _checked(device: str) -> torch.device:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: there is no CUDA device here; use 'cpu'.")
-    return torch.device(device)
 
 
 def _named(device: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from fopru.applying.layers import window
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import answer_ids, generate, inputs, pictureless, prompts
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
-from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.evidence import cover, frames
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
@@ -81,11 +82,13 @@ class Batch:
 
     def _of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
         """The picture of a question, or its tiles, with what is evidence to the question."""
-        for image in self.pictures:
-            if image.sample == number:
-                evidence = cover(image.grid, frame(e.image, self.processor), e.evidence)
-                scores = {**image.scores, EVIDENCE: evidence.to(image.features)}
-                yield replace(image, sample=row, scores=scores)
+        images = [image for image in self.pictures if image.sample == number]
+        views = sum(len(image.grid.views) for image in images)
+        shown = iter(frames(e.image, self.processor, views))
+        for image in images:
+            evidence = cover(image.grid, list(islice(shown, len(image.grid.views))), e.evidence)
+            scores = {**image.scores, EVIDENCE: evidence.to(image.features)}
+            yield replace(image, sample=row, scores=scores)
 
     def _answers(self) -> tuple[Tensor, Tensor]:
         """Token ids of the right answers with their ends, (B, A), and which are no padding."""
