@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import evaluation, load
+from fopru.arguments import check_choice, hint
 from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.controls import BLIND, CONTROLS
@@ -23,7 +24,7 @@ from fopru.evaluation.settings import as_pruner, settings
 from fopru.evaluation.store import check_results_file
 from fopru.pocket import benchmark, pocketbench
 from fopru.pocket.scenes import TASKS
-from fopru.pruner import METHODS, check_choice, hint
+from fopru.pruner import METHODS
 
 TABLE = frozenset({"id", "method", "prediction", "loglik"})
 """Columns by which a table of answers is known."""

@@ -13,11 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import efficiency, load
+from fopru.arguments import check_integer
 from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation.asking import inputs, prompts
 from fopru.evaluation.settings import as_pruner, label, settings
 from fopru.pocket import sample
-from fopru.pruner import METHODS, check_integer
+from fopru.pruner import METHODS
 
 TABLE = frozenset({"method", "stage", "seconds"})
 """Columns by which a table of times is known."""

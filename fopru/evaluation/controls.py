@@ -99,7 +99,6 @@ class Oracle(Pruner):
     """
 
     seed: int = 0
-    name = "oracle"
 
     @property
     def asks(self) -> bool:
@@ -119,8 +118,6 @@ class Oracle(Pruner):
 class Smaller(Pruner):
     """Shrink the picture (bicubic, the tower's position embeddings interpolated) to a grid of the
     same shape with at most k patches, each in the place of the patch at its middle."""
-
-    name = "smaller"
 
     def budgets(self, grid: Grid) -> list[int]:
         height, width = self._size(grid)
@@ -144,7 +141,7 @@ class Smaller(Pruner):
         rows = ((torch.arange(height) + 0.5) * view.height / height).long()
         columns = ((torch.arange(width) + 0.5) * view.width / width).long()
         kept = (rows[:, None] * view.width + columns).flatten()
-        return Merged(kept, features, list(kept[:, None]))
+        return Merged(kept, features)
 
     def _size(self, grid: Grid) -> tuple[int, int]:
         """Height and width in patches."""

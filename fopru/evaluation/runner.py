@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from fopru.arguments import check_choice, check_integer
 from fopru.evaluation import keys
 from fopru.evaluation.asking import prompts
 from fopru.evaluation.batch import Batch
@@ -27,7 +28,6 @@ from fopru.evaluation.tasks import Example, plain
 from fopru.families import Family
 from fopru.methods import Random
 from fopru.pictures import load_image
-from fopru.pruner import check_choice, check_integer
 
 COLUMNS = (
     *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from fopru.arguments import check_integer, check_list, hint
 from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
-from fopru.pruner import METHODS, Pruner, check_integer, hint
+from fopru.pruner import METHODS, Pruner
 
 Method = str | Pruner | Later | Shuffled
 """What `evaluate` compares: a name, a pruner, or a pruner under a control."""
@@ -46,7 +47,8 @@ def label(method: Pruner | Later | Shuffled) -> str:
     not their defaults, and "-later" or "-shuffled". A class without a name is called by its own."""
     if isinstance(method, Later | Shuffled):
         return f"{label(method.pruner)}-{type(method).__name__.lower()}"
-    text = vars(type(method)).get("name", type(method).__name__)
+    names = {cls: name for name, cls in CONTROLS.items()}
+    text = names.get(type(method), method.name)
     if method.weights != "none":
         text += f"-{method.weights}"
     columns = ("retention", "k", "positions", "seed", "weights")
@@ -117,7 +119,8 @@ def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any
     if isinstance(methods, Mapping):
         pairs = list(methods.items())
     else:
-        pairs = [(None, method) for method in a_list("methods", methods)]
+        check_list("methods", methods)
+        pairs = [(None, method) for method in methods]
     found: dict[str, Any] = {}
     for name, method in pairs:
         match method:
@@ -141,20 +144,14 @@ def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any
     return found
 
 
-def a_list(argument: str, value: Any) -> list[Any]:
+def distinct(argument: str, value: Any) -> list[Any]:
     """The values of a list-like argument.
 
     Raises:
-        ValueError: A single text, number or object where a list is meant.
+        ValueError: A single text, number or object where a list is meant, or a value twice.
     """
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise ValueError(f"{argument}={value!r}: must be a list, such as [{value!r}].")
-    return list(value)
-
-
-def distinct(argument: str, value: Any) -> list[Any]:
-    """As `a_list`, and no value twice."""
-    values = a_list(argument, value)
+    check_list(argument, value)
+    values = list(value)
     if len(set(values)) < len(values):
         raise ValueError(f"{argument}={values}: each may stand there once.")
     return values
