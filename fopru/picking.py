@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,34 +85,29 @@ def remaining(chosen: Tensor, n: int) -> Tensor:
 # The largest of some values
 
 
-def _slack(values: Tensor) -> Tensor | float:
-    """How far values may lie from others that count as equal to them."""
-    if values.dtype == torch.float64:
-        return ABSOLUTE
-    return (values.abs() * RELATIVE).nan_to_num(posinf=0)
-
-
 def top(values: Tensor, k: int) -> Tensor:
     """The places of the k largest values, in their original order; ties go to the lower index.
 
     Args:
-        values: (..., N) float32 or float64; infinity always comes first.
+        values: (N,) float32 or float64; infinity always comes first.
         k: From 1 to N.
 
     Returns:
-        (..., k) int64 on the CPU, sorted along the last dimension.
+        (k,) int64 on the CPU, sorted.
     """
     values = values.cpu()
-    border = values.topk(k, sorted=False).values.amin(-1, keepdim=True)  # (..., 1)
-    slack = _slack(border)
-    chosen = values >= border - slack  # (..., N)
-    places = chosen.nonzero()[:, -1]
-    if len(places) > border.numel() * k:  # more are equal to the k-th than there is room for
-        above = values > border + slack
-        tied = chosen & ~above
-        room = k - above.sum(-1, keepdim=True)
-        places = (above | tied & (tied.cumsum(-1) <= room)).nonzero()[:, -1]
-    return places.unflatten(0, (*values.shape[:-1], k))
+    border = values.topk(k, sorted=False).values.min().item()
+    slack = 0 if math.isinf(border) else _slack(values.dtype, border)
+    chosen = (values >= border - slack).nonzero().flatten()
+    if len(chosen) > k:  # more are equal to the k-th than there is room for
+        above = values[chosen] > border + slack
+        chosen = chosen[above | ((~above).cumsum(0) <= k - above.sum())]
+    return chosen
+
+
+def _slack(dtype: torch.dtype, size: Any) -> Any:
+    """How far values may lie from one of this size and still count as equal to it."""
+    return ABSOLUTE if dtype == torch.float64 else abs(size) * RELATIVE
 
 
 def ranked(values: Tensor) -> Tensor:
@@ -124,7 +120,7 @@ def ranked(values: Tensor) -> Tensor:
         (N,) int64. A value counts as equal to the next larger one if rounding parts the two.
     """
     values, order = values.sort(descending=True, stable=True)
-    steps = values[:-1] - values[1:] > _slack(values[:-1])
+    steps = values[:-1] - values[1:] > _slack(values.dtype, values[:-1])
     level = F.pad(steps.cumsum(0), (1, 0))[: len(values)]
     return (level * len(values) + order).sort().values % max(1, len(values))
 
