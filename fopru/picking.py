@@ -30,6 +30,9 @@ LEAST_VOLUME = 1e-6
 BLOCK_ELEMENTS = 2**22
 """Products of two tokens that are made at a time: 32 MiB of float64."""
 
+LIKELY = 64
+"""Tokens whose products with all others are made ahead, where there are too many to hold."""
+
 HELD_ELEMENTS = 2**24
 """Products of two tokens that may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
 
@@ -201,16 +204,26 @@ def owners(features: Tensor, kept: Tensor) -> Tensor:
     return owner
 
 
-def cosines_of(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from a token's place, (1,), to its products with all tokens, (N,).
+def cosines_of(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that gives the products of one token with all, (N,), for greedy picking.
 
-    The products of all pairs are made once if there are at most 4,096 tokens; else each call makes
-    its own, and nothing of size N x N is held.
+    It takes the token's place, (1,), and the (N,) values by which tokens are picked. The products
+    of all pairs are made once if there are at most 4,096 tokens. Else those of 64 tokens are made
+    at a time, the ones that are likely to be picked next, and nothing of size N x N is held.
     """
     if len(points) ** 2 <= HELD_ELEMENTS:
         table = points @ points.T
-        return lambda place: table[place][0]
-    return lambda place: points @ points[place][0]
+        return lambda place, values: table[place][0]
+    held: dict[int, Tensor] = {}
+
+    def row(place: Tensor, values: Tensor) -> Tensor:
+        if (one := int(place)) not in held:
+            likely = values.topk(min(LIKELY, len(values))).indices.tolist()
+            held.clear()
+            held.update(zip([one, *likely], points[[one, *likely]] @ points.T, strict=True))
+        return held[one].clone()
+
+    return row
 
 
 def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
@@ -233,7 +246,7 @@ def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     row_of, factor, kept = cosines_of(points), points.new_zeros(k, len(points)), []
     for i in range(k):
         best = first(gains[None])  # (1,)
-        row = row_of(best) - factor[:i, best].T @ factor[:i]  # (1, N)
+        row = row_of(best, gains) - factor[:i, best].T @ factor[:i]  # (1, N)
         factor[i] = (row / gains[best].sqrt()).where(gains[best] > LEAST_VOLUME, 0)
         gains = gains - factor[i] ** 2
         gains[best] = -torch.inf
