@@ -47,8 +47,7 @@ def label(method: Pruner | Later | Shuffled) -> str:
     not their defaults, and "-later" or "-shuffled". A class without a name is called by its own."""
     if isinstance(method, Later | Shuffled):
         return f"{label(method.pruner)}-{type(method).__name__.lower()}"
-    names = {cls: name for name, cls in CONTROLS.items()}
-    text = names.get(type(method), method.name)
+    text = method.name
     if method.weights != "none":
         text += f"-{method.weights}"
     columns = ("retention", "k", "positions", "seed", "weights")
