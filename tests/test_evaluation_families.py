@@ -148,6 +148,11 @@ def test_controls_in_every_family(family, loaded):
     assert (by["oracle"].evidence > 0).all()
     assert (by["oracle"].found >= by["random"].found).all()
     assert (by["none"].kept == 0).all()
+    for e in asked[::2]:  # what else is asked changes nothing
+        shuffled = evaluate(model, processor, [e], methods[2:3], (0.3,), max_new_tokens=1)
+        assert shuffled.loglik[1] == pytest.approx(
+            by["fopru-shuffled"].set_index("id").loglik[e.id], abs=1e-4
+        )
     logliks = {name: tuple(part.loglik.round(4)) for name, part in by.items()}
     assert len(set(logliks.values())) == len(logliks)  # each does something
 
@@ -162,8 +167,9 @@ def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
     with pruner(model) as session:
         plain = session.arguments(fopru.encode(model, asked, [pruner]))
     mixed = controls.shuffled(plain, seed=3)
-    generator = torch.Generator().manual_seed(3)
-    orders = [torch.randperm(len(f), generator=generator) for f in plain.features]
+    orders = [
+        torch.randperm(len(f), generator=torch.Generator().manual_seed(3)) for f in plain.features
+    ]
     visual = plain["input_ids"] == model.config.image_token_id
     for row, order in enumerate(orders):
         assert order.tolist() != sorted(order.tolist())

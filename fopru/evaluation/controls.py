@@ -185,8 +185,10 @@ def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
     order says where a token was, with "preserve" only its position id.
     """
     text: dict[str, Any] = {n: v for n, v in pruned.items() if n != "mm_encoder_outputs"}
-    generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(len(f), generator=generator) for f in pruned.features]
+    orders = [
+        torch.randperm(len(f), generator=torch.Generator().manual_seed(seed))
+        for f in pruned.features  # each by itself: the same in any batch
+    ]
     features = [f[order.to(f.device)] for f, order in zip(pruned.features, orders, strict=True)]
     visual = text["input_ids"] == pruned.family.image_token_id  # (B, L)
     columns, source = torch.arange(visual.shape[1]), torch.empty(visual.shape, dtype=torch.int64)
