@@ -5,10 +5,9 @@ token and its duplicate, say) different last bits, and other ones with another n
 Whatever picks by size here therefore takes values as equal that differ by no more than rounding,
 and gives ties to the lower index:
 
-- float32 is for scores that a model computed: equal within 2^-18 of their size, 32 units of
-  float32's last place;
-- float64 is for cosines and volumes that are computed here from features (`unit`): equal within
-  1e-9, far above the rounding of float64 and far below that of float32.
+- scores that a model computed: equal within 2^-18 of their size, 32 units of float32's last place;
+- cosines and volumes, which lie in [0, 1] or near it and are computed here from features, in
+  float64 (`unit`): equal within 2^-18, since the features come from the model in float32 at best.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RELATIVE, ABSOLUTE = 2**-18, 1e-9
+RELATIVE = ABSOLUTE = 2**-18
 """How far float32 scores (by their size) and float64 values lie apart and still count as equal."""
 
 LEAST_VOLUME = 1e-6

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.applying import cache_name
+from fopru.applying import cache_name, cache_of
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
 from fopru.evaluation.asking import answer_ids, inputs, prompts
@@ -126,7 +126,7 @@ class Answers:
         distinct = tuple(sorted(set(places)))
         with Given(k=len(distinct), indices=distinct)(self.model) as session:
             out = self.model(**session.arguments(self.encoded), use_cache=True, logits_to_keep=1)
-            cache = {cache_name(self.model): out.past_key_values}
+            cache = {cache_name(self.model): cache_of(out)}
             logits = [out.logits]  # (1, 1, V) for the first token of the answer
             if self.answer.shape[1] > 1:
                 logits.append(self.model(input_ids=self.answer[:, :-1], **cache).logits)

@@ -12,7 +12,7 @@ import tiny
 import torch
 import transformers
 import zoo
-from transformers import StoppingCriteria, TextIteratorStreamer
+from transformers import DynamicCache, StoppingCriteria, TextIteratorStreamer
 
 import fopru
 from fopru.families import Family
@@ -533,6 +533,25 @@ def test_padded_prompts_without_a_mask_are_not_pruned_outside_of_a_block():
     single = {n: v for n, v in asked("llava").items() if n != "attention_mask"}
     assert PLAIN.prune(model, single)["attention_mask"].all()
     assert expected["attention_mask"].shape[0] == 2
+
+
+@pytest.mark.parametrize("pruner", ALL, ids=called)
+@pytest.mark.parametrize("family", ["llava", "idefics3", "qwen2_5_vl"])
+def test_a_cache_may_hold_the_text_before_the_picture(family, pruner):
+    model, inputs = zoo.model(family), asked(family, text="w4 w5 USER: <image> w1 ASSISTANT:")
+    cache = DynamicCache(config=Family.of(model).decoder.config)
+    before = inputs["input_ids"][:, :2]
+    if pruner in INSIDE:
+        with pruner(model), torch.no_grad():
+            model(input_ids=before, past_key_values=cache)
+            with pytest.raises(ValueError, match="holds the first 2 tokens .* reads prompts whole"):
+                model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+        return
+    with pruner(model), torch.no_grad():
+        expected = logits(model, inputs)
+        model(input_ids=before, past_key_values=cache)
+        found = logits(model, inputs, past_key_values=cache)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pruner", INSIDE, ids=called)

@@ -1,7 +1,7 @@
 """The one way in which a pruner acts on a model."""
 
 from fopru.applying.before import Before
-from fopru.applying.conversation import cache_name, select_rows
+from fopru.applying.conversation import cache_name, cache_of, select_rows
 from fopru.applying.inside import Inside
 from fopru.applying.session import Handle, Session, at_work, inferred_mask
 
@@ -12,6 +12,7 @@ __all__ = [
     "Session",
     "at_work",
     "cache_name",
+    "cache_of",
     "inferred_mask",
     "select_rows",
 ]

@@ -159,6 +159,11 @@ class Inside(Session):
                     "the cache, with the whole conversation."
                 )
             known = conversation(cache)
+            if not isinstance(known, Layers) and shown:
+                raise ValueError(
+                    f"the KV cache holds the first {n_past(cache)} tokens of the prompt, and "
+                    f"method {self.pruner.name!r} reads prompts whole: leave the cache out."
+                )
             if not isinstance(known, Layers):
                 return forward(**kwargs)
             at_hand = Pass(self, fitted(known, len(ids)))

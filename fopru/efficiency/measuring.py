@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache, PreTrainedModel
 
-from fopru.applying import Session, cache_name
+from fopru.applying import Session, cache_name, cache_of
 from fopru.applying.session import During, at_once
 from fopru.arguments import check_integer, check_list
 from fopru.encoding import look
@@ -129,12 +129,12 @@ class Way:
         if self.steps:
             during("decode", lambda: self._decode(prompt, out))
         self.tokens = prompt["input_ids"].shape[1]
-        self.kv_bytes = kv_bytes(out.past_key_values)
+        self.kv_bytes = kv_bytes(cache_of(out))
 
     def _decode(self, prompt: Mapping[str, Any], out: Any) -> None:
         """Greedy steps on the cache."""
         mask, positions = prompt.get("attention_mask"), prompt.get("position_ids")
-        name, cache = cache_name(self.model), out.past_key_values
+        name, cache = cache_name(self.model), cache_of(out)
         for _ in range(self.steps):
             token = out.logits[:, -1:].argmax(-1)  # (B, 1)
             if mask is not None:

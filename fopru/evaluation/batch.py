@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
-from fopru.applying import Session, cache_name, select_rows
+from fopru.applying import Session, cache_name, cache_of, select_rows
 from fopru.applying.layers import window
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import answer_ids, generate, inputs, pictureless, prompts
@@ -201,7 +201,7 @@ class Batch:
                 positions = positions.expand(4, -1, -1)
         called = {**arguments, "position_ids": positions}
         out = self.model(**called, use_cache=True, logits_to_keep=1)
-        cache = out.past_key_values
+        cache = cache_of(out)
         return Prompted(arguments, cache, ids, mask, positions, out.logits[:, -1], [], [])
 
     def _without_picture(self) -> Prompted:

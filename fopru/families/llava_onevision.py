@@ -18,6 +18,7 @@ from fopru.families.llava_next import LlavaNext
 class LlavaOnevisionVideo(Family):
     """Frames pooled to a quarter, each with its own budget; one newline ends the video."""
 
+    title = "LLaVA-OneVision"
     modality = "video"
     pixels = ("pixel_values_videos",)
 
