@@ -7,6 +7,8 @@ READY := .venv/.ready
 LMMS := .venv-lmms/bin
 ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
 PORT ?= 8000
+# The quick tests, spread over the cores; each of them on one thread.
+QUICK := OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n auto --maxprocesses 4
 
 help:
 	@echo "make test   quick tests        make book   build the site into book/_build/html"
@@ -18,13 +20,13 @@ help:
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
 test: $(READY)
-	$(BIN)/pytest -q -m "not slow"
+	$(QUICK)
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow
 
 oldest newest: %: .venv-%/.ready
-	PYTHONPATH=.venv-$@ $(BIN)/pytest -q -m "not slow" tests/test_*.py
+	PYTHONPATH=.venv-$@ $(QUICK) tests/test_*.py
 
 lmms: .venv-lmms/.ready
 	$(LMMS)/pytest -q tests/test_lmms.py
