@@ -79,12 +79,13 @@ def test_killed_twenty_times_the_table_is_the_same(tmp_path):
     out, rng, kills = tmp_path / "answers.sqlite", random.Random(0), 0
     here = str(Path(__file__).parent)
     for _ in range(20):
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(out), here],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        assert child.stdout.readline() == b"ready\n"
+        with (tmp_path / "errors.txt").open("wb") as errors:
+            child = subprocess.Popen(
+                [sys.executable, "-c", KILLED, str(out), here],
+                stdout=subprocess.PIPE,
+                stderr=errors,
+            )
+        assert child.stdout.readline() == b"ready\n", (tmp_path / "errors.txt").read_text()
         time.sleep(rng.uniform(0, 1.0))
         if child.poll() is None:
             child.send_signal(signal.SIGKILL)
