@@ -1,0 +1,219 @@
+"""What a draw is made of: a model, a pruner, prompts, and a way of asking."""
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from threading import Thread
+
+import tiny
+import torch
+import zoo
+from hypothesis import strategies as st
+from transformers import PreTrainedModel
+
+import fopru
+
+SIZES = [(40, 40), (60, 44), (44, 70), (100, 30), (640, 8), (8, 200)]
+"""Pixels of the pictures, the last two thin."""
+TEXTS = [
+    "USER: {} w1 w2 w3 ASSISTANT:",
+    "w7 USER: {} w4 w5 w6 w8 w9 ASSISTANT:",
+    "w1 w2 w3 w1 {} w5 w1 w2 w3",
+    "{} w9",
+    "w9 w8 w7 w6 w5 w4 w3 w2 USER: {} w1 w1 ASSISTANT:",
+]
+BEFORE = ["fopru", "fopru-row", "random", "uniform", "cls", "divprune", "dpp", "cdpruner", "dart"]
+MERGING = ["pool", "tome", "visionzip", "prumerge", "vispruner"]
+INSIDE = ["fastv", "pyramiddrop"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt: which text, and the sizes of its pictures."""
+
+    text: int
+    pictures: tuple[int, ...]
+
+    @property
+    def words(self) -> str:
+        return TEXTS[self.text].format(" w2 ".join(["<image>"] * len(self.pictures)))
+
+
+@dataclass(frozen=True)
+class Case:
+    """All drawn values; its repr is the reproduction."""
+
+    way: str
+    family: str
+    method: str
+    retention: float | None = 0.25
+    k: int | None = None
+    positions: str | None = None
+    weights: str = "none"
+    rows: tuple[Row, ...] = (Row(0, (0,)),)
+    video: bool = False
+    padding: str = "left"
+    mask: bool = True
+    ids: str = "name"
+    config: bool = False
+    thread: bool = False
+    before: str | None = None
+    attention: str = "sdpa"
+    window: int | None = None
+    sizes_as_list: bool = False
+    option: int = 0
+    tokens: int = 3
+
+    def __repr__(self) -> str:
+        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
+        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
+
+    @property
+    def pruner(self) -> fopru.Pruner:
+        told = {"retention": self.retention} if self.k is None else {"k": self.k}
+        return fopru.METHODS[self.method](**told, positions=self.positions, weights=self.weights)
+
+
+@st.composite
+def cases(draw, ways: dict) -> Case:
+    """Any case; what cannot be asked of any model is left out here."""
+    way = draw(st.sampled_from(sorted(ways)))
+    kind = ways[way]
+    family = draw(st.sampled_from(zoo.FAMILIES))
+    method = draw(st.sampled_from(INSIDE * 3 + BEFORE + MERGING[:2] * 2 + MERGING[2:]))
+    weighable = method in BEFORE
+    weights = draw(st.sampled_from(["none", "mass"])) if weighable else "none"
+    k = draw(st.sampled_from([None, None, None, 3, 9])) if method not in INSIDE else None
+    retention = draw(st.sampled_from([0.25, 0.1, 0.5, 1.0])) if k is None else None
+    # M-RoPE positions are never numbered anew: the refusal is drawn now and then
+    positions = draw(st.sampled_from([None, None, "preserve", "reindex"]))
+    if positions == "reindex" and family.startswith("qwen") and draw(st.integers(0, 9)):
+        positions = None
+    video = family in zoo.VIDEO and draw(st.integers(0, 5)) == 0
+    n_rows = 1 if kind.single or video else draw(st.integers(1, 3))
+    pictures = st.lists(
+        st.sampled_from([0, 0, 1, 1, 2, 2, 3, 3, 4, 5]),
+        min_size=int(n_rows == 1 and draw(st.integers(0, 9)) > 0),
+        max_size=2,
+    )
+    rows = tuple(
+        Row(draw(st.integers(0, len(TEXTS) - 1)), tuple(draw(pictures))) for _ in range(n_rows)
+    )
+    padding = draw(st.sampled_from(["left", "right"])) if kind.forward else "left"
+    return Case(
+        way=way,
+        family=family,
+        method=method,
+        retention=retention,
+        k=k,
+        positions=positions,
+        weights=weights,
+        rows=rows,
+        video=video,
+        padding=padding,
+        mask=draw(st.booleans()) or (kind.forward and n_rows > 1),
+        ids=draw(st.sampled_from(["name", "place", "inputs"])),
+        config=draw(st.booleans()),
+        thread=draw(st.booleans()),
+        before=draw(st.sampled_from([None, "pictures", "text", "pruned"])),
+        attention=draw(st.sampled_from(["sdpa", "sdpa", "eager"])),
+        window=draw(st.sampled_from([None, 12])) if family == "gemma3" else None,
+        sizes_as_list=draw(st.integers(0, 4)) == 0,
+        option=draw(st.integers(0, 5)),
+        tokens=draw(st.integers(2, 4)),
+    )
+
+
+@lru_cache(maxsize=None)
+def model(family: str, attention: str = "sdpa", window: int | None = None) -> PreTrainedModel:
+    """A tiny model, shared by the draws; `forget` after a failure, which may have marked it."""
+    if window is None:
+        return zoo.model(family, attention)
+    net = zoo.model(family, attention)
+    config = net.config
+    config.text_config.sliding_window = window
+    narrow = type(net)(config).eval()
+    narrow.load_state_dict(net.state_dict())
+    narrow.set_attn_implementation(attention)
+    narrow.generation_config = net.generation_config
+    return narrow
+
+
+@lru_cache(maxsize=None)
+def assistant(family: str) -> PreTrainedModel:
+    """Another model of the family, which drafts."""
+    net = zoo.model(family)
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator) * p.abs().mean())
+    return net
+
+
+@lru_cache(maxsize=512)
+def _inputs(family: str, rows: tuple[Row, ...], padding: str) -> dict:
+    if not any(row.pictures for row in rows):
+        ids = tiny.tokenizer(padding)([r.words for r in rows], padding=True, return_tensors="pt")
+        data = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
+        if family.startswith("qwen"):
+            data["mm_token_type_ids"] = torch.zeros_like(ids.input_ids)
+        if family == "gemma3":
+            data["token_type_ids"] = torch.zeros_like(ids.input_ids)
+        return data
+    sizes = [size for row in rows for size in row.pictures]
+    images = [tiny.image(*SIZES[size], seed=10 * i + size) for i, size in enumerate(sizes)]
+    return dict(zoo.inputs(family, images, [row.words for row in rows], padding))
+
+
+def inputs(case: Case) -> dict:
+    """The whole batch, masks included; tensors are shared: nobody writes to them."""
+    if case.video:
+        return dict(_video(case.family))
+    return dict(_inputs(case.family, case.rows, case.padding))
+
+
+@lru_cache(maxsize=None)
+def _video(family: str) -> dict:
+    return zoo.video(family)
+
+
+def singles(case: Case) -> list[dict]:
+    """Each row alone, with its own pictures."""
+    if case.video:
+        return [inputs(case)]
+    rows, seen = [], 0
+    for row in case.rows:
+        if not row.pictures:
+            rows.append(dict(_inputs(case.family, (row,), "left")))
+            continue
+        images = [
+            tiny.image(*SIZES[size], seed=10 * (seen + i) + size)
+            for i, size in enumerate(row.pictures)
+        ]
+        rows.append(dict(zoo.inputs(case.family, images, [row.words], "left")))
+        seen += len(row.pictures)
+    return rows
+
+
+def forget() -> None:
+    """Make models and inputs anew: a failure may have left something on them."""
+    for cached in (model, assistant, _inputs, _video):
+        cached.cache_clear()
+
+
+def in_thread(call):
+    """What a call returns or raises, made in a thread of its own."""
+    result = []
+
+    def work():
+        try:
+            result.append((call(), None))
+        except BaseException as error:
+            result.append((None, error))
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join()
+    value, error = result[0]
+    if error is not None:
+        raise error
+    return value
