@@ -126,16 +126,17 @@ def cases(draw, ways: dict) -> Case:
 @lru_cache(maxsize=None)
 def model(family: str, attention: str = "sdpa", window: int | None = None) -> PreTrainedModel:
     """A tiny model, shared by the draws; `forget` after a failure, which may have marked it."""
-    if window is None:
-        return zoo.model(family, attention)
     net = zoo.model(family, attention)
-    config = net.config
-    config.text_config.sliding_window = window
-    narrow = type(net)(config).eval()
-    narrow.load_state_dict(net.state_dict())
-    narrow.set_attn_implementation(attention)
-    narrow.generation_config = net.generation_config
-    return narrow
+    if window is not None:
+        config = net.config
+        config.text_config.sliding_window = window
+        narrow = type(net)(config).eval()
+        narrow.load_state_dict(net.state_dict())
+        narrow.set_attn_implementation(attention)
+        narrow.generation_config = net.generation_config
+        net = narrow
+    net.generate(**_inputs(family, (Row(0, (0,)),), "left"), max_new_tokens=1, do_sample=False)
+    return net  # transformers has put its own hooks on by now
 
 
 @lru_cache(maxsize=None)

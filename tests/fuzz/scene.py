@@ -15,6 +15,8 @@ from fopru.families import Family
 
 LOOSE = 2e-4
 """How far float32 logits of two right ways may be apart; wrong ones are off by 0.01 and more."""
+THEIRS = ("rope_deltas", "_previous_max_cache_length", "_parameters", "_buffers")
+"""Attributes in which transformers itself keeps what a call left."""
 
 
 class Wrong(AssertionError):
@@ -281,12 +283,13 @@ def state(model):
                 seen.add((name, key, len(value) if hasattr(value, "__len__") else value))
             elif key == "_modules":
                 seen.update((name, key, child, id(part)) for child, part in value.items())
-            elif key not in ("rope_deltas", "_parameters", "_buffers"):
+            elif key not in THEIRS:
                 held = id(value) if callable(value) else None
                 seen.add((name, key, held))
         if hasattr(module, "config"):
             seen.add((name, "attention", module.config._attn_implementation))
         seen.add((name, "training", module.training))
-    seen.add(("", "config", str(model.config.to_dict())))
+    told = {k: v for k, v in model.config.to_dict().items() if k not in ("architectures", "dtype")}
+    seen.add(("", "config", str(told)))  # save_pretrained notes these two
     seen.add(("", "generation", str(model.generation_config.to_dict())))
     return seen
