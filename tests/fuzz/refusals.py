@@ -37,6 +37,11 @@ REFUSALS = [
         lambda c: c.k is not None,
     ),
     Refusal(
+        r"k=\d+: strategy='row' keeps whole rows, and \d+ tokens are no multiple of",
+        "Rows are kept whole.",
+        lambda c: c.k is not None and c.method == "fopru-row",
+    ),
+    Refusal(
         r"drops tokens inside the language model: use `with pruner\(model\):`",
         "There are no shorter inputs: tokens leave later.",
         lambda c: c.method in INSIDE and c.way.startswith("inputs_"),

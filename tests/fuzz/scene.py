@@ -45,6 +45,8 @@ class Scene:
         if self.inside and case.positions is None:
             self.reindex = self.reindex and case.method == "pyramiddrop"
         self.columns = self.logs = None
+        self.places = None
+        """(..., B, L + extra) position ids of the last `read`."""
         self.kept: list[list[torch.Tensor]] = []
         if not self.whole:
             self.learn()
@@ -128,11 +130,19 @@ class Scene:
         if "mm_token_type_ids" not in inputs:  # Qwen counts by itself, and not from a cache
             mask = inputs["attention_mask"]
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
-        with (
-            nullcontext() if grad else torch.no_grad(),
-            masked(self.model, self.full, self.columns, self.logs, self.reindex),
-        ):
-            return self.model(**inputs, use_cache=False).logits
+        def note(decoder, args, kwargs):
+            self.places = kwargs["position_ids"]
+
+        decoder = Family.of(self.model).decoder
+        handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with (
+                torch.set_grad_enabled(grad),
+                masked(self.model, self.full, self.columns, self.logs, self.reindex),
+            ):
+                return self.model(**inputs, use_cache=False).logits
+        finally:
+            handle.remove()
 
     def left(self):
         """Per row the columns of the prompt that the last layer sees."""
@@ -231,10 +241,12 @@ class Scene:
         if not self.any or run is None:
             return
         if self.inside:
-            found = [r for r in run.kept]
-            want = [r[-1] if r else torch.zeros(0, dtype=torch.int64) for r in self.kept]
             if self.whole:
                 return
+            want = [r[-1] if r else torch.zeros(0, dtype=torch.int64) for r in self.kept]
+            found = run.kept
+            times = len(found) // len(want)  # beams and sequences have rows of their own
+            want = [r for r in want for _ in range(times)]
         else:
             found = [image.kept for image in run.last.images]
             if self.whole:

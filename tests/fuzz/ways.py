@@ -300,7 +300,10 @@ def forward(scene):
         return
     right = scene.read()
     with scene.block() as run:
-        found = scene.forward(scene.called(), **scene.cached()).logits
+        more = scene.cached()
+        if not scene.reindex and scene.case.option == 5:
+            more["position_ids"] = scene.places
+        found = scene.forward(scene.called(), **more).logits
         scene.check(run)
     for row, (places, logits) in enumerate(zip(scene.left(), found, strict=True)):
         ended = scene.case.padding == "right"
@@ -322,12 +325,16 @@ def right_of(scene):
 
 
 def stepper(scene, run):
-    """The caller's next forward: with no mask, with the mask as the caller knows it."""
+    """The caller's next forward: with or without the mask as the caller knows it, and with position
+    ids where they stay what they were (Qwen numbers a step by the last prompt of the model)."""
+    counted = scene.case.family.startswith("qwen") and scene.case.way == "two_conversations"
 
     def step(ids, cache, i):
-        more = {}
+        more, place = {}, scene.length + i - 1
         if scene.case.option >= 3:
-            more["attention_mask"] = torch.ones(1, scene.length + i, dtype=torch.int64)
+            more["attention_mask"] = torch.ones(1, place + 1, dtype=torch.int64)
+        if counted or (not scene.reindex and scene.case.option % 3 == 2):
+            more["position_ids"] = scene.places[..., place : place + 1]
         return scene.forward({"input_ids": ids}, past_key_values=cache, use_cache=True, **more)
 
     return step
