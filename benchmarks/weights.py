@@ -21,7 +21,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import fopru
 from fopru.cli.common import keep
 from fopru.encoding import EncodedImage
-from fopru.evaluation.batch import Batch
 from fopru.methods.fopru import FoPru, top
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "weights"
@@ -117,25 +116,8 @@ def slim(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def tune() -> None:
-    parts = [
-        ask(
-            "pocket",
-            "validation",
-            both(TUNED),
-            STORE / "validation.sqlite",
-        ).assign(layers="all")
-    ]
-    depth = fopru.load("pocket")[0].config.text_config.num_hidden_layers
-    for name, layers in {
-        "first half": range(depth // 2),
-        "last half": range(depth // 2, depth),
-    }.items():
-        Batch.layers = layers
-        path = STORE / f"validation-{name.split()[0]}.sqlite"
-        parts.append(ask("pocket", "validation", ["fopru-mass"], path).assign(layers=name))
-    Batch.layers = None
-    results = pd.concat(parts, ignore_index=True)
-    keep(slim(results).assign(layers=results["layers"]), FOLDER / "validation.parquet")
+    results = ask("pocket", "validation", both(TUNED), STORE / "validation.sqlite")
+    keep(slim(results).assign(layers="all"), FOLDER / "validation.parquet")
 
 
 def test() -> None:

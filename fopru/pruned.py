@@ -92,6 +92,7 @@ class PrunedInputs(Mapping[str, Any]):
         family: Family,
         features: list[Tensor],
         images: tuple[PrunedImage, ...],
+        columns: Tensor | None = None,
     ):
         self._text = dict(text)
         self.family = family
@@ -99,6 +100,9 @@ class PrunedInputs(Mapping[str, Any]):
         """(k, d) per picture: the kept tokens (Qwen3-VL: and what its first layers add to them)."""
         self.images = images
         """One `PrunedImage` per picture, flat and in prompt order."""
+        self.columns = columns
+        """(B, L') int64: the column of the whole prompt that each token of the shorter one comes
+        from; None where nothing was removed."""
 
     def __getitem__(self, name: str) -> Any:
         if name == "mm_encoder_outputs":
@@ -122,11 +126,17 @@ class PrunedInputs(Mapping[str, Any]):
         """The same on another device; `dtype` is that of the features."""
         text = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self._text.items()}
         features = [feature.to(device=device, dtype=dtype) for feature in self.features]
-        return PrunedInputs(text, self.family, features, self.images)
+        return PrunedInputs(text, self.family, features, self.images, self.columns)
 
 
-def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -> dict[str, Any]:
-    """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again."""
+def shorten(
+    encoded: Encoded, images: tuple[PrunedImage, ...], positions: str
+) -> tuple[dict[str, Any], Tensor]:
+    """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again.
+
+    Returns:
+        The shorter inputs, and (B, L') the columns that they come from.
+    """
     inputs = dict(encoded.inputs)
     ids = inputs["input_ids"]  # (B, L)
     mask = inputs.get("attention_mask")
@@ -163,9 +173,39 @@ def shorten(encoded: Encoded, images: tuple[PrunedImage, ...], positions: str) -
             places = order.expand(*values.shape[:-2], *order.shape)
             inputs[name] = values.gather(-1, places).masked_fill(padding, fill[name])
     if family.spatial:  # a first row that counts the tokens, and then time, height and width
-        counted = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        counted = numbered(inputs["attention_mask"])
         inputs["position_ids"] = torch.cat([counted[None], inputs["position_ids"][-3:]])
-    return inputs
+    return inputs, order
+
+
+def whole(encoded: Encoded) -> PrunedInputs:
+    """The inputs with all visual tokens, their pictures encoded."""
+    grids = [image.grid for image in encoded.images]
+    inputs = dict(encoded.inputs)
+    inputs |= all_positions(encoded.family, inputs, grids)
+    features = [
+        image.features if image.deep is None else torch.cat([image.features, image.deep], 1)
+        for image in encoded.images
+    ]
+    return PrunedInputs(inputs, encoded.family, features, ())
+
+
+def all_positions(
+    family: Family, inputs: Mapping[str, Any], grids: list[Grid]
+) -> dict[str, Tensor]:
+    """The position ids of whole prompts whose pictures are encoded, where the model makes them from
+    the sizes of the pictures; nothing where it counts."""
+    if not family.spatial or inputs.get("position_ids") is not None:
+        return {}
+    mask = inputs.get("attention_mask")
+    mask = torch.ones_like(inputs["input_ids"]) if mask is None else mask
+    positions = family.position_ids(inputs, mask, grids)[-3:]
+    return {"position_ids": torch.cat([numbered(mask)[None], positions])}  # (4, B, L)
+
+
+def numbered(mask: Tensor) -> Tensor:
+    """(B, L) position ids that count what is no padding in a mask (B, L)."""
+    return (mask.bool().cumsum(1) - 1).clamp(min=0)
 
 
 def line_up(keep: Tensor, pad_right: bool) -> Tensor:

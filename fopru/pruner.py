@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from fopru.applying import Before, Session, at_work
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
-from fopru.run import Run, pruned_model
 from fopru.weights import WEIGHTS, masses
 
 
@@ -222,8 +222,8 @@ class Pruner:
         self, encoded: Encoded, images: tuple[PrunedImage, ...], features: list[Tensor]
     ) -> PrunedInputs:
         """The second half of `compact`: the inputs without the tokens that were not kept."""
-        text = shorten(encoded, images, self.numbering(encoded.family))
-        return PrunedInputs(text, encoded.family, features, images)
+        text, columns = shorten(encoded, images, self.numbering(encoded.family))
+        return PrunedInputs(text, encoded.family, features, images, columns)
 
     def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
         """What is kept of a picture, and its (k, d) tokens."""
@@ -265,9 +265,15 @@ class Pruner:
                 f"{n}; got {kept}."
             )
 
-    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Run]:
-        """`with pruner(model) as run:` prunes all that goes through the model; see `fopru.run`."""
-        return pruned_model(self, model)
+    def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Session]:
+        """`with pruner(model) as session:` prunes whatever goes through the model in the block.
+
+        Raises:
+            UnsupportedModelError: there is no adapter for the model.
+            RuntimeError: another pruner is at work on this model.
+            ValueError: weights="mass", and an attention kernel whose logits take no bias.
+        """
+        return at_work(Before(self, model))
 
 
 def _in_proportion(k: int, sizes: list[int]) -> list[int]:

@@ -1,27 +1,22 @@
-"""A look into the attention layers of a model while it runs.
+"""A look into the attention layers of a vision tower while it runs.
 
-The tap is an attention function, registered with transformers under the name of the one in use
-(`fopru_sdpa` stands for `sdpa`) and set on one config only, and only while it is needed. It notes
-the queries and keys of the tapped block and hands on to the real one, so the model keeps its fast
-kernels and its exact output.
+The tapped blocks' queries and keys are noted on their way (`fopru.attention`); the tower keeps its
+fast kernels and its exact output.
 """
 
 from __future__ import annotations
 
-import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers import PreTrainedModel
 
+from fopru.attention import heard, twinned
 from fopru.families import UnsupportedModelError
 
 
@@ -33,33 +28,8 @@ class Attention(NamedTuple):
     scaling: float
 
 
-SEEN: ContextVar[Callable[..., None] | None] = ContextVar("fopru_seen", default=None)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
-
-
-def register(implementation: str) -> str:
-    """Register the tapped twin of an attention implementation; its name.
-
-    The name contains the original's, since transformers asks whether "flash" is in it.
-    """
-    name = f"fopru_{implementation}"
-    if name in ALL_ATTENTION_FUNCTIONS.valid_keys():
-        return name
-
-    def attention(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any):
-        if (note := SEEN.get()) is not None:
-            note(module, query, key, *args, **kwargs)
-        if implementation == "eager":  # each modeling file has its own
-            attend = sys.modules[type(module).__module__].eager_attention_forward
-        else:
-            attend = ALL_ATTENTION_FUNCTIONS[implementation]
-        return attend(module, query, key, *args, **kwargs)
-
-    if implementation in ALL_MASK_ATTENTION_FUNCTIONS.valid_keys():
-        AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
-    AttentionInterface.register(name, attention)
-    return name
 
 
 @contextmanager
@@ -120,14 +90,8 @@ def tapped(
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
             seen.setdefault(index, []).append(Attention(q, k, scaling))
 
-    implementation = tower.config._attn_implementation
-    token = SEEN.set(note)
-    tower.config._attn_implementation = register(implementation)
-    try:
+    with twinned(tower.config), heard(note):
         yield seen
-    finally:
-        tower.config._attn_implementation = implementation
-        SEEN.reset(token)
     if missed := blocks.keys() - seen.keys():
         raise UnsupportedModelError(
             f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "

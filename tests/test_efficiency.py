@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import zoo
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 import fopru
@@ -27,7 +28,8 @@ def test_every_way_has_its_stages(table):
     stages = table.groupby(["method", "retention"]).stage.agg(set)
     assert stages["full", 1.0] == {"vision", "prefill", "decode", "end to end"}
     assert stages["fopru", 0.25] == {*efficiency.STAGES, "end to end", "native prefill"}
-    assert stages["fastv", 0.25] == {"vision", "compaction", "prefill", "decode", "end to end"}
+    inside = {"vision", "scoring", "compaction", "prefill", "decode", "end to end"}
+    assert stages["fastv", 0.25] == inside
     assert (table.seconds > 0).all()
     assert ((table.low <= table.seconds) & (table.seconds <= table.high)).all()
     assert table.attrs["turns"] == 2 and table.attrs["threads"] == torch.get_num_threads()
@@ -70,15 +72,36 @@ def test_flops_of_a_prefill_by_hand():
     assert counter.flops["prefill"] == 2 * (2 * layer + d * 50)
 
 
-def test_weighted_tokens_are_measured_with_their_weights(monkeypatch):
-    from fopru.weights import Bias
+def test_weighted_tokens_are_measured_with_their_weights():
+    model, masks = tiny.model(), []
+    layer = model.model.language_model.layers[0]
+    layer.register_forward_pre_hook(
+        lambda layer, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    fopru.measure(model, asked(1), [fopru.FoPru(0.25, weights="mass")], 3, turns=1)
+    biased = [m for m in masks if m is not None and m.dtype == torch.float32 and m.max() > 0]
+    # prefill and two steps: counted, by stages, end to end; the native prefill has no weights
+    assert len(biased) == 9
+    text = asked(1)["input_ids"].shape[1] - 64
+    for mask, steps in zip(biased, (0, 1, 2) * 3, strict=True):
+        assert round(mask[0, 0, -1].exp().sum().item()) == 64 + text + steps
 
-    given = []
-    of = Bias.of
-    monkeypatch.setattr(Bias, "of", lambda self, *args: (given.append(args[2]), of(self, *args)))
-    fopru.measure(tiny.model(), asked(1), [fopru.FoPru(0.25, weights="mass")], 2, turns=1)
-    assert len(given) == 3  # counted, by stages, end to end
-    assert all(mass.sum() == 64 for masses in given for mass in masses)
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_every_family_is_measured(family):
+    model, inputs = (
+        zoo.model(family),
+        zoo.inputs(family, [tiny.image(64, 48)], "USER: <image> w1 ASSISTANT:"),
+    )
+    pruners = [fopru.FoPru(0.5), fopru.METHODS["fastv"](0.5, k_layer=2)]
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
+    table = fopru.measure(model, inputs, pruners, 3, turns=1).set_index(["method", "stage"])
+    assert set(table.index.levels[0]) == {"full", "fopru", "fastv"}
+    full, fewer = table.loc["full", "prefill"], table.loc["fopru", "prefill"]
+    assert full.tokens == inputs["input_ids"].shape[1] and fewer.tokens < full.tokens
+    assert fewer.flops < full.flops and table.loc["fastv", "prefill"].flops < full.flops
+    assert out.shape[1] == full.tokens + 3
 
 
 def test_turns_go_forth_and_back(monkeypatch):

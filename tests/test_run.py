@@ -169,16 +169,69 @@ def test_an_outer_loop_of_forward_calls_equals_generate(positions):
     assert cache.get_seq_length() == run.last["input_ids"].shape[1] + 4
 
 
-def test_a_second_turn_on_a_pruned_cache_is_refused():
+@pytest.mark.parametrize("positions", ["reindex", "preserve"])
+@pytest.mark.parametrize("weights", ["none", "mass"])
+def test_a_second_turn_goes_on_where_the_pruned_prompt_ended(positions, weights):
+    model, inputs = tiny.model(), batch("llava")
+    pruner = fopru.FoPru(0.25, positions=positions, weights=weights)
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True}
+    words = torch.tensor([[9, 10, 11], [12, 13, 14]])
+    with pruner(model) as run:
+        first = model.generate(**inputs, **options)
+        longer = torch.cat([first.sequences, words], 1)
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, 7), value=1)
+        found = []
+        for arguments in (
+            {"input_ids": longer, "attention_mask": mask},  # the whole conversation
+            {"input_ids": longer, "attention_mask": mask, "pixel_values": inputs["pixel_values"]},
+        ):
+            cache = copy.deepcopy(first.past_key_values)
+            found.append(model.generate(**arguments, past_key_values=cache, **options))
+        short = first.past_key_values.get_seq_length()
+        assert short == run.last["input_ids"].shape[1] + 3
+        # by hand: the last token that was said is not in the cache yet
+        new = torch.cat([first.sequences[:, -1:], words], 1)
+        logits = model(input_ids=new, past_key_values=copy.deepcopy(first.past_key_values)).logits
+        apart = model.generate(**dict(zip(inputs, inputs.values(), strict=True)), **options)
+        assert torch.equal(apart.sequences, first.sequences)
+        # all at once, without a cache: the same kept tokens, and the text that follows
+        kept = run.last
+        later = torch.cat([first.sequences[:, inputs["input_ids"].shape[1] :], words], 1)
+        whole = {
+            "input_ids": torch.cat([kept["input_ids"], later], 1),
+            "attention_mask": torch.nn.functional.pad(kept["attention_mask"], (0, 7), value=1),
+            "mm_encoder_outputs": kept["mm_encoder_outputs"],
+        }
+        if kept.get("position_ids") is not None:
+            ahead = kept["position_ids"][:, -1:] + torch.arange(1, 8)
+            whole["position_ids"] = torch.cat([kept["position_ids"], ahead], 1)
+        else:
+            whole["position_ids"] = (whole["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        expected = model(**whole).logits[:, -1]
+    for second in found:
+        assert torch.equal(second.sequences[:, : longer.shape[1]], longer)
+        assert torch.equal(second.sequences, found[0].sequences)
+    torch.testing.assert_close(logits[:, -1], expected, atol=1e-5, rtol=1e-5)
+    expected[:, tiny.IMAGE_TOKEN_ID] = -torch.inf
+    assert torch.equal(found[0].sequences[:, longer.shape[1]], expected.argmax(-1))
+
+
+def test_a_picture_for_a_cache_that_holds_tokens_is_refused():
     model, inputs = tiny.model(), tiny.inputs()
+    for pruner in (fopru.FoPru(0.25), fopru.METHODS["fastv"](0.25)):
+        with pruner(model):
+            out = model(**inputs)
+            with pytest.raises(ValueError, match="a picture was given together with a KV cache"):
+                model(**inputs, past_key_values=out.past_key_values)
     with fopru.FoPru(0.25)(model):
-        out = model.generate(
-            **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
-        )
-        longer = {"input_ids": torch.cat([out.sequences, inputs["input_ids"][:, -3:]], 1)}
-        for extra in ({}, {"pixel_values": inputs["pixel_values"]}):
-            with pytest.raises(ValueError, match="past_key_values already hold a pruned prompt"):
-                model.generate(**longer, **extra, past_key_values=out.past_key_values)
+        out = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
+        longer = {"input_ids": torch.cat([out.sequences, inputs["input_ids"]], 1)}
+        with pytest.raises(ValueError, match="pictures belong to the beginning"):
+            model.generate(
+                **longer,
+                pixel_values=inputs["pixel_values"].repeat(2, 1, 1, 1),
+                past_key_values=out.past_key_values,
+            )
 
 
 def test_forward_without_cache_keeps_gapped_positions_right():

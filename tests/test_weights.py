@@ -11,7 +11,7 @@ from test_pruner import SIZES, TEXTS, answers
 
 import fopru
 from fopru.families import Family
-from fopru.weights import masses, weighted
+from fopru.weights import masses
 
 MASS = fopru.FoPru(0.25, weights="mass")
 SOME = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl", "gemma3"]
@@ -158,22 +158,6 @@ def test_retention_one_and_prompts_without_pictures_are_untouched(family):
         raise RuntimeError("mine")
     assert Family.of(model).decoder.config._attn_implementation == before
     assert torch.equal(answers(model, inputs), expected)
-
-
-def test_only_the_layers_named_are_weighted():
-    model, inputs = tiny.model(), tiny.inputs()
-    pruned = fopru.FoPru(0.25).prune(model, inputs)
-    mass = [masses(torch.randn(64, 48), pruned.images[0].kept)]
-    logits = []
-    for layers in (None, (), (2,), (0, 1, 2)):
-        with weighted(Family.of(model), layers) as bias, torch.no_grad():
-            bias.of(pruned.family, pruned["input_ids"], mass)
-            logits.append(model(**pruned).logits)
-    with torch.no_grad():
-        plain = model(**pruned).logits
-    assert torch.equal(logits[1], plain)
-    assert torch.equal(logits[0], logits[3])
-    assert not torch.equal(logits[2], plain) and not torch.equal(logits[2], logits[0])
 
 
 def test_generation_in_another_thread_is_weighted_too():

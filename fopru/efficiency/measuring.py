@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Cache, PreTrainedModel
 
-from fopru.encoding import encode, look
+from fopru.applying import Session, cache_name
+from fopru.applying.session import During, at_once
+from fopru.encoding import look
 from fopru.families import Family
-from fopru.in_llm import InLLMPruner
-from fopru.methods import Random
+from fopru.pruned import all_positions
 from fopru.pruner import Pruner, check_integer
-from fopru.weights import weighted
 
 STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")
 """In their order; "decode" is the time of one token after the first."""
@@ -93,60 +93,57 @@ class Way:
     visual: int = 0
     tokens: int = 0
     peak: list[int] = field(default_factory=list)
-    masses: list[Tensor | None] = field(default_factory=list)
 
-    def go(self, during: Callable[[str, Callable[[], T]], T]) -> None:
+    def go(self, during: During) -> None:
         """Stage after stage, each through `during`."""
-        inside = isinstance(self.pruner, InLLMPruner)
-        weighs = self.pruner is not None and self.pruner.weights == "mass"
-        prompt = self.pruned(during)
+        if self.pruner is None:
+            self._answer(self._whole(during), during)
+            return
+        with self.pruner(self.model) as session:
+            prompt = self._pruned(session, during)
+            self._answer(prompt, during)
+            self.visual = round(sum(session.layer_weighted) / len(session.layer_weighted))
+
+    def _whole(self, during: During) -> dict[str, Any]:
+        """The arguments of prefill with all visual tokens."""
         family = Family.of(self.model).reading(self.inputs)
-        if inside:
-            context = self.pruner(self.model)
-        else:
-            context = weighted(family) if weighs else nullcontext()
-        with context as run:
-            if weighs:
-                run.of(family, prompt["input_ids"], self.masses)
-            out = during("prefill", lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
-            if inside:
-                counts = run.layer_weighted
-                self.visual = round(sum(counts) / len(counts))
-            if self.steps:
-                during("decode", lambda: self.decode(prompt, out))
+        grids = family.grids(self.inputs)
+        self.visual = sum(grid.n_tokens for grid in grids) // len(self.inputs["input_ids"])
+        output = during("vision", lambda: family.pictures(self.inputs))
+        text = {n: v for n, v in self.inputs.items() if n not in (*family.pixels, *family.options)}
+        text |= all_positions(family, text, grids)
+        return {**text, "mm_encoder_outputs": {family.modality: output}}
+
+    def _pruned(self, session: Session, during: During) -> dict[str, Any]:
+        """The arguments of prefill, inside the session's block."""
+        seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
+        encoded = during("scoring", seen.scored)
+        return dict(session.arguments(encoded, during))
+
+    def _answer(self, prompt: Mapping[str, Any], during: During) -> None:
+        """Prefill and greedy steps."""
+        out = during("prefill", lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
+        if self.steps:
+            during("decode", lambda: self._decode(prompt, out))
         self.tokens = prompt["input_ids"].shape[1]
         self.kv_bytes = kv_bytes(out.past_key_values)
 
-    def pruned(self, during: Callable[[str, Callable[[], T]], T]) -> dict[str, Any]:
-        """The arguments of prefill."""
-        family = Family.of(self.model).reading(self.inputs)
-        if self.pruner is None:
-            sizes = [grid.n_tokens for grid in family.grids(self.inputs)]
-            self.visual = sum(sizes) // len(self.inputs["input_ids"])
-            output = during("vision", lambda: family.pictures(self.inputs))
-            gone = (family.pixels[0], *family.options)
-            text = {n: v for n, v in self.inputs.items() if n not in gone}
-            return {**text, "mm_encoder_outputs": {family.modality: output}}
-        if isinstance(self.pruner, InLLMPruner):
-            encoded = during("vision", lambda: encode(self.model, self.inputs))
-            return dict(during("compaction", lambda: Random(1.0).compact(encoded)))
-        seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
-        encoded = during("scoring", seen.scored)
-        images, features = during("selection", lambda: self.pruner.choose(encoded))
-        pruned = during("compaction", lambda: self.pruner.shortened(encoded, images, features))
-        self.visual = sum(i.n_kept for i in images) // len(pruned["input_ids"])
-        self.masses = [image.mass for image in images]
-        return dict(pruned)
-
-    def decode(self, prompt: Mapping[str, Any], out: Any) -> None:
+    def _decode(self, prompt: Mapping[str, Any], out: Any) -> None:
         """Greedy steps on the cache."""
-        mask, cache = prompt.get("attention_mask"), out.past_key_values
+        mask, positions = prompt.get("attention_mask"), prompt.get("position_ids")
+        name, cache = cache_name(self.model), out.past_key_values
         for _ in range(self.steps):
             token = out.logits[:, -1:].argmax(-1)  # (B, 1)
             if mask is not None:
                 mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+            if positions is not None:
+                positions = positions[..., -1:] + 1
             out = self.model(
-                input_ids=token, attention_mask=mask, past_key_values=cache, use_cache=True
+                input_ids=token,
+                attention_mask=mask,
+                position_ids=positions,
+                use_cache=True,
+                **{name: cache},
             )
 
     def turn(self) -> None:
@@ -154,10 +151,12 @@ class Way:
         with."""
         self.go(self.clock)
         with peak_memory(self.clock.device) as peak:
-            self.clock("end to end", lambda: self.go(lambda stage, call: call()))
+            self.clock("end to end", lambda: self.go(at_once))
         self.peak.append(peak())
-        if self.pruner is not None and not isinstance(self.pruner, InLLMPruner):
-            prompt = self.pruned(lambda stage, call: call())
+        if self.pruner is not None:
+            with self.pruner(self.model) as session:
+                prompt = self._pruned(session, at_once) if session.shortens else None
+        if self.pruner is not None and prompt is not None:
             names = ("input_ids", "mm_encoder_outputs")
             short = {name: prompt[name] for name in names}
             self.clock(

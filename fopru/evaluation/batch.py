@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
+from fopru.applying import Session, cache_name, select_rows
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import generate, inputs, prompts, shareable
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
@@ -22,7 +23,6 @@ from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pruner import Pruner
-from fopru.weights import Bias, weighted
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class Prompted:
     """Per row the visual tokens that are kept."""
     layer_weighted: list[float]
     """Per row the mean over layers of the visual tokens seen."""
-    bias: Bias | None = None
-    """What weighs the kept tokens, where they are weighted."""
 
 
 class Told(NamedTuple):
@@ -74,9 +72,6 @@ class Told(NamedTuple):
 
 class Batch:
     """Some questions and their pictures, encoded once."""
-
-    layers: ClassVar[Collection[int] | None] = None
-    """The layers in which kept tokens are weighted, where they are; None is all."""
 
     def __init__(
         self,
@@ -168,8 +163,8 @@ class Batch:
         if setting.method == "none":
             yield self._without_picture()
         elif pruner.weights != "none":
-            with weighted(self.family, self.layers) as bias:
-                yield self._weighted(setting, bias)
+            with pruner(self.model) as session:
+                yield self._weighted(setting, session)
         elif isinstance(pruner, InLLMPruner):
             everything = Random(1.0).compact
             chosen = None
@@ -190,17 +185,12 @@ class Batch:
             pruned = self._compact(setting, Encoded(self.family, self.prefix, self.pictures))
             yield self._on(self._read(pruned), setting)
 
-    def _weighted(self, setting: Setting, bias: Bias) -> Prompted:
+    def _weighted(self, setting: Setting, session: Session) -> Prompted:
         """Kept tokens with the weight of those they stand for."""
         apart = setting.pruner.asks or self.prefix is None
         asked, images = (self.asked, self.images) if apart else (self.prefix, self.pictures)
-        pruned = self._compact(setting, Encoded(self.family, asked, images))
-        bias.of(self.family, pruned["input_ids"], [image.mass for image in pruned.images])
-        prompted = self._read(pruned)
-        if not apart:
-            bias.rows(self.picture)
-            prompted = self._on(prompted, setting)
-        return replace(prompted, bias=bias)
+        prompted = self._read(session.arguments(Encoded(self.family, asked, images)))
+        return prompted if apart else self._on(prompted, setting)
 
     def _compact(self, setting: Setting, encoded: Encoded) -> Mapping[str, Any]:
         pruned = setting.pruner.shortened(encoded, *setting.pruner.choose(encoded))
@@ -246,7 +236,7 @@ class Batch:
         mask = pruned["attention_mask"]
         positions = pruned.get("position_ids")
         if positions is None:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            positions = (mask.bool().cumsum(1) - 1).clamp(min=0)
         out = self.model(**{**pruned, "position_ids": positions}, use_cache=True, logits_to_keep=1)
         kept = [image.kept for image in getattr(pruned, "images", ())]
         weighted = [float(len(tokens)) for tokens in kept]
@@ -258,20 +248,20 @@ class Batch:
     def _on(self, before: Prompted, setting: Setting) -> Prompted:
         """Every question on its picture's prefix, which went through the model once."""
         of = self.picture
-        before.cache.batch_select_indices(of)
+        select_rows(before.cache, of)
         longest = int(self._tails.max())
         ids = self.asked["input_ids"][:, -longest:]  # (B, T)
         mask = torch.arange(longest, device=of.device) >= longest - self._tails[:, None]
         ids = ids.where(mask, ids[:, -1:])
         preserved = setting.pruner.numbering(self.family) == "preserve"
-        start = (self.prefix["attention_mask"] if preserved else before.mask).sum(1)[of]
+        start = (self.prefix["attention_mask"] if preserved else before.mask).bool().sum(1)[of]
         positions = start[:, None] + (mask.cumsum(1) - 1).clamp(min=0)
         mask = torch.cat([before.mask[of], mask.to(before.mask)], 1)
         out = self.model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=before.cache,
+            **{cache_name(self.model): before.cache},
             use_cache=True,
             logits_to_keep=1,
         )
@@ -303,7 +293,7 @@ class Batch:
                 attention_mask=torch.cat([prompted.mask, there[:, :-1].to(prompted.mask)], 1),
                 position_ids=prompted.positions[:, -1:]
                 + torch.arange(1, length, device=there.device),
-                past_key_values=prompted.cache,
+                **{cache_name(self.model): prompted.cache},
                 use_cache=True,
             )
             logits = torch.cat([logits, out.logits], 1)
@@ -323,15 +313,13 @@ class Batch:
             rows = list(range(len(said)))
         else:
             index = torch.tensor(rows, device=self.model.device)
-            prompted.cache.batch_select_indices(index)
-            if prompted.bias is not None:
-                prompted.bias.rows(index)
+            select_rows(prompted.cache, index)
         prompted.cache.crop(-1)  # generate() wants a token to begin with
         asked = {
             "input_ids": prompted.ids[rows],
             "attention_mask": prompted.mask[rows],
             "position_ids": prompted.positions[rows],
-            "past_key_values": prompted.cache,
+            cache_name(self.model): prompted.cache,
         }
         answers = generate(self.model, self.processor, asked, n)
         for row, words in zip(rows, answers, strict=True):

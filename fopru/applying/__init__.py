@@ -1,0 +1,8 @@
+"""The one way in which a pruner acts on a model."""
+
+from fopru.applying.before import Before
+from fopru.applying.conversation import cache_name, select_rows
+from fopru.applying.inside import Inside
+from fopru.applying.session import Session, at_work
+
+__all__ = ["Before", "Inside", "Session", "at_work", "cache_name", "select_rows"]

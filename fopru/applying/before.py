@@ -1,0 +1,316 @@
+"""Tokens leave before the language model: its prompt is shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from fopru.applying.conversation import Conversation, cache_of, conversation, mark, n_past
+from fopru.applying.session import During, Session, at_once, option
+from fopru.attention import KERNELS, implementation, twinned, weighing
+from fopru.encoding import Encoded, encode
+from fopru.pruned import PrunedInputs, numbered
+
+
+class Before(Session):
+    """The session of a method that shortens the prompt, its kept tokens weighted or not.
+
+    `generate` sees the shorter prompt. What of the caller's sees token ids (stopping criteria,
+    logits processors, `prefix_allowed_tokens_fn`, streamers) sees them with the whole prompt in
+    front, and so do the sequences that come back, so code for the unpruned model keeps working.
+    Logits of a direct call have the shorter length. Weights travel in the attention mask, whose
+    values are then what each key weighs: so they follow their rows through beams and caches.
+
+    Raises:
+        UnsupportedModelError: there is no adapter for the model.
+        ValueError: weights="mass", and an attention kernel whose logits take no bias.
+    """
+
+    shortens = True
+
+    def __init__(self, pruner: Any, model: PreTrainedModel):
+        super().__init__(pruner, model)
+        self.weighs = pruner.weights != "none" and pruner.retention != 1
+        kernel = implementation(self.family.decoder.config)
+        if self.weighs and kernel not in KERNELS:
+            raise ValueError(
+                f"weights={pruner.weights!r}: attention {kernel!r} takes no bias on its logits; "
+                f"load the model with attn_implementation={' or '.join(map(repr, KERNELS))}."
+            )
+
+    @property
+    def kept(self) -> list[Tensor]:
+        if self.last is None:
+            return []
+        rows: list[list[Tensor]] = [[] for _ in range(len(self.last["input_ids"]))]
+        starts = [0] * len(rows)
+        for image in self.last.images:
+            rows[image.sample].append(image.kept + starts[image.sample])
+            starts[image.sample] += image.n_full
+        none = torch.zeros(0, dtype=torch.int64)
+        return [torch.cat(row) if row else none for row in rows]
+
+    def changes(self) -> AbstractContextManager[None]:
+        return twinned(self.family.decoder.config) if self.weighs else nullcontext()
+
+    def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        chosen = during("selection", lambda: self.pruner.choose(encoded))
+        self.last = during("compaction", lambda: self._shortened(encoded, *chosen))
+        return self.last
+
+    def _shortened(self, encoded: Encoded, *chosen: Any) -> PrunedInputs:
+        pruned = self.pruner.shortened(encoded, *chosen)
+        return self._weighted(pruned) if self.weighs else pruned
+
+    def _weighted(self, pruned: PrunedInputs) -> PrunedInputs:
+        """The same with what each key weighs as values of the attention mask."""
+        text = {name: pruned[name] for name in pruned if name != "mm_encoder_outputs"}
+        mask = text["attention_mask"]
+        if text.get("position_ids") is None:  # else made from the mask, whose values they are not
+            text["position_ids"] = numbered(mask)
+        mass = torch.cat([image.mass for image in pruned.images]).to(mask)
+        visual = text["input_ids"] == pruned.family.image_token_id
+        text["attention_mask"] = mask.masked_scatter(visual, mass)
+        return PrunedInputs(text, pruned.family, pruned.features, pruned.images, pruned.columns)
+
+    def _pruned(self, kwargs: dict[str, Any]) -> PrunedInputs:
+        """Take the model's inputs out of a call's arguments and prune them."""
+        names = [name for name in self.names() if name in kwargs]
+        return self.arguments(
+            encode(self.model, {name: kwargs.pop(name) for name in names}, [self.pruner])
+        )
+
+    # generate
+
+    def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        if self.generating:  # a model that drafts for itself
+            return generate(**kwargs)
+        if (ids := kwargs.pop("inputs", None)) is not None:
+            kwargs["input_ids"] = ids
+        cache, config = cache_of(kwargs), self._config(kwargs)
+        known = conversation(cache) if n_past(cache) else None
+        if known is None and not self.shows(kwargs):
+            with self.in_generate(None):
+                return generate(**kwargs)
+        self._refuse_gaps_without_cache(config, kwargs)
+        prompt = kwargs["input_ids"]
+        if known is None:
+            self._refuse_pictures_in(cache, prompt)
+            if kwargs.get("attention_mask") is None:
+                kwargs["attention_mask"] = _shown(prompt, config, kwargs)
+            pruned = self._pruned(kwargs)
+            kwargs |= dict(pruned)
+            known = _conversation(pruned, pruned.columns, prompt.shape[1])
+            if known.positions is None:  # generate counts them in the mask
+                known = replace(known, positions=numbered(known.mask))
+        else:
+            kwargs = self._resumed(known.fitted(len(prompt)), kwargs, n_past(cache))
+        seen = _Whole(prompt, kwargs["input_ids"].shape[1])
+        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - seen.short)
+        kwargs |= seen.callables(kwargs)
+        with self.in_generate(known):
+            output = generate(**kwargs)
+        if isinstance(output, Tensor):
+            return seen(output)
+        output.sequences = seen(output.sequences)
+        return output
+
+    def _config(self, kwargs: Mapping[str, Any]) -> GenerationConfig:
+        return kwargs.get("generation_config") or self.model.generation_config
+
+    def _refuse_gaps_without_cache(
+        self, config: GenerationConfig, kwargs: Mapping[str, Any]
+    ) -> None:
+        if option("use_cache", config, kwargs) is not False:
+            return
+        if self.pruner.numbering(self.family) == "preserve":
+            raise ValueError(
+                "positions='preserve' with use_cache=False: without its cache, transformers' "
+                "generate drops the attention mask and reads the gaps in position_ids as borders "
+                "between packed sequences. Use the cache, or positions='reindex'."
+            )
+
+    def _refuse_pictures_in(self, cache: Any, prompt: Tensor) -> None:
+        past = n_past(cache)
+        if past and bool(self.visual(prompt[:, :past]).any()):
+            raise ValueError(
+                f"the KV cache holds {past} tokens of this prompt with pictures among them, and "
+                "they were not pruned: prune a prompt from its first picture on, or leave the "
+                "cache out."
+            )
+
+    def _resumed(self, known: Conversation, kwargs: dict[str, Any], past: int) -> dict[str, Any]:
+        """The arguments of `generate` for another turn on the cache of a pruned prompt."""
+        ids = kwargs["input_ids"]
+        whole = known.length + past - known.mask.shape[1]
+        history = known.columns is not None and ids.shape[1] > whole
+        new = ids[:, whole:] if history else ids
+        if history:
+            ids = kwargs["input_ids"] = known.short(ids)
+        elif ids.shape[1] > past:  # the shorter prompt, which the caller has made himself
+            new, history = ids[:, past:], True
+        self._refuse_new_pictures(new, kwargs if not history else {})
+        for name in (*self.names(), "mm_encoder_outputs"):
+            if name not in ("input_ids", "attention_mask", "position_ids"):
+                kwargs.pop(name, None)  # of the pictures, which are in the cache
+        given = kwargs.get("position_ids")
+        kwargs = known.go_on(kwargs, past, new.shape[1])
+        if kwargs.get("attention_mask") is None:
+            total = past + new.shape[1]
+            kwargs["attention_mask"] = known.mask.new_ones(len(ids), total)
+        if history and given is None and known.positions is not None:
+            between = past - known.mask.shape[1]
+            last = known.positions.amax(-1, keepdim=True)
+            middle = last + torch.arange(1, between + 1, device=last.device)
+            kwargs["position_ids"] = torch.cat(
+                [known.positions, middle, kwargs["position_ids"]], -1
+            )
+        return kwargs
+
+    def _refuse_new_pictures(self, ids: Tensor, kwargs: Mapping[str, Any]) -> None:
+        if self.shows(kwargs) or (ids.shape[1] > 1 and bool(self.visual(ids).any())):
+            raise ValueError(
+                "a picture was given together with a KV cache (past_key_values) that already holds "
+                "tokens: pictures belong to the beginning. Call the model again without the cache, "
+                "with the whole conversation."
+            )
+
+    # forward
+
+    def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        cache, ids = cache_of(kwargs), kwargs.get("input_ids")
+        past, known = n_past(cache), None
+        if past:
+            if not self.generating and self.shows(kwargs):
+                self._refuse_new_pictures(ids, kwargs)
+            known = conversation(cache)
+            if known is not None and ids is not None:
+                kwargs = known.fitted(len(ids)).go_on(kwargs, past, ids.shape[1])
+        elif self.shows(kwargs) and not self.generating:
+            pruned = self._pruned(kwargs)
+            kwargs = dict(pruned) | kwargs
+            known = _conversation(pruned, pruned.columns, ids.shape[1])
+        elif kwargs.get("mm_encoder_outputs"):
+            known = self.conversation
+            known = known.fitted(len(ids)) if known is not None else _conversation(kwargs)
+        with self._weighing(kwargs):
+            output = forward(**kwargs)
+        mark(cache_of(output) or cache, known)
+        return output
+
+    def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        with weighing(_two_dimensional(kwargs.get("attention_mask"))):  # a static cache's mask
+            return prepare(**kwargs)
+
+    def _weighing(self, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+        """Weigh the keys by the mask's values, and leave a mask of ones and zeros to the model."""
+        mask = _two_dimensional(kwargs.get("attention_mask"))
+        if mask is None or not self.weighs or mask.dtype == torch.bool:
+            return nullcontext()
+        kwargs["attention_mask"] = mask.clamp(max=1)
+        return weighing(mask)
+
+
+def _two_dimensional(mask: Any) -> Tensor | None:
+    return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+
+def _conversation(
+    inputs: Mapping[str, Any], columns: Tensor | None = None, length: int = 0
+) -> Conversation:
+    ids, mask = inputs["input_ids"], _two_dimensional(inputs.get("attention_mask"))
+    mask = torch.ones_like(ids) if mask is None else mask.to(torch.int64)
+    return Conversation(mask, inputs.get("position_ids"), columns, length)
+
+
+def _shown(ids: Tensor, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Tensor:
+    """The attention mask that `generate` makes where it gets none: what is no padding, unless
+    padding also ends a sequence."""
+    pad, ends = (option(f"{name}_token_id", config, kwargs) for name in ("pad", "eos"))
+    ends = ends if isinstance(ends, list | tuple) else [ends]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return torch.ones_like(ids)
+    return (ids != pad).to(ids.dtype)
+
+
+def _shorter_lengths(
+    config: GenerationConfig, kwargs: Mapping[str, Any], removed: int
+) -> dict[str, int]:
+    """`max_length` and `min_length` count the prompt: take off what pruning removed."""
+    lengths = {name: option(name, config, kwargs) for name in ("max_length", "min_length")}
+    return {name: max(value - removed, 0) for name, value in lengths.items() if value}
+
+
+class _Whole:
+    """Token ids (R, P + n) of the shorter prompts -> (R, L + n), with the whole ones in front."""
+
+    def __init__(self, prompt: Tensor, short: int):
+        self.prompt, self.short = prompt, short
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        prompts = self.prompt.to(ids.device)
+        prompts = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)  # beams
+        return torch.cat([prompts, ids[:, self.short :]], dim=1)
+
+    def callables(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """The caller's functions of token ids, so that they see whole prompts."""
+        found: dict[str, Any] = {}
+        if criteria := kwargs.get("stopping_criteria"):
+            criteria = criteria if isinstance(criteria, list) else [criteria]
+            found["stopping_criteria"] = StoppingCriteriaList(_Stopping(c, self) for c in criteria)
+        if processors := kwargs.get("logits_processor"):
+            processors = processors if isinstance(processors, list) else [processors]
+            found["logits_processor"] = LogitsProcessorList(_Logits(p, self) for p in processors)
+        if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
+            found["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
+                row, torch.cat([self.prompt[row].to(ids.device), ids[self.short :]])
+            )
+        if (streamer := kwargs.get("streamer")) is not None:
+            found["streamer"] = _Streamer(streamer, self)
+        return found
+
+
+class _Stopping(StoppingCriteria):
+    def __init__(self, inner: StoppingCriteria, whole: _Whole):
+        self.inner, self.whole = inner, whole
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        return self.inner(self.whole(input_ids), scores, **kwargs)
+
+
+class _Logits(LogitsProcessor):
+    def __init__(self, inner: LogitsProcessor, whole: _Whole):
+        self.inner, self.whole = inner, whole
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.inner(self.whole(input_ids), scores)
+
+
+class _Streamer(BaseStreamer):
+    """Shows a streamer the whole prompt in place of the shorter one, which comes first."""
+
+    def __init__(self, inner: BaseStreamer, whole: _Whole):
+        self.inner, self.whole = inner, whole
+        self.started = False
+
+    def put(self, value: Tensor) -> None:
+        if not self.started:
+            value, self.started = self.whole(value.view(-1, self.whole.short)), True
+        self.inner.put(value)
+
+    def end(self) -> None:
+        self.inner.end()

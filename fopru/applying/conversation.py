@@ -1,0 +1,156 @@
+"""What is known of a prompt that was pruned, kept with its KV cache.
+
+The next forward pass on that cache needs it: which columns of the caller's mask are left, what each
+key weighs, at which position the sequence goes on. It is an attribute of the cache, so that several
+conversations with one model can take turns, in one thread or in many, and a copy of the cache is a
+conversation of its own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
+
+NAMES = ("cache", "past_key_values")
+"""What transformers calls the cache: from 5.24 on, and before."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """A prompt of B rows and L tokens, of which P are in the cache."""
+
+    mask: Tensor
+    """(B, P) int64: what each key weighs, 0 for padding."""
+    positions: Tensor | None
+    """(..., B, P) position ids; None where the model numbers the tokens itself."""
+    columns: Tensor | None = None
+    """(B, P): the column of the whole prompt that each key comes from; None where the caller gave
+    the shorter prompt himself."""
+    length: int = 0
+    """L, the tokens of each row of the whole prompt."""
+
+    def rows(self, index: Tensor) -> Conversation:
+        """The conversation of these rows of the batch, in this order."""
+
+        def picked(table: Tensor | None, dim: int) -> Tensor | None:
+            return None if table is None else table.index_select(dim, index.to(table.device))
+
+        return replace(
+            self,
+            mask=picked(self.mask, 0),
+            positions=picked(self.positions, -2),
+            columns=picked(self.columns, 0),
+        )
+
+    def fitted(self, rows: int) -> Conversation:
+        """The conversation for so many rows: beams and several sequences repeat each of them.
+
+        Raises:
+            ValueError: the number of rows is no multiple of the prompt's.
+        """
+        times, rest = divmod(rows, len(self.mask))
+        if rest:
+            raise ValueError(
+                f"a batch of {rows} rows goes on with a KV cache whose pruned prompt had "
+                f"{len(self.mask)}: give each prompt's rows, or use fopru.applying.select_rows."
+            )
+        if times == 1:
+            return self
+        return self.rows(torch.arange(len(self.mask)).repeat_interleave(times))
+
+    def short(self, table: Tensor) -> Tensor:
+        """(B, L + n) values of the whole prompt and what follows -> (B, P + n) of what is left."""
+        if self.columns is None:
+            return table
+        return torch.cat(
+            [table[:, : self.length].gather(1, self.columns), table[:, self.length :]], 1
+        )
+
+    def go_on(self, kwargs: Mapping[str, Any], past: int, new: int) -> dict[str, Any]:
+        """The arguments of a call that adds `new` tokens to `past` ones in the cache.
+
+        A mask that counts the whole prompt loses the columns that are gone; one that is left out is
+        made where the prompt was padded or weighted. Position ids that are left out go on where the
+        pruned prompt ended.
+
+        Raises:
+            ValueError: the mask has the length of neither the whole nor the pruned sequence.
+        """
+        kwargs = dict(kwargs)
+        total, mask = past + new, kwargs.get("attention_mask")
+        if mask is None:
+            if bool((self.mask != 1).any()):
+                kwargs["attention_mask"] = self._weighed(self.mask.new_ones(len(self.mask), total))
+        elif isinstance(mask, Tensor) and mask.dim() == 2:
+            whole = self.length + total - self.mask.shape[1]
+            if self.columns is not None and mask.shape[1] == whole != total:
+                mask = self.short(mask)
+            if mask.shape[1] != total:
+                raise ValueError(
+                    f"attention_mask of {mask.shape[1]} columns: the KV cache holds {past} tokens "
+                    f"of a pruned prompt and {new} are new, so that it has {total} columns, or "
+                    f"{whole} if it counts the tokens that were pruned."
+                )
+            kwargs["attention_mask"] = self._weighed(mask)
+        if kwargs.get("position_ids") is None and self.positions is not None:
+            ahead = torch.arange(past - self.mask.shape[1], total - self.mask.shape[1]) + 1
+            last = self.positions.amax(-1, keepdim=True)  # (..., B, 1)
+            kwargs["position_ids"] = last + ahead.to(last.device)
+        return kwargs
+
+    def _weighed(self, mask: Tensor) -> Tensor:
+        """A mask (B, P + n), or its beginning, with the weights of the prompt's keys."""
+        mask = mask.to(self.mask.device)
+        prompt = self.mask[:, : mask.shape[1]]
+        shown = mask[:, : prompt.shape[1]].clamp(max=1).to(prompt.dtype)
+        return torch.cat([shown * prompt, mask[:, prompt.shape[1] :].to(prompt.dtype)], 1)
+
+
+def cache_of(named: Any) -> Cache | None:
+    """The KV cache among a call's arguments, or in a model's output."""
+    if isinstance(named, tuple):
+        return next((value for value in named if isinstance(value, Cache)), None)
+    for name in NAMES:
+        if (cache := named.get(name)) is not None:
+            return cache
+    return None
+
+
+def cache_name(model: PreTrainedModel) -> str:
+    """What the model's `forward` calls the cache."""
+    names = inspect.signature(model.forward).parameters
+    return next(name for name in NAMES if name in names)
+
+
+def n_past(cache: Cache | None) -> int:
+    """Tokens in a cache."""
+    return 0 if cache is None else int(cache.get_seq_length())
+
+
+def conversation(cache: Cache | None) -> Any:
+    """What a pruner noted of the prompt in a cache; None where none did."""
+    return getattr(cache, "_fopru", None)
+
+
+def mark(cache: Cache | None, noted: Any) -> None:
+    """Note something of the prompt in a cache, in place of what was noted before."""
+    if cache is not None:
+        cache._fopru = noted
+
+
+def select_rows(cache: Cache, index: Tensor) -> None:
+    """Go on with these rows of the batch: those of the cache, and of what is known of its prompt.
+
+    Args:
+        cache: the KV cache of a prompt that was pruned; it is changed in place.
+        index: (R,) int64 rows; one may stand there several times.
+    """
+    cache.batch_select_indices(index)
+    if (noted := conversation(cache)) is not None:
+        mark(cache, noted.rows(index))

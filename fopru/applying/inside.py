@@ -1,0 +1,215 @@
+"""Tokens leave inside the language model, between two of its layers, at prefill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from fopru.applying.conversation import cache_of, conversation, mark, n_past
+from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence, fitted
+from fopru.applying.session import During, Session, at_once, option
+from fopru.attention import twinned
+from fopru.encoding import Encoded
+from fopru.families import Grid, UnsupportedModelError
+from fopru.pruned import PrunedImage, PrunedInputs, whole
+
+DRAFTS = "drafted tokens would stand behind the prompt when tokens are chosen"
+ALONE = {
+    "assistant_model": DRAFTS,
+    "prompt_lookup_num_tokens": DRAFTS,
+    "assistant_early_exit": DRAFTS,
+    "prefill_chunk_size": "tokens are chosen by the last one of the whole prompt",
+}
+"""Options of `generate` that do not go with dropping tokens between layers, and why."""
+
+
+class Inside(Session):
+    """The session of a method that drops visual tokens inside the language model.
+
+    The prompt stays whole for `generate`; the layers' caches differ in length. Hence no static
+    caches, no drafted tokens and no prefill in chunks: each is refused by name.
+
+    Args:
+        chosen: keep what was kept in that session, of prompts on the same pictures row by row: as
+            if these prompts were asked on its cache.
+
+    Raises:
+        UnsupportedModelError: there is no adapter for the model, or its first layers add features
+            to visual tokens that the method would drop.
+    """
+
+    def __init__(self, pruner: Any, model: PreTrainedModel, chosen: Inside | None = None):
+        super().__init__(pruner, model)
+        self.decoder = self.family.decoder
+        self.chosen = chosen
+        self.stages: dict[int, float] = pruner.stages(len(self.decoder.layers))
+        self.first = min(self.stages)
+        if self.first < self.family.n_deep:
+            raise UnsupportedModelError(
+                f"method {pruner.name!r} drops tokens on entering layer {self.first}, and layers "
+                f"up to {self.family.n_deep - 1} of {self.family.title} add features to all visual "
+                "tokens: it is undefined here."
+            )
+        self.reindex = pruner.numbering(self.family) == "reindex"
+        self.prompt = Layers(0)
+        self.grids: list[Grid] = []
+        self.hooks: list[int] = []
+
+    @property
+    def layers(self) -> list[Sequence]:
+        """Per layer of the language model what it saw of the last prompt with pictures."""
+        return self.prompt.layers
+
+    @property
+    def last(self) -> Inside | None:
+        """This session, whose `images` are what was kept; None before the first picture."""
+        return self if self.layers else None
+
+    @last.setter
+    def last(self, nothing: None) -> None:
+        """There are no shorter inputs to note."""
+
+    @property
+    def kept(self) -> list[Tensor]:
+        return [tokens.cpu() for tokens in self.prompt.seen(-1)] if self.layers else []
+
+    @property
+    def visual_counts(self) -> list[list[int]]:
+        """Per layer the visual tokens that it saw, one count per row of the batch."""
+        return [(s.visual & ~s.dead).sum(1).tolist() for s in self.layers]
+
+    @property
+    def layer_weighted(self) -> list[float]:
+        counts = self.visual_counts
+        return [sum(row) / len(counts) for row in zip(*counts, strict=True)]
+
+    @property
+    def images(self) -> tuple[PrunedImage, ...]:
+        """What the last layer sees of each picture of the last prompt, in prompt order."""
+        images, row, start = [], 0, 0
+        totals = self.layers[0].visual.sum(1).tolist() if self.layers else []
+        kept = self.kept
+        for grid in self.grids if totals else ():
+            while start == totals[row]:
+                row, start = row + 1, 0
+            own = kept[row][(kept[row] >= start) & (kept[row] < start + grid.n_tokens)] - start
+            images.append(PrunedImage(sample=row, kept=own, significance=None, grid=grid))
+            start += grid.n_tokens
+        return tuple(images)
+
+    def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        self.grids = [image.grid for image in encoded.images]
+        return during("compaction", lambda: whole(encoded))
+
+    @contextmanager
+    def changes(self) -> Iterator[None]:
+        handles = [
+            layer.register_forward_pre_hook(self._entering(i), with_kwargs=True)
+            for i, layer in enumerate(self.decoder.layers)
+        ]
+        self.hooks = [handle.id for handle in handles]
+        try:
+            with twinned(self.decoder.config):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def clean(self, model: PreTrainedModel) -> None:
+        super().clean(model)
+        for layer, hook in zip(self._of(model).layers, self.hooks, strict=True):
+            layer._forward_pre_hooks.pop(hook, None)
+            layer._forward_pre_hooks_with_kwargs.pop(hook, None)
+
+    def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        if self.generating or not self.shows(kwargs):
+            return generate(**kwargs)
+        config = kwargs.get("generation_config") or self.model.generation_config
+        given = {name: option(name, config, kwargs) for name in ALONE}
+        given = {name: (value, ALONE[name]) for name, value in given.items() if value}
+        if option("use_cache", config, kwargs) is False:
+            given["use_cache"] = (False, "tokens are chosen once, when the prompt is read")
+        for name, (value, reason) in given.items():
+            value = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
+            raise ValueError(
+                f"{name}={value}: method {self.pruner.name!r} drops tokens between layers of the "
+                f"language model, and {reason}. Leave {name} out, or use a method that prunes "
+                "before the language model."
+            )
+        family = self.family.reading(kwargs)
+        self.grids = family.grids(kwargs)
+        with self.in_generate(None):
+            return generate(**kwargs)
+
+    def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        cache, ids = cache_of(kwargs), kwargs.get("input_ids")
+        shown = self.shows(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
+        if n_past(cache):
+            if not self.generating and self.shows(kwargs):
+                raise ValueError(
+                    "a picture was given together with a KV cache (past_key_values) that already "
+                    "holds tokens: pictures belong to the beginning. Call the model again without "
+                    "the cache, with the whole conversation."
+                )
+            known = conversation(cache)
+            if not isinstance(known, Layers):
+                return forward(**kwargs)
+            at_hand = Pass(self, fitted(known, len(ids)))
+        elif not shown or ids is None:
+            output = forward(**kwargs)
+            mark(cache_of(output) or cache, None)
+            return output
+        else:
+            if self.shows(kwargs) and not self.generating:
+                self.grids = self.family.reading(kwargs).grids(kwargs)
+            at_hand = self._begun(ids, kwargs, cache)
+        with at_hand:
+            output = forward(**kwargs)
+        if at_hand.prefill:
+            self.prompt = at_hand.known
+            mark(cache_of(output) or cache, at_hand.known)
+        return output
+
+    def _begun(self, ids: Tensor, kwargs: Mapping[str, Any], cache: Cache | None) -> Pass:
+        """The pass of a prompt with pictures."""
+        if kwargs.get("labels") is not None:
+            raise ValueError(
+                f"labels were given, and method {self.pruner.name!r} shortens the sequence inside "
+                "the model: leave them out and compare logits yourself."
+            )
+        if cache is not None and cache.is_compileable:
+            raise ValueError(
+                f"{type(cache).__name__} has the same length in all layers, and method "
+                f"{self.pruner.name!r} drops tokens between them: use a dynamic cache (leave "
+                "cache_implementation out)."
+            )
+        if self.model.training and self.model.is_gradient_checkpointing:
+            raise ValueError(
+                f"gradient checkpointing runs layers a second time, and method "
+                f"{self.pruner.name!r} chooses tokens between them: turn it off "
+                "(model.gradient_checkpointing_disable()) or call model.eval()."
+            )
+        mask = kwargs.get("attention_mask")
+        dead = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
+        index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+        start = Sequence(index, dead, self.visual(ids), bool(dead.any()))
+        return Pass(self, Layers(ids.shape[1]), start)
+
+    def _entering(self, i: int) -> Callable[..., Any]:
+        """The hook of layer i."""
+
+        def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
+            at_hand = AT_HAND.get()
+            if at_hand is None or at_hand.session is not self:
+                return None
+            return at_hand.entering(i, layer, args, kwargs)
+
+        return hook
+
+    def _of(self, model: PreTrainedModel) -> PreTrainedModel:
+        return type(self.family)(model).decoder

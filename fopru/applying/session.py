@@ -1,0 +1,217 @@
+"""`with pruner(model) as session:` whatever goes through the model is pruned, and no trace is left.
+
+Three methods of the model, on this instance and for the time of the block, go through the session:
+`generate`, `forward` (so also a call of the model) and `prepare_inputs_for_generation`. What a
+session knows of a prompt is kept with the prompt's KV cache (`fopru.applying.conversation`), and
+what one forward pass needs only for that pass: blocks may be used from several threads.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any, ClassVar
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from fopru.attention import implementation
+from fopru.encoding import Encoded
+from fopru.families import Family
+from fopru.pruned import PER_TOKEN, PrunedImage, PrunedInputs
+
+_ACTIVE: WeakSet[nn.Module] = WeakSet()
+_GENERATING: ContextVar[tuple[Session, Any] | None] = ContextVar("fopru_generating", default=None)
+
+
+During = Callable[[str, Callable[[], Any]], Any]
+
+
+def at_once(stage: str, call: Callable[[], Any]) -> Any:
+    """Do what a stage consists of."""
+    return call()
+
+
+class Session:
+    """What a pruner does to one model: the same for every kind of pruner."""
+
+    shortens: ClassVar[bool] = False
+    """Whether the prompt that the language model gets is shorter than the caller's."""
+
+    def __init__(self, pruner: Any, model: PreTrainedModel):
+        self.pruner, self.model = pruner, model
+        self.family = Family.of(model)
+        self.last: PrunedInputs | None = None
+        """What the last prompt with pictures was turned into; None before the first. With several
+        threads, the last of any."""
+
+    @property
+    def images(self) -> tuple[PrunedImage, ...]:
+        """What was kept of each picture of the last prompt, in prompt order."""
+        return () if self.last is None else self.last.images
+
+    @property
+    def kept(self) -> list[Tensor]:
+        """Per row of the last prompt the visual tokens that were kept, indices among the row's own:
+        one (k,) int64 tensor each. Inside the language model these are what its last layer sees."""
+        raise NotImplementedError
+
+    @property
+    def layer_weighted(self) -> list[float]:
+        """Per row the mean over the language model's layers of the visual tokens that each sees."""
+        return [float(len(tokens)) for tokens in self.kept]
+
+    def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        """What to call the model with, within the block, for pictures that are encoded already.
+
+        Args:
+            encoded: what `fopru.encode` returned for this pruner.
+            during: called with the name of each stage ("selection", "compaction") and what is to be
+                done in it; it returns what that returns.
+        """
+        raise NotImplementedError
+
+    def changes(self) -> AbstractContextManager[None]:
+        """What else of the model is changed for the time of the block."""
+        return nullcontext()
+
+    def clean(self, model: PreTrainedModel) -> None:
+        """Take out of a copy of the model what `changes` did to the model itself."""
+        family = Family.of(model)
+        for part in (family.tower, family.decoder):
+            part.config._attn_implementation = implementation(part.config)
+
+    def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A call of the model's `generate`, its arguments by name."""
+        raise NotImplementedError
+
+    def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A call of the model's `forward`, its arguments by name."""
+        raise NotImplementedError
+
+    def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """A call of the model's `prepare_inputs_for_generation`, its arguments by name."""
+        return prepare(**kwargs)
+
+    @property
+    def generating(self) -> bool:
+        """Whether the call at hand is one of the session's own `generate`, in this thread."""
+        at_hand = _GENERATING.get()
+        return at_hand is not None and at_hand[0] is self
+
+    @property
+    def conversation(self) -> Any:
+        """What is known of the prompt that the session's own `generate` was called with."""
+        return _GENERATING.get()[1] if self.generating else None
+
+    @contextmanager
+    def in_generate(self, conversation: Any) -> Iterator[None]:
+        """Within the block, calls of the model are those of the session's own `generate`."""
+        token = _GENERATING.set((self, conversation))
+        try:
+            yield
+        finally:
+            _GENERATING.reset(token)
+
+    def names(self) -> list[str]:
+        """What of a call's arguments pruning reads."""
+        readers = self._readers
+        pixels = (name for reader in readers for name in (*reader.pixels, *reader.options))
+        return [*PER_TOKEN, *pixels, *self.family.also]
+
+    def shows(self, kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call's arguments hold pictures or videos."""
+        return any(kwargs.get(reader.pixels[0]) is not None for reader in self._readers)
+
+    def visual(self, ids: Tensor) -> Tensor:
+        """(B, L) bool: where the placeholders of pictures and videos stand."""
+        places = torch.zeros_like(ids, dtype=torch.bool)
+        for reader in self._readers:
+            places |= ids == reader.image_token_id
+        return places
+
+    @functools.cached_property
+    def _readers(self) -> list[Family]:
+        video = self.family.video
+        return [self.family] if video is None else [self.family, video(self.model)]
+
+
+@contextmanager
+def at_work(session: Session) -> Iterator[Session]:
+    """Within the block, the session acts on its model.
+
+    Raises:
+        RuntimeError: another one does so already.
+    """
+    model = session.model
+    if model in _ACTIVE:
+        raise RuntimeError(
+            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
+        )
+    _ACTIVE.add(model)
+    try:
+        with session.changes(), _replaced(session):
+            yield session
+    finally:
+        _ACTIVE.discard(model)
+
+
+@contextmanager
+def _replaced(session: Session) -> Iterator[None]:
+    """Within the block, the model's methods are the session's, on this instance only."""
+    model = session.model
+    own = {
+        name: model.__dict__[name]  # someone else's wrapper, as accelerate has one
+        for name in ("generate", "forward", "prepare_inputs_for_generation", "__deepcopy__")
+        if name in model.__dict__
+    }
+
+    def copied(memo: dict[int, Any]) -> PreTrainedModel:
+        """A copy that is made within the block is a model of its own, and not pruned."""
+        plain = copy.copy(model)
+        plain.__dict__ = {n: v for n, v in model.__dict__.items() if n not in replaced} | own
+        result = copy.deepcopy(plain, memo)
+        session.clean(result)
+        return result
+
+    replaced = {
+        "generate": _through(session.generate, model.generate),
+        "forward": _through(session.forward, model.forward),
+        "prepare_inputs_for_generation": _through(
+            session.prepare, model.prepare_inputs_for_generation
+        ),
+        "__deepcopy__": copied,
+    }
+    for name, method in replaced.items():
+        setattr(model, name, method)
+    try:
+        yield
+    finally:
+        for name in replaced:
+            model.__dict__.pop(name, None)
+        for name, method in own.items():
+            setattr(model, name, method)
+
+
+def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, through the session; positional arguments go by their names."""
+    names = list(inspect.signature(method).parameters)
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(names):
+            return method(*args, **kwargs)  # which says what is wrong
+        return act(method, dict(zip(names, args, strict=False)) | kwargs)
+
+    return torch.compiler.disable(call, recursive=False)
+
+
+def option(name: str, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Any:
+    """An option of `generate`, given by name or in its config."""
+    return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
