@@ -57,9 +57,28 @@ REFUSALS = [
         lambda c: c.way == "no_cache",
     ),
     Refusal(
-        r"past_key_values already hold a pruned prompt",
-        "The ids of the whole conversation do not fit a cache that is shorter.",
-        lambda c: c.way == "second_turn_through_generate",
+        r"(assistant_model=\w+|prompt_lookup_num_tokens=\d+|prefill_chunk_size=\d+|use_cache=False)"
+        r": method '\w+' drops tokens between layers",
+        "What is kept hangs on the prompt's last token, and layers' caches differ in length.",
+        lambda c: (
+            c.method in INSIDE
+            and c.way in ("assisted", "self_assisted", "lookup", "chunks", "no_cache")
+        ),
+    ),
+    Refusal(
+        r"StaticCache has the same length in all layers, and method '\w+' drops tokens between them",
+        "Layers' caches differ in length.",
+        lambda c: c.method in INSIDE and "static_cache" in c.way,
+    ),
+    Refusal(
+        r"gradient checkpointing runs layers a second time, and method '\w+' chooses tokens",
+        "The second time, the choice would be made from other layers' inputs.",
+        lambda c: c.method in INSIDE and c.way == "training",
+    ),
+    Refusal(
+        r"a sequence of \d+ tokens is longer than the window of \d+ that \w+ sees: method '\w+'",
+        "A window counts tokens of its layer's own cache.",
+        lambda c: c.method in INSIDE and c.window is not None,
     ),
     Refusal(
         r"labels were given, and method '\w+' shortens the sequence inside",

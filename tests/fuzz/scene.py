@@ -38,6 +38,7 @@ class Scene:
         family = Family.of(self.model)
         self.token = family.config.video_token_id if case.video else zoo.IMAGE_TOKEN_ID
         self.visual = self.prompt == self.token
+        self.places = [row.nonzero()[:, 0].contiguous() for row in self.visual]
         self.any = pruned and bool(self.visual.any())
         self.whole = not self.any or case.retention == 1.0
         self.layers = len(family.decoder.layers)
@@ -45,7 +46,7 @@ class Scene:
         if self.inside and case.positions is None:
             self.reindex = self.reindex and case.method == "pyramiddrop"
         self.columns = self.logs = None
-        self.places = None
+        self.position_ids = None
         """(..., B, L + extra) position ids of the last `read`."""
         self.kept: list[list[torch.Tensor]] = []
         if not self.whole:
@@ -89,7 +90,8 @@ class Scene:
             self.model(**single)
             if len(run.layers) != self.layers:
                 raise Wrong(f"inside the LLM nothing was pruned: {run.visual_counts}")
-            return [run.seen(i)[0] for i in range(self.layers)], run.visual_counts[0]
+            seen = [run.prompt.seen(i)[0] for i in range(self.layers)]
+            return seen, run.visual_counts[0]
 
     def counted(self, n, kept):
         """FastV rounds, PyramidDrop takes the floor."""
@@ -131,7 +133,7 @@ class Scene:
             mask = inputs["attention_mask"]
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         def note(decoder, args, kwargs):
-            self.places = kwargs["position_ids"]
+            self.position_ids = kwargs["position_ids"]
 
         decoder = Family.of(self.model).decoder
         handle = decoder.register_forward_pre_hook(note, with_kwargs=True)
@@ -240,21 +242,23 @@ class Scene:
         """What the run says was kept."""
         if not self.any or run is None:
             return
-        if self.inside:
-            if self.whole:
-                return
-            want = [r[-1] if r else torch.zeros(0, dtype=torch.int64) for r in self.kept]
-            found = run.kept
-            times = len(found) // len(want)  # beams and sequences have rows of their own
-            want = [r for r in want for _ in range(times)]
+        if self.whole:
+            want = [torch.arange(int(row.sum())) for row in self.visual]
         else:
-            found = [image.kept for image in run.last.images]
-            if self.whole:
-                want = [torch.arange(image.n_full) for image in run.last.images]
-            else:
-                want = [kept for row in self.kept for kept in row]
+            there = [row[self.columns[-1, i, row]] for i, row in enumerate(self.places)]
+            want = [torch.searchsorted(p, t) for p, t in zip(self.places, there, strict=True)]
+        found = run.kept
+        times = len(found) // len(want)  # beams and sequences have rows of their own inside the LLM
+        want = [row for row in want for _ in range(times)]
         if len(found) != len(want) or not all(map(torch.equal, found, want)):
             raise Wrong(f"kept {brief(found)}, alone {brief(want)}")
+        images = [image.kept for image in run.images]
+        if not self.whole and not self.inside and times == 1:
+            alone = [kept for row in self.kept for kept in row]
+            if len(images) != len(alone) or not all(map(torch.equal, images, alone)):
+                raise Wrong(f"images kept {brief(images)}, alone {brief(alone)}")
+        if times == 1 and sum(map(len, images)) != sum(map(len, want)):
+            raise Wrong(f"images hold {brief(images)}, rows {brief(want)}")
 
     def same(self, found, want, logits=True):
         """Tokens and each step's logits are equal."""

@@ -302,7 +302,7 @@ def forward(scene):
     with scene.block() as run:
         more = scene.cached()
         if not scene.reindex and scene.case.option == 5:
-            more["position_ids"] = scene.places
+            more["position_ids"] = scene.position_ids
         found = scene.forward(scene.called(), **more).logits
         scene.check(run)
     for row, (places, logits) in enumerate(zip(scene.left(), found, strict=True)):
@@ -334,7 +334,7 @@ def stepper(scene, run):
         if scene.case.option >= 3:
             more["attention_mask"] = torch.ones(1, place + 1, dtype=torch.int64)
         if counted or (not scene.reindex and scene.case.option % 3 == 2):
-            more["position_ids"] = scene.places[..., place : place + 1]
+            more["position_ids"] = scene.position_ids[..., place : place + 1]
         return scene.forward({"input_ids": ids}, past_key_values=cache, use_cache=True, **more)
 
     return step
