@@ -1,12 +1,13 @@
 """What a draw is made of: a model, a pruner, prompts, and a way of asking."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 from threading import Thread
 
 import tiny
 import torch
 import zoo
+from drawing import Short
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
@@ -38,8 +39,8 @@ class Row:
         return TEXTS[self.text].format(" w2 ".join(["<image>"] * len(self.pictures)))
 
 
-@dataclass(frozen=True)
-class Case:
+@dataclass(frozen=True, repr=False)
+class Case(Short):
     """All drawn values; its repr is the reproduction."""
 
     way: str
@@ -62,10 +63,6 @@ class Case:
     sizes_as_list: bool = False
     option: int = 0
     tokens: int = 3
-
-    def __repr__(self) -> str:
-        told = (f for f in fields(self) if getattr(self, f.name) != f.default)
-        return f"Case({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in told)})"
 
     @property
     def pruner(self) -> fopru.Pruner:

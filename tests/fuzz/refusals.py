@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import zoo
 from cases import INSIDE, MERGING, Case
@@ -12,7 +12,7 @@ class Refusal(NamedTuple):
     sentence: str
     """A regular expression that is found in the error's message."""
     reason: str
-    when: Callable[[Case], bool]
+    when: Callable[[Any], bool]
     """The cases that may be refused so: a sentence elsewhere is untrue."""
 
 
@@ -20,7 +20,7 @@ def _qwen(case: Case) -> bool:
     return case.family.startswith("qwen")
 
 
-REFUSALS = [
+GENERATION = [
     Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
@@ -88,9 +88,75 @@ REFUSALS = [
 ]
 
 
-def refused(error: Exception, case: Case) -> Refusal | None:
-    """The entry that allows this error for this case."""
-    for refusal in REFUSALS:
+def _some(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Whether a question of the run is such; a case of `test_results` comes with its run."""
+    return lambda drawn: any(test(q) for q in drawn[1].questions)
+
+
+def _beside(*names: str) -> Callable[[Any], bool]:
+    return lambda drawn: drawn[0].beside in names
+
+
+RESULTS = [
+    Refusal(
+        r"holds no questions|rows: there are none|examples=\[\]: there is no question",
+        "Nothing was asked.",
+        lambda d: not d[1].questions,
+    ),
+    Refusal(
+        r"questions\.jsonl: is no UTF-8 text",
+        "JSON Lines are UTF-8.",
+        lambda d: d[1].encoding == "utf-16" and d[1].door != "rows",
+    ),
+    Refusal(
+        r"(line|row) \d+: (field 'answers?' is (missing|not)|the right answer is an empty text)",
+        "There is nothing to compare with.",
+        _some(lambda q: q.answer >= 7),
+    ),
+    Refusal(
+        r"(line|row) \d+: field 'id' is '.*', as that of a question before",
+        "Rows are known by their id.",
+        _some(lambda q: q.name is not None),
+    ),
+    Refusal(
+        r"there is no folder .*nowhere",
+        "Folders are not made.",
+        _beside("no folder"),
+    ),
+    Refusal(
+        r"out\.(parquet|json|sqlite).* (holds other things|is not of fopru|of something else)",
+        "What is the user's own is not overwritten.",
+        _beside("json", "sqlite", "parquet", "times"),
+    ),
+    Refusal(
+        r"weights='mass': \w+ does not select tokens before the language model",
+        "Only kept tokens stand for others.",
+        lambda d: d[1].weights == "mass" and set(d[1].methods) & {"tome", "fastv"},
+    ),
+    Refusal(
+        r"'<image>'.*stands for|stands for .*'<image>'|question .*<image>",
+        "A question cannot hold the picture's placeholder.",
+        _some(lambda q: q.text == 8),
+    ),
+]
+ASK = [
+    Refusal(
+        r"\.png: (no such file|cannot be read as a picture)",
+        "There is no picture.",
+        lambda c: c.picture in ("missing", "broken"),
+    ),
+    Refusal(r"retention=2\.0: must be a number in \(0, 1\]", "", lambda c: c.retention == 2),
+    Refusal(
+        r"question.*'<image>'",
+        "A question cannot hold the picture's placeholder.",
+        lambda c: c.question == 8,
+    ),
+]
+
+
+def refused(error: Exception, case: Any, table: list[Refusal]) -> Refusal | None:
+    """The entry of a table that allows this error for this case."""
+    for refusal in table:
         if refusal.when(case) and re.search(refusal.sentence, str(error)):
             return refusal
     return None
