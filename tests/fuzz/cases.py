@@ -1,7 +1,7 @@
 """What a draw is made of: a model, a pruner, prompts, and a way of asking."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from threading import Thread
 
 import tiny
@@ -120,7 +120,7 @@ def cases(draw, ways: dict) -> Case:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(family: str, attention: str = "sdpa", window: int | None = None) -> PreTrainedModel:
     """A tiny model, shared by the draws; `forget` after a failure, which may have marked it."""
     net = zoo.model(family, attention)
@@ -136,7 +136,7 @@ def model(family: str, attention: str = "sdpa", window: int | None = None) -> Pr
     return net  # transformers has put its own hooks on by now
 
 
-@lru_cache(maxsize=None)
+@cache
 def assistant(family: str) -> PreTrainedModel:
     """Another model of the family, which drafts."""
     net = zoo.model(family)
@@ -169,7 +169,7 @@ def inputs(case: Case) -> dict:
     return dict(_inputs(case.family, case.rows, case.padding))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _video(family: str) -> dict:
     return zoo.video(family)
 

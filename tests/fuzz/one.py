@@ -1,4 +1,7 @@
-"""Run one case again: `python tests/fuzz/one.py "Case(way='greedy', family='llava', method='fopru')"`."""
+"""Run one case again.
+
+python tests/fuzz/one.py "Case(way='greedy', family='llava', method='fopru')" [--unpruned]
+"""
 
 import sys
 

@@ -1,19 +1,11 @@
 """Sentences with which a case may be refused, and why each is right to."""
 
-import re
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import zoo
-from cases import INSIDE, MERGING, Case
-
-
-class Refusal(NamedTuple):
-    sentence: str
-    """A regular expression that is found in the error's message."""
-    reason: str
-    when: Callable[[Any], bool]
-    """The cases that may be refused so: a sentence elsewhere is untrue."""
+from cases import INSIDE, Case
+from drawing import Refusal
 
 
 def _qwen(case: Case) -> bool:
@@ -66,7 +58,7 @@ GENERATION = [
         ),
     ),
     Refusal(
-        r"StaticCache has the same length in all layers, and method '\w+' drops tokens between them",
+        r"StaticCache has the same length in all layers, and method '\w+' drops tokens",
         "Layers' caches differ in length.",
         lambda c: c.method in INSIDE and "static_cache" in c.way,
     ),
@@ -152,11 +144,3 @@ ASK = [
         lambda c: c.question == 8,
     ),
 ]
-
-
-def refused(error: Exception, case: Any, table: list[Refusal]) -> Refusal | None:
-    """The entry of a table that allows this error for this case."""
-    for refusal in table:
-        if refusal.when(case) and re.search(refusal.sentence, str(error)):
-            return refusal
-    return None

@@ -132,6 +132,7 @@ class Scene:
         if "mm_token_type_ids" not in inputs:  # Qwen counts by itself, and not from a cache
             mask = inputs["attention_mask"]
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+
         def note(decoder, args, kwargs):
             self.position_ids = kwargs["position_ids"]
 

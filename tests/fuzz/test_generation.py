@@ -1,8 +1,8 @@
 """Drawn ways of asking a pruned model, each against a masked run of the unpruned one."""
 
 import cases
-from drawing import drawn
-from refusals import GENERATION, refused
+from drawing import drawn, refused
+from refusals import GENERATION
 from scene import Scene, Wrong
 from ways import WAYS
 

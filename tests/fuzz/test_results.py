@@ -1,8 +1,9 @@
 """Drawn questions, files and settings for `evaluate`, `fopru evaluate`, `measure` and `ask`.
 
-A draw is a few runs on one results file. Between them questions, pictures and settings change, files of
-the user's own lie beside, a run is interrupted. Each run's rows must be those of its own questions, each
-asked alone inside `with pruner(model)`, or the run is refused with a listed sentence.
+A draw is a few runs on one results file. Between them questions, pictures and settings change,
+files of the user's own lie beside, a run is interrupted. Each run's rows must be those of its own
+questions, each asked alone inside `with pruner(model)`, or the run is refused with a listed
+sentence.
 """
 
 import json
@@ -10,7 +11,7 @@ import sqlite3
 import tempfile
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ import tiny
 import torch
 import zoo
 from click.testing import CliRunner
-from drawing import Short, drawn
+from drawing import Short, drawn, refused
 from hypothesis import strategies as st
 from PIL import Image
-from refusals import ASK, RESULTS, refused
+from refusals import ASK, RESULTS
 from scene import LOOSE, Wrong, state
 from typer.main import get_command
 
@@ -43,8 +44,20 @@ TEXTS = [
     "",
     "w4 <image> w5",
 ]
-ANSWERS = ["w7", "W7 w9", " w3 ", "what it says", "WHAT IT SAYS", "w7 w8 w9 w10 w11", "\u65e5\u672c", "", 5, None]
-METHODS = ["fopru", "random", "tome", "fastv", "uniform", "divprune"]
+ANSWERS = [
+    "w7",
+    "W7 w9",
+    " w3 ",
+    "what it says",
+    "WHAT IT SAYS",
+    "w7 w8 w9 w10 w11",
+    "\u65e5\u672c",
+    "",
+    5,
+    None,
+]
+METHODS = [("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]
+BESIDE = [None, None, None, "json", "sqlite", "parquet", "times", "no folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,7 +113,9 @@ def cases(draw):
         Run,
         questions=st.lists(questions, min_size=draw(st.integers(0, 9)) > 0, max_size=4).map(tuple),
         pictures=st.one_of(st.tuples(good, good, good), st.tuples(often, often, often)),
-        methods=st.sampled_from([("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]),
+        methods=st.sampled_from(
+            [("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]
+        ),
         weights=st.sampled_from(["none", "none", "mass"]),
         retention=st.sampled_from([0.25, 0.5, 1.0]),
         positions=st.sampled_from([None, None, "preserve", "reindex"]),
@@ -115,26 +130,28 @@ def cases(draw):
         "results",
         draw(st.sampled_from(FAMILIES)),
         tuple(draw(st.lists(runs, min_size=1, max_size=3))),
-        draw(st.sampled_from([None, None, None, "json", "sqlite", "parquet", "times", "no folder"])),
+        draw(
+            st.sampled_from([None, None, None, "json", "sqlite", "parquet", "times", "no folder"])
+        ),
     )
 
 
 # Models, pictures and what they say
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(family):
     net = tiny.model(family, layers=5)
     net.generate(**tiny.inputs(family), max_new_tokens=1)
     return net
 
 
-@lru_cache(maxsize=None)
+@cache
 def processor(family):
     return tiny.processor(family)
 
 
-@lru_cache(maxsize=None)
+@cache
 def folder(family):
     """A saved model, for the commands."""
     path = Path(tempfile.mkdtemp(prefix="fopru-fuzz-"))
@@ -143,7 +160,7 @@ def folder(family):
     return path
 
 
-@lru_cache(maxsize=None)
+@cache
 def shown(kind):
     """The picture as a viewer shows it: RGB."""
     if kind == "deep":
@@ -203,7 +220,9 @@ def said(family, kind, text, told, tokens):
         with pruner(*told)(net) as run:
             out = net.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             kept = len(run.kept[0])
-    words = processor(family).decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    words = processor(family).decode(
+        out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     n = int((inputs["input_ids"] == zoo.IMAGE_TOKEN_ID).sum())
     return words.strip(), n if kept is None else kept, n
 
@@ -278,7 +297,14 @@ def table_of(case, run, place, out):
     net = model(case.family)
     if run.door == "command":
         path = written(case, run, place)
-        told = ["evaluate", str(path), "--out", str(out.with_suffix(".parquet")), "--model", str(folder(case.family))]
+        told = [
+            "evaluate",
+            str(path),
+            "--out",
+            str(out.with_suffix(".parquet")),
+            "--model",
+            str(folder(case.family)),
+        ]
         for method in run.methods or ("uniform",):
             told += ["--method", method]
         told += ["--retention", str(run.retention), "--seeds", "1", "--device", "cpu"]
@@ -295,7 +321,10 @@ def table_of(case, run, place, out):
             path = place / f"p{i}.png"
             pictures.append(path if kind in ("missing", "broken") else Image.open(path))
         asked = read_rows(rows_of(case, run, pictures))
-    methods = [name if run.weights == "none" else pruner(name, run.retention, None, run.weights) for name in run.methods]
+    methods = [
+        name if run.weights == "none" else pruner(name, run.retention, None, run.weights)
+        for name in run.methods
+    ]
     return evaluate(
         net,
         processor(case.family),
@@ -324,18 +353,18 @@ class Stop(KeyboardInterrupt):
     """Ctrl-C, at a drawn forward."""
 
 
-def stopped(net, after, call):
-    """The call, with Ctrl-C at its n-th forward; whether it came so far."""
-    left = [after]
+def stopped(case, run, place, out):
+    """The run, with Ctrl-C at its n-th forward, if it comes so far."""
+    left = [run.interrupted]
 
     def hook(module, args, kwargs):
         left[0] -= 1
         if left[0] == 0:
             raise Stop
 
-    handle = net.base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = model(case.family).base_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
-        call()
+        table_of(case, run, place, out)
     except Stop:
         pass
     finally:
@@ -354,7 +383,9 @@ def expected(case, run):
 def check(case, run, table):
     wanted = list(expected(case, run))
     if len(table) != len(wanted):
-        raise Wrong(f"{len(table)} rows for {len(wanted)} questions and settings: {table.id.tolist()}")
+        raise Wrong(
+            f"{len(table)} rows for {len(wanted)} questions and settings: {table.id.tolist()}"
+        )
     for row, (q, told) in zip(table.itertuples(), wanted, strict=True):
         where = f"{q} {told}"
         kind = run.pictures[q.picture]
@@ -395,7 +426,15 @@ def lay(case, place):
     elif case.beside == "parquet":
         pd.DataFrame({"mine": [1, 2]}).to_parquet(place / "out.parquet")
     elif case.beside == "times":
-        told = ["measure", "--model", str(folder(case.family)), "--retention", "0.25", "--turns", "1"]
+        told = [
+            "measure",
+            "--model",
+            str(folder(case.family)),
+            "--retention",
+            "0.25",
+            "--turns",
+            "1",
+        ]
         command([*told, "--new-tokens", "1", "--out", str(place / "out.parquet")])
     if case.beside == "no folder":
         return place / "nowhere" / "out.sqlite", {}
@@ -414,7 +453,11 @@ def results(case):
         for run in case.runs:
             try:
                 if run.interrupted and run.door != "command":
-                    stopped(model(case.family), run.interrupted, lambda r=run: table_of(case, r, place, out))
+                    stopped(
+                        model(case.family),
+                        run.interrupted,
+                        lambda r=run: table_of(case, r, place, out),
+                    )
                 check(case, run, table_of(case, run, place, out))
             except Exception as error:
                 if not refused(error, (case, run), RESULTS):
@@ -471,7 +514,7 @@ def timed(draw):
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def zoo_model(family, attention):
     net = zoo.model(family, attention)
     net.generate(**zoo.inputs(family, [tiny.image()], ["USER: <image> w1"]), max_new_tokens=1)
@@ -508,7 +551,9 @@ def measured(case):
         raise Wrong(f"{len(runs)} ways in the table, not {len(wanted)}: {runs}")
     for (method, visual, tokens), (name, count, longest) in zip(runs, wanted, strict=False):
         if name not in str(method) or abs(visual - count) > 1 or tokens != longest:
-            raise Wrong(f"{method}: {visual} of {tokens} tokens, in the block {count:.1f} of {longest}")
+            raise Wrong(
+                f"{method}: {visual} of {tokens} tokens, in the block {count:.1f} of {longest}"
+            )
     if not (table.seconds > 0).all() or table.seconds.isna().any():
         raise Wrong("a stage without a time")
 
@@ -586,7 +631,9 @@ judgements = st.builds(
     way=st.just("judged"),
     metric=st.sampled_from(["accuracy", "f1", "anls", "relaxed"]),
     answer=st.one_of(
-        st.sampled_from(["nan", "inf", "-inf", "0", "-0.0", "45%", "0.45", "1e999", " NaN ", "\u0663"]),
+        st.sampled_from(
+            ["nan", "inf", "-inf", "0", "-0.0", "45%", "0.45", "1e999", " NaN ", "\u0663"]
+        ),
         st.text(max_size=6),
         st.floats().map(str),
     ),

@@ -2,18 +2,18 @@
 
 import copy
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from threading import Barrier, Thread
-from collections.abc import Callable
 
 import cases
 import torch
 import torch.nn.functional as F
-import zoo
 from scene import Scene, Wrong
 from transformers import DynamicCache, StoppingCriteria
 
 import fopru
+from fopru.families import Family
 
 WAYS: dict[str, "Way"] = {}
 TOLD = (9, 11, 13)
@@ -62,8 +62,6 @@ def greedy(scene):
 @way(single=True)
 def lookup(scene):
     asked(scene, told(prompt_lookup_num_tokens=2 + scene.case.option % 2), told())
-
-
 
 
 @way(single=True)
@@ -282,9 +280,9 @@ def says_the_placeholder(scene):
 
         return lambda prompt: {"logits_processor": [say]}
 
-    words, right = twin.truth(options(spare))
+    _words, right = twin.truth(options(spare))
     with scene.block() as run:
-        new, found = scene.ask(options(scene.token))
+        _new, found = scene.ask(options(scene.token))
         scene.check(run)
     ids = [i for i in range(right[0].shape[1]) if i != spare]
     scene.close(torch.stack(found, 1)[..., ids], torch.stack(right, 1)[..., ids], "logits by step")
@@ -418,7 +416,6 @@ def second_turn_through_generate(scene):
     with scene.block():
         scene.ask(told())
         longer = torch.cat([scene.out.sequences, torch.tensor([TOLD])], 1)
-        n = longer.shape[1]
         out = scene.model.generate(
             longer,
             past_key_values=scene.out.past_key_values,
@@ -496,20 +493,25 @@ def training(scene):
     model, option = scene.model, scene.case.option
     labelled = option % 2 == 1
     labels = scene.prompt.masked_fill(scene.visual | (scene.full["attention_mask"] == 0), -100)
-    weight = next(p for n, p in model.named_parameters() if n.endswith("layers.0.self_attn.q_proj.weight") and "vision" not in n and "visual" not in n)
+    layers = Family.of(model).decoder.layers
+    weight = layers[0].self_attn.q_proj.weight
 
     def loss_of(rows, right):
         """Cross entropy over what is left, each predicting the next."""
         losses, n = [], 0
         for row, logits in enumerate(rows):
-            losses.append(F.cross_entropy(logits[:-1], right[row][1:], reduction="sum", ignore_index=-100))
+            losses.append(
+                F.cross_entropy(logits[:-1], right[row][1:], reduction="sum", ignore_index=-100)
+            )
             n += int((right[row][1:] != -100).sum())
         return sum(losses) / n
 
     full = scene.read(grad=True)
     left = scene.left()
     if labelled:
-        loss = loss_of([full[r, p] for r, p in enumerate(left)], [labels[r, p] for r, p in enumerate(left)])
+        loss = loss_of(
+            [full[r, p] for r, p in enumerate(left)], [labels[r, p] for r, p in enumerate(left)]
+        )
     else:
         loss = sum(full[r, p[-1]].square().mean() for r, p in enumerate(left))
     (right,) = torch.autograd.grad(loss, weight)
