@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow oldest lmms notebooks book serve lint clean
+.PHONY: help test slow fuzz oldest lmms notebooks book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
 	@echo "make lint   ruff               make clean  remove what the targets made"
 	@echo "make oldest the quick tests with the oldest transformers that is supported (.venv-oldest)"
+	@echo "make fuzz   drawn ways of asking against a masked run (FOPRU_FUZZ_DRAWS=300, FOPRU_FUZZ_SEED=0)"
 	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
@@ -21,6 +22,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow
+
+fuzz: export FOPRU_FUZZ_DRAWS ?= 300
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
 oldest: .venv-oldest/.ready
 	PYTHONPATH=.venv-oldest $(BIN)/pytest -q -m "not slow" tests/test_*.py
