@@ -7,8 +7,7 @@ from threading import Thread
 import tiny
 import torch
 import zoo
-from drawing import Short
-from hypothesis import strategies as st
+from drawing import Draws, Short
 from transformers import PreTrainedModel
 
 import fopru
@@ -47,6 +46,7 @@ class Case(Short):
     family: str
     method: str
     retention: float | None = 0.25
+    """None where k is given."""
     k: int | None = None
     positions: str | None = None
     weights: str = "none"
@@ -66,36 +66,31 @@ class Case(Short):
 
     @property
     def pruner(self) -> fopru.Pruner:
-        told = {"retention": self.retention} if self.k is None else {"k": self.k}
+        told = {"k": self.k} if self.retention is None else {"retention": self.retention}
         return fopru.METHODS[self.method](**told, positions=self.positions, weights=self.weights)
 
 
-@st.composite
-def cases(draw, ways: dict) -> Case:
+def drawn_case(draws: Draws, ways: dict) -> Case:
     """Any case; what cannot be asked of any model is left out here."""
-    way = draw(st.sampled_from(sorted(ways)))
+    one = draws.choice
+    way = one(sorted(ways))
     kind = ways[way]
-    family = draw(st.sampled_from(zoo.FAMILIES))
-    method = draw(st.sampled_from(INSIDE * 3 + BEFORE + MERGING[:2] * 2 + MERGING[2:]))
-    weighable = method in BEFORE
-    weights = draw(st.sampled_from(["none", "mass"])) if weighable else "none"
-    k = draw(st.sampled_from([None, None, None, 3, 9])) if method not in INSIDE else None
-    retention = draw(st.sampled_from([0.25, 0.1, 0.5, 1.0])) if k is None else None
+    family = one(zoo.FAMILIES)
+    method = one(INSIDE * 3 + BEFORE + MERGING[:2] * 2 + MERGING[2:])
+    weights = one(["none", "mass"]) if method in BEFORE else "none"
+    k = one([None, None, None, 3, 9]) if method not in INSIDE else None
+    retention = one([0.25, 0.1, 0.5, 0.25, 1.0]) if k is None else None
     # M-RoPE positions are never numbered anew: the refusal is drawn now and then
-    positions = draw(st.sampled_from([None, None, "preserve", "reindex"]))
-    if positions == "reindex" and family.startswith("qwen") and draw(st.integers(0, 9)):
+    positions = one([None, None, "preserve", "reindex"])
+    if positions == "reindex" and family.startswith("qwen") and not draws.once_in(10):
         positions = None
-    video = family in zoo.VIDEO and draw(st.integers(0, 5)) == 0
-    n_rows = 1 if kind.single or video else draw(st.integers(1, 3))
-    pictures = st.lists(
-        st.sampled_from([0, 0, 1, 1, 2, 2, 3, 3, 4, 5]),
-        min_size=int(n_rows == 1 and draw(st.integers(0, 9)) > 0),
-        max_size=2,
-    )
-    rows = tuple(
-        Row(draw(st.integers(0, len(TEXTS) - 1)), tuple(draw(pictures))) for _ in range(n_rows)
-    )
-    padding = draw(st.sampled_from(["left", "right"])) if kind.forward else "left"
+    video = family in zoo.VIDEO and draws.once_in(5)
+    n_rows = 1 if kind.single or video else one([1, 2, 2, 3])
+    rows = []
+    for _ in range(n_rows):
+        n = one([1, 1, 1, 2]) if n_rows == 1 and not draws.once_in(10) else one([0, 1, 1, 2])
+        sizes = tuple(one([0, 0, 1, 1, 2, 2, 3, 3, 4, 5]) for _ in range(n))
+        rows.append(Row(one(range(len(TEXTS))), sizes))
     return Case(
         way=way,
         family=family,
@@ -104,19 +99,19 @@ def cases(draw, ways: dict) -> Case:
         k=k,
         positions=positions,
         weights=weights,
-        rows=rows,
+        rows=(Row(0, (0,)),) if video else tuple(rows),
         video=video,
-        padding=padding,
-        mask=draw(st.booleans()) or (kind.forward and n_rows > 1),
-        ids=draw(st.sampled_from(["name", "place", "inputs"])),
-        config=draw(st.booleans()),
-        thread=draw(st.booleans()),
-        before=draw(st.sampled_from([None, "pictures", "text", "pruned"])),
-        attention=draw(st.sampled_from(["sdpa", "sdpa", "eager"])),
-        window=draw(st.sampled_from([None, 12])) if family == "gemma3" else None,
-        sizes_as_list=draw(st.integers(0, 4)) == 0,
-        option=draw(st.integers(0, 5)),
-        tokens=draw(st.integers(2, 4)),
+        padding=one(["left", "right"]) if kind.forward else "left",
+        mask=one([True, True, False]) or (kind.forward and n_rows > 1),
+        ids=one(["name", "name", "place", "inputs"]),
+        config=draws.once_in(3),
+        thread=draws.once_in(3),
+        before=one([None, None, "pictures", "text", "pruned"]),
+        attention=one(["sdpa", "sdpa", "eager"]),
+        window=one([None, 12]) if family == "gemma3" else None,
+        sizes_as_list=draws.once_in(5),
+        option=one(range(6)),
+        tokens=one([2, 3, 4]),
     )
 
 

@@ -10,16 +10,18 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, fields, is_dataclass, replace
+from random import Random
 from typing import Any, NamedTuple
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 DRAWS = int(os.environ.get("FOPRU_FUZZ_DRAWS", "20"))
 SEED = int(os.environ.get("FOPRU_FUZZ_SEED", "0"))
 FINDINGS = os.environ.get("FOPRU_FUZZ_FINDINGS")
-SHRINKING = 20
+SHRINKING = 10
 """Seconds for making a failing case smaller."""
 
 
@@ -48,16 +50,38 @@ class Short:
         return f"{type(self).__name__}({inside})"
 
 
-def drawn(strategy, run, forget, table=(), share=1):
+class Draws(Random):
+    """Choices of one case; a case is drawn from one seed, so that no draw repeats another's."""
+
+    def once_in(self, n: int) -> bool:
+        return self.randrange(n) == 0
+
+
+def smaller(case: Any) -> Iterator[Any]:
+    """Cases that are simpler by one step: a field as by default, an element fewer."""
+    for f in fields(case):
+        value = getattr(case, f.name)
+        if f.default is not MISSING and value != f.default:
+            yield replace(case, **{f.name: f.default})
+        if isinstance(value, tuple):
+            for i in range(len(value) if len(value) > 1 else 0):
+                yield replace(case, **{f.name: value[:i] + value[i + 1 :]})
+            for i, part in enumerate(value):
+                if is_dataclass(part):
+                    for less in smaller(part):
+                        yield replace(case, **{f.name: (*value[:i], less, *value[i + 1 :])})
+
+
+def drawn(make, run, forget, table=(), share=1):
     """A test over drawn cases.
 
     Args:
+        make: makes a case of `Draws`.
         run: called with each case; what it raises is a finding, unless the table lists it.
         forget: called after a failure, which may have marked a shared model.
         table: refusals.
         share: one draw of so many is made.
     """
-    failed = {}
 
     def fault(case):
         try:
@@ -67,28 +91,38 @@ def drawn(strategy, run, forget, table=(), share=1):
             return None if refused(error, case, table) else error
         return None
 
+    def reduced(case, error):
+        """The simplest case that is found to fail alike within the time for it."""
+        end, going = time.monotonic() + SHRINKING, True
+        while going:
+            going = False
+            for less in smaller(case):
+                if time.monotonic() > end:
+                    break
+                if (found := fault(less)) is not None and type(found) is type(error):
+                    case, error, going = less, found, True
+                    break
+        return case, error
+
     @seed(SEED)
     @settings(
         max_examples=max(1, DRAWS // share),
         deadline=None,
         database=None,
-        phases=[Phase.generate, Phase.shrink],
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(strategy)
+    @given(st.integers(0, 2**62).map(lambda n: make(Draws(n))))
     def test(case):
         warnings.simplefilter("ignore")
-        late = failed and time.monotonic() - min(failed.values()) > SHRINKING
-        if late and case not in failed:
-            return
         if (error := fault(case)) is None:
             return
+        case, error = reduced(case, error)
         what = f"{type(error).__name__}: {error}"
         if FINDINGS:
             with open(FINDINGS, "a") as file:
                 file.write(json.dumps({"case": repr(case), "way": case.way, "what": what}) + "\n")
             return
-        failed.setdefault(case, time.monotonic())
         raise AssertionError(f"{case!r}\n{what}") from error
 
     return test

@@ -23,4 +23,4 @@ def asked(case):
         raise
 
 
-test_generation = drawn(cases.cases(WAYS), asked, cases.forget)
+test_generation = drawn(lambda draws: cases.drawn_case(draws, WAYS), asked, cases.forget)

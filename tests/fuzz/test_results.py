@@ -10,7 +10,7 @@ import json
 import sqlite3
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -21,7 +21,6 @@ import torch
 import zoo
 from click.testing import CliRunner
 from drawing import Short, drawn, refused
-from hypothesis import strategies as st
 from PIL import Image
 from refusals import ASK, RESULTS
 from scene import LOOSE, Wrong, state
@@ -96,44 +95,42 @@ class Case(Short):
     beside: str | None = None
 
 
-@st.composite
-def cases(draw):
-    questions = st.builds(
-        Question,
-        picture=st.integers(0, 2),
-        text=st.sampled_from([0, 0, 1, 1, 2, 3, 3, *range(len(TEXTS))]),
-        answer=st.sampled_from([0, 1, 2, 3, 3, 4, 5, 5, *range(len(ANSWERS))]),
-        name=st.sampled_from([None, None, None, "a", "b", 7, "\u00e4 1"]),
-        metric=st.sampled_from([None, None, "accuracy", "anls", "relaxed"]),
-        listed=st.booleans(),
-    )
-    good = st.sampled_from(["plain", "other", "deep", "clear", "turned", "plain"])
-    often = st.sampled_from(PICTURES)
-    runs = st.builds(
-        Run,
-        questions=st.lists(questions, min_size=draw(st.integers(0, 9)) > 0, max_size=4).map(tuple),
-        pictures=st.one_of(st.tuples(good, good, good), st.tuples(often, often, often)),
-        methods=st.sampled_from(
-            [("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]
-        ),
-        weights=st.sampled_from(["none", "none", "mass"]),
-        retention=st.sampled_from([0.25, 0.5, 1.0]),
-        positions=st.sampled_from([None, None, "preserve", "reindex"]),
-        tokens=st.sampled_from([2, 1, 4]),
-        batch=st.sampled_from([64, 1, 2]),
-        door=st.sampled_from(["jsonl", "rows", "command", "command"]),
-        encoding=st.sampled_from(["utf-8", "utf-8", "utf-8-sig", "utf-16"]),
-        line=st.sampled_from(["\n", "\n", "\r\n", "\n\n"]),
-        interrupted=st.sampled_from([None, None, None, 1, 3, 6]),
-    )
-    return Case(
-        "results",
-        draw(st.sampled_from(FAMILIES)),
-        tuple(draw(st.lists(runs, min_size=1, max_size=3))),
-        draw(
-            st.sampled_from([None, None, None, "json", "sqlite", "parquet", "times", "no folder"])
-        ),
-    )
+def drawn_case(draws):
+    one = draws.choice
+
+    def question():
+        return Question(
+            picture=one(range(3)),
+            text=one([0, 0, 1, 1, 2, 3, 3, *range(len(TEXTS))]),
+            answer=one(range(10)) if draws.once_in(8) else one([0, 1, 2, 3, 3, 4, 5, 5, 6]),
+            name=one([None, None, None, None, "a", "b", 7, "\u00e4 1"]),
+            metric=one([None, None, "accuracy", "anls", "relaxed"]),
+            listed=one([True, False]),
+        )
+
+    def run():
+        kinds = PICTURES if draws.once_in(2) else PICTURES[:5]
+        return Run(
+            questions=tuple(question() for _ in range(one([1, 2, 3, 4]))),
+            pictures=tuple(one(kinds) for _ in range(3)),
+            methods=one(METHODS),
+            weights=one(["none", "none", "mass"]),
+            retention=one([0.25, 0.5, 1.0]),
+            positions=one([None, None, "preserve", "reindex"]),
+            tokens=one([2, 1, 4]),
+            batch=one([64, 1, 2]),
+            door=one(["jsonl", "rows", "command"]),
+            encoding=one(["utf-8"] * 4 + ["utf-8-sig"] * 2 + ["utf-16"]),
+            line=one(["\n", "\n", "\r\n", "\n\n"]),
+            interrupted=one([None, None, None, 1, 3, 6]),
+        )
+
+    runs = [run() for _ in range(one([1, 2, 2, 3]))]
+    for i in range(1, len(runs)):  # the same run again, but for one thing
+        if not draws.once_in(3):
+            name = one(["questions", "pictures", "methods", "retention", "positions", "tokens"])
+            runs[i] = replace(runs[i - 1], **{name: getattr(runs[i], name)})
+    return Case("results", one(FAMILIES), tuple(runs), one(BESIDE))
 
 
 # Models, pictures and what they say
@@ -474,7 +471,7 @@ def forget():
         cached.cache_clear()
 
 
-test_results = drawn(cases(), results, forget, share=3)
+test_results = drawn(drawn_case, results, forget, share=3)
 
 
 # measure
@@ -492,25 +489,24 @@ class Timed(Short):
     attention: str
 
 
-@st.composite
-def timed(draw):
-    family = draw(st.sampled_from(zoo.FAMILIES))
+def drawn_timed(draws):
+    one = draws.choice
+    family = one(zoo.FAMILIES)
     names = ["fopru", "random", "divprune", "tome", "cls", "fastv", "pyramiddrop"]
     names = [n for n in names if zoo.undefined(n, family) is None]
-    chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
-    merging = ("tome", "fastv", "pyramiddrop")
-    methods = tuple(
-        (n, "none" if n in merging else draw(st.sampled_from(["none", "mass"]))) for n in chosen
-    )
+    methods = [
+        (n, one(["none", "mass"]) if n in ("fopru", "random", "divprune", "cls") else "none")
+        for n in draws.sample(names, one([1, 2, 3]))
+    ]
     return Timed(
         "measure",
         family,
-        methods,
-        draw(st.sampled_from([0.25, 0.5, 1.0])),
-        draw(st.integers(1, 2)),
-        draw(st.integers(1, 3)),
-        family in zoo.VIDEO and draw(st.integers(0, 3)) == 0,
-        draw(st.sampled_from(["sdpa", "eager"])),
+        tuple(methods),
+        one([0.25, 0.5, 1.0]),
+        one([1, 2]),
+        one([1, 2, 3]),
+        family in zoo.VIDEO and draws.once_in(4),
+        one(["sdpa", "eager"]),
     )
 
 
@@ -566,7 +562,7 @@ def forget_zoo():
     zoo_model.cache_clear()
 
 
-test_measure = drawn(timed(), measured, forget_zoo, share=3)
+test_measure = drawn(drawn_timed, measured, forget_zoo, share=3)
 
 
 # ask, and the metrics
@@ -600,16 +596,19 @@ def ask(case):
                 raise Wrong(f"the answer {words!r} is not in {row}")
 
 
-asks = st.builds(
-    Asked,
-    way=st.just("ask"),
-    question=st.integers(0, len(TEXTS) - 1),
-    charset=st.sampled_from(["utf-8", "cp1252", "ascii"]),
-    as_json=st.booleans(),
-    picture=st.sampled_from(PICTURES),
-    retention=st.sampled_from([0.25, 1.0, 2.0]),
-)
-test_ask = drawn(asks, ask, forget, table=ASK, share=10)
+def drawn_ask(draws):
+    one = draws.choice
+    return Asked(
+        "ask",
+        one(range(len(TEXTS))),
+        one(["utf-8", "cp1252", "ascii"]),
+        one([True, False]),
+        one(PICTURES),
+        one([0.25, 0.25, 1.0, 2.0]),
+    )
+
+
+test_ask = drawn(drawn_ask, ask, forget, table=ASK, share=10)
 
 
 @dataclass(frozen=True, repr=False)
@@ -626,16 +625,14 @@ def judged(case):
         raise Wrong(f"{case.answer!r} scores {score} of itself by {case.metric}")
 
 
-judgements = st.builds(
-    Judged,
-    way=st.just("judged"),
-    metric=st.sampled_from(["accuracy", "f1", "anls", "relaxed"]),
-    answer=st.one_of(
-        st.sampled_from(
-            ["nan", "inf", "-inf", "0", "-0.0", "45%", "0.45", "1e999", " NaN ", "\u0663"]
-        ),
-        st.text(max_size=6),
-        st.floats().map(str),
-    ),
-)
-test_judged = drawn(judgements, judged, lambda: None)
+def drawn_judgement(draws):
+    one = draws.choice
+    signs = "0123456789.,-+eE%naif \u0663\u00b2\u00e4"
+    words = "".join(one(signs) for _ in range(one(range(6))))
+    known = ["nan", "inf", "-inf", "0", "-0.0", "45%", "1e999", " NaN ", "%"]
+    return Judged(
+        "judged", one(["accuracy", "f1", "anls", "relaxed"]), one([words, words, one(known)])
+    )
+
+
+test_judged = drawn(drawn_judgement, judged, lambda: None)
