@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow fuzz oldest lmms notebooks book serve lint clean
+.PHONY: help test slow fuzz oldest newest lmms notebooks book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -13,7 +13,8 @@ help:
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
 	@echo "make lint   ruff               make clean  remove what the targets made"
 	@echo "make oldest the quick tests with the oldest transformers that is supported (.venv-oldest)"
-	@echo "make fuzz   drawn ways of asking against a masked run (FOPRU_FUZZ_DRAWS=300, FOPRU_FUZZ_SEED=0)"
+	@echo "make newest the same with the newest (.venv-newest)"
+	@echo "make fuzz   300 drawn ways of asking, against a masked run (FOPRU_FUZZ_DRAWS, FOPRU_FUZZ_SEED)"
 	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
@@ -27,8 +28,8 @@ fuzz: export FOPRU_FUZZ_DRAWS ?= 300
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
-oldest: .venv-oldest/.ready
-	PYTHONPATH=.venv-oldest $(BIN)/pytest -q -m "not slow" tests/test_*.py
+oldest newest: %: .venv-%/.ready
+	PYTHONPATH=.venv-$@ $(BIN)/pytest -q -m "not slow" tests/test_*.py
 
 lmms: .venv-lmms/.ready
 	$(LMMS)/pytest -q tests/test_lmms.py
@@ -50,7 +51,7 @@ serve: $(READY)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
 clean:
-	rm -rf .venv .venv-oldest .venv-lmms node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmms node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
 
 $(READY): requirements/ci.txt pyproject.toml
 	@set -e; for python in python3 python3.13 python3.12 python3.11; do \
@@ -62,10 +63,11 @@ $(READY): requirements/ci.txt pyproject.toml
 	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv-oldest/.ready: pyproject.toml | $(READY)
-	@rm -rf .venv-oldest
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target .venv-oldest \
-	  transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).0
+.venv-oldest/.ready: WANTED = transformers==$(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).0
+.venv-newest/.ready: WANTED = $(shell sed -n 's/.*"\(transformers>=[^"]*\)".*/\1/p' pyproject.toml)
+.venv-oldest/.ready .venv-newest/.ready: pyproject.toml | $(READY)
+	@rm -rf $(@D)
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --target $(@D) '$(WANTED)'
 	@touch $@
 
 .venv-lmms/.ready: requirements/lmms.txt pyproject.toml | $(READY)

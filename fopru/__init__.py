@@ -1,34 +1,43 @@
-"""Training-free visual-token pruning for Hugging Face vision-language models."""
+"""Training-free visual-token pruning for Hugging Face vision-language models.
 
+What stands here is imported when it is first used, since torch and transformers take seconds.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
-
-from fopru.checking import check
-from fopru.efficiency import measure
-from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation import evaluate
-from fopru.families import UnsupportedModelError
-from fopru.loading import load
-from fopru.methods import CLS, FoPru, Random, Uniform
-from fopru.pruned import PrunedImage, PrunedInputs
-from fopru.pruner import METHODS, Pruner
+from pkgutil import iter_modules
+from typing import Any
 
 __version__ = version("fopru")
 
-__all__ = [
-    "CLS",
-    "METHODS",
-    "Encoded",
-    "EncodedImage",
-    "FoPru",
-    "PrunedImage",
-    "PrunedInputs",
-    "Pruner",
-    "Random",
-    "Uniform",
-    "UnsupportedModelError",
-    "check",
-    "encode",
-    "evaluate",
-    "load",
-    "measure",
-]
+_NAMES = {
+    "checking": ("check",),
+    "efficiency": ("measure",),
+    "encoding": ("Encoded", "EncodedImage", "encode"),
+    "evaluation": ("evaluate",),
+    "families": ("UnsupportedModelError",),
+    "loading": ("load",),
+    "methods": ("CLS", "METHODS", "FoPru", "Random", "Uniform"),
+    "pruned": ("PrunedImage", "PrunedInputs"),
+    "pruner": ("Pruner",),
+}
+"""Module -> the names of this package that it defines."""
+
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"fopru.{_HOMES[name]}"), name)
+    elif name in {module.name for module in iter_modules(__path__)}:
+        value = import_module(f"fopru.{name}")
+    else:
+        raise AttributeError(f"module 'fopru' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *(module.name for module in iter_modules(__path__))})

@@ -2,27 +2,159 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from transformers import (
+    PROCESSOR_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    AutoVideoProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+from transformers.utils import is_torchvision_available
 
 from fopru import pocket
+from fopru.families import Family
+from fopru.pruner import hint
+
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+"""Keyword arguments that say where files come from: they hold for the processor too."""
 
 
 def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """A vision-language model and its processor, ready to answer.
+    """Load a vision-language model and its processor, ready to answer.
 
-    The same two objects as transformers' Auto classes give, in eval mode. Pictures are prepared
-    with PIL whether or not torchvision is installed, so results do not depend on that.
+    Their classes are those that transformers' Auto classes give, and the model is in eval mode.
+    Pictures are prepared with PIL whether or not torchvision is installed, so that results do not
+    depend on it. Videos need torchvision: without it the processor takes pictures alone, and raises
+    an ImportError that says so when it gets a video.
 
     Args:
         model: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        kwargs: for the model's `from_pretrained`, such as `dtype` or `device_map`.
+        kwargs: for the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
     Raises:
-        OSError: there is no such model, or it cannot be reached.
+        UnsupportedModelError: fopru has no adapter for this type of model.
+        ValueError: `model` is neither "pocket", nor a folder, nor written like a Hugging Face id.
+        OSError: a file is missing or damaged, or the Hugging Face Hub does not have it or cannot be
+            reached.
+        ImportError: a package that the model or its processor needs is not installed.
     """
-    source = pocket.folder() if model == "pocket" else model
-    processor = AutoProcessor.from_pretrained(source, backend="pil")
-    return AutoModelForImageTextToText.from_pretrained(source, **kwargs).eval(), processor
+    source = _source(model)
+    hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}
+    if isinstance(source, str) and not hub.get("local_files_only") and not _hub_answers():
+        hub["local_files_only"] = True
+    with _naming(model, "its configuration"):
+        config = AutoConfig.from_pretrained(source, **hub)
+    Family.kind(config)  # refused before anything large is loaded
+    with _naming(model, "its processor"):
+        processor = _processor(source, config, hub)
+    with _naming(model, "its weights"):
+        net = AutoModelForImageTextToText.from_pretrained(source, **kwargs, **hub)
+    return net.eval(), processor
+
+
+def _source(model: str | Path) -> str | Path:
+    """A folder as a Path, or an id of the Hugging Face Hub as it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if model == "pocket":
+        return pocket.folder()
+    if Path(model).is_dir():
+        if not (Path(model) / "config.json").is_file():
+            raise ValueError(f"model={str(model)!r}: the folder holds no model (config.json).")
+        return Path(model)
+    name = str(model)
+    if "/" not in name:
+        raise ValueError(
+            f"model={name!r}: must be 'pocket', a folder, or a Hugging Face id, which has a slash."
+            f"{hint(name, ['pocket'])}"
+        )
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ValueError(f"model={name!r}: there is no such folder.") from None
+    return name
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub answers at all: transformers would ask for every file six times."""
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever fails in between, what is left is the cache
+        return False
+    return True
+
+
+@contextmanager
+def _naming(model: str | Path, part: str) -> Iterator[None]:
+    """Turn what transformers says of a missing or damaged file into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        said = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+        raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({said})") from error
+
+
+def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]) -> ProcessorMixin:
+    """The processor with a picture part of PIL's, and without a video part where torchvision is
+    missing."""
+    files = ("processor_config.json", "preprocessor_config.json")
+    if isinstance(source, Path) and not any((source / file).is_file() for file in files):
+        raise OSError(f"the folder has neither {' nor '.join(files)}.")
+    kind, readers = (
+        PROCESSOR_MAPPING[type(config)],
+        {
+            "tokenizer": AutoTokenizer.from_pretrained,
+            "image_processor": partial(AutoImageProcessor.from_pretrained, backend="pil"),
+        },
+    )
+    if is_torchvision_available():
+        readers["video_processor"] = AutoVideoProcessor.from_pretrained
+    elif "video_processor" in kind.get_attributes():
+        kind = _without_videos(kind)
+        readers["video_processor"] = lambda *_, **__: None
+    names = [name for name in inspect.signature(kind).parameters if name in readers]
+    settings, _ = kind.get_processor_dict(source, **hub)
+    return kind.from_args_and_dict([readers[name](source, **hub) for name in names], settings)
+
+
+class NoVideos:
+    """Stands in a processor for its video part, none of which can be made without torchvision."""
+
+    num_frames = fps = None  # SmolVLM's chat template asks for them, for pictures too
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ImportError(
+            "videos need torchvision, which is not installed: `pip install torchvision` (or "
+            '`pip install "fopru[video]"`), and load the processor again.'
+        )
+
+
+def _without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """The class of processor with nothing but a stand-in for its video part."""
+
+    class Processor(kind):
+        video_processor = NoVideos()
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in kind.get_attributes() if name != "video_processor"]
+
+    Processor.__name__ = Processor.__qualname__ = kind.__name__  # as which it is saved
+    return Processor

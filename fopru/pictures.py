@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Decoders that untrusted files may reach; none of them starts another program."""
 
 MIN_SIDE, MAX_ASPECT = 8, 100
@@ -24,32 +26,68 @@ def load_image(path: str | Path) -> Image.Image:
     Raises:
         ValueError: the file cannot be read as a picture, or is too small, long or large for one.
     """
+    if re.match(r"\w{2,}:/", str(path)):  # a Path has lost the second slash
+        raise ValueError(
+            f"{path}: addresses are not fetched; download the picture, or in a shell "
+            "`curl -L ADDRESS | fopru ask - QUESTION`."
+        )
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder; give one picture in it.")
+    try:
+        with path.open("rb") as file:
+            return open_image(file, str(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file.") from None
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
+
+
+def open_image(file: BinaryIO, name: str) -> Image.Image:
+    """The picture in an open file, as of `load_image`.
+
+    Args:
+        name: what messages call it.
+
+    Raises:
+        ValueError: as of `load_image`.
+    """
+    empty = not file.read(1)
+    file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path, formats=FORMATS)
+            image = Image.open(file, formats=FORMATS)
         frames = getattr(image, "n_frames", 1)
         image.load()
         image = ImageOps.exif_transpose(image)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
-            f"{path}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb."
+            f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb."
         ) from None
+    except UnidentifiedImageError:
+        reason = "the file is empty" if empty else f"it is none of {', '.join(FORMATS)}"
+        raise ValueError(f"{name}: cannot be read as a picture ({reason}).") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        empty = path.is_file() and path.stat().st_size == 0
-        reason = "the file is empty" if empty else str(error).split(" '")[0].rstrip(".")
-        raise ValueError(f"{path}: cannot be read as a picture ({reason}).") from None
+        reason = str(error).rstrip(".")
+        raise ValueError(f"{name}: cannot be read as a picture ({reason}).") from None
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         raise ValueError(
-            f"{path}: {image.width} x {image.height} pixels; at least {MIN_SIDE} a side and at "
+            f"{name}: {image.width} x {image.height} pixels; at least {MIN_SIDE} a side and at "
             f"most {MAX_ASPECT} times as long as wide."
         )
     if frames > 1 and image.format != "MPO":
-        warnings.warn(f"{path}: the first of {frames} frames is taken.", stacklevel=2)
+        warnings.warn(f"{name}: the first of {frames} frames is taken.", stacklevel=3)
     return to_rgb(image)
+
+
+def to_image(image: Image.Image | str | Path) -> Image.Image:
+    """A picture, or the file that holds one, as RGB.
+
+    Raises:
+        ValueError: as of `load_image`.
+    """
+    return load_image(image) if isinstance(image, str | Path) else to_rgb(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

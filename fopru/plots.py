@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,10 +16,13 @@ from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullLocator
 from PIL import Image
+from torch import Tensor
 from transformers import ProcessorMixin
 
 from fopru.efficiency import STAGES
-from fopru.evaluation.evidence import frame
+from fopru.evaluation.controls import BLIND
+from fopru.evaluation.evidence import Box, frame, frames
+from fopru.pictures import to_image
 from fopru.pruned import PrunedImage
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,23 +31,37 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "os^Dvpx"
 
 
-def _table(pruned: PrunedImage, values: np.ndarray, view: int) -> np.ndarray:
-    """(N,) values as the (H, W) patches of one view."""
-    if not 0 <= view < len(pruned.grid.views):
-        raise ValueError(f"view={view}: this picture has views 0 to {len(pruned.grid.views) - 1}.")
-    height, width, _ = pruned.grid.views[view]
-    patches = (pruned.view == view) & (pruned.columns >= 0)
-    return values[patches.numpy()].reshape(height, width)
+Kept = PrunedImage | Sequence[PrunedImage]
 
 
-def _draw(
-    image: Image.Image,
-    cells: np.ndarray,
-    processor: ProcessorMixin,
-    ax: Axes | None,
-    **style: Any,
-) -> tuple[Axes, AxesImage]:
-    """Cells (H, W) over what the tower sees of the picture, the rest greyed out, on bare axes."""
+def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tuple[Box, Tensor]]:
+    """Of each view of a picture: its frame, and the (H, W) places of its patches among all tokens.
+
+    Where each tile is a picture of its own, tokens are counted through all of them.
+    """
+    parts = [kept] if isinstance(kept, PrunedImage) else list(kept)
+    grids = [part.grid for part in parts]
+    places, start = [], 0
+    for grid in grids:
+        for number, view in enumerate(grid.views):
+            patches = (grid.view == number) & (grid.columns >= 0)
+            places.append(start + patches.nonzero().reshape(view.height, view.width))
+        start += grid.n_tokens
+    return list(zip(frames(image, processor, len(places)), places, strict=True))
+
+
+def _drawn(views: list[tuple[Box, Tensor]], view: int | None) -> list[tuple[Box, Tensor]]:
+    """The view that is asked for; else all tiles, or the first view where none is a tile."""
+    if view is None:
+        tiled = [part for part in views if part[0] != views[-1][0]]
+        return tiled or views[:1]
+    if not 0 <= view < len(views):
+        raise ValueError(f"view={view}: this picture has views 0 to {len(views) - 1}.")
+    return [views[view]]
+
+
+def _background(image: Image.Image, processor: ProcessorMixin, ax: Axes | None) -> Axes:
+    """The picture on bare axes, greyed out where the tower does not see it."""
     x0, y0, x1, y1 = frame(image, processor)
     ax = ax if ax is not None else plt.subplots(figsize=(4, 4), layout="constrained")[1]
     width, height = image.size
@@ -58,54 +77,74 @@ def _draw(
     ax.set(
         xlim=(min(0, x0), max(width, x1)), ylim=(max(height, y1), min(0, y0)), xticks=[], yticks=[]
     )
-    return ax, ax.imshow(cells, extent=(x0, x1, y1, y0), interpolation="nearest", **style)
+    return ax
+
+
+def _draw(ax: Axes, cells: np.ndarray, where: Box, **style: Any) -> AxesImage:
+    x0, y0, x1, y1 = where
+    return ax.imshow(cells, extent=(x0, x1, y1, y0), interpolation="nearest", **style)
 
 
 def overlay(
-    image: Image.Image,
-    pruned_image: PrunedImage,
+    image: Image.Image | str | Path,
+    pruned_image: Kept,
     processor: ProcessorMixin,
     ax: Axes | None = None,
-    view: int = 0,
+    view: int | None = None,
 ) -> Axes:
     """The picture with the patches that were pruned dimmed.
 
     Args:
-        image: as it was given to the processor; its resize and crop are mapped back.
-        pruned_image: what was kept of it.
-        view: 0 for the base view, 1 for the canvas of its tiles.
+        image: as it was given to the processor, or the file that holds it; the processor's resize
+            and crop are mapped back.
+        pruned_image: what was kept of it. Where each tile is a picture of its own (Idefics3,
+            SmolVLM): those of all its tiles, in order.
+        view: which view to draw: in LLaVA-NeXT 0 is the base view and 1 the canvas of its tiles,
+            in InternVL each tile is one. None draws all tiles, or the base view.
 
     Raises:
-        ValueError: there is no such view.
+        ValueError: there is no such view, the file cannot be read, or the processor makes other
+            views of this picture.
     """
-    kept = np.zeros(pruned_image.n_full, dtype=bool)
-    kept[pruned_image.kept.numpy()] = True
-    table = _table(pruned_image, kept, view)  # (H, W)
-    shade = np.zeros((*table.shape, 4))
-    shade[..., 3] = np.where(table, 0, 0.72)
-    ax, _ = _draw(image, shade, processor, ax)
-    ax.set_title(f"{pruned_image.n_kept} of {pruned_image.n_full} visual tokens kept")
+    image = to_image(image)
+    parts = [pruned_image] if isinstance(pruned_image, PrunedImage) else list(pruned_image)
+    kept = torch.cat([torch.zeros(p.n_full).index_fill(0, p.kept, 1) for p in parts]) > 0  # (N,)
+    drawn = _drawn(_views(image, parts, processor), view)
+    ax = _background(image, processor, ax)
+    for where, places in drawn:
+        shade = np.zeros((*places.shape, 4))
+        shade[..., 3] = np.where(kept[places], 0, 0.72)
+        _draw(ax, shade, where)
+    shown = kept if view is None else kept[drawn[0][1]]
+    of = "" if view is None else f" in view {view}"
+    ax.set_title(f"{int(shown.sum())} of {shown.numel()} visual tokens kept{of}")
     return ax
 
 
 def significance(
-    image: Image.Image,
-    pruned_image: PrunedImage,
+    image: Image.Image | str | Path,
+    pruned_image: Kept,
     processor: ProcessorMixin,
     ax: Axes | None = None,
-    view: int = 0,
+    view: int | None = None,
 ) -> Axes:
     """The significance of each patch as a heat map on the picture; arguments as in `overlay`.
 
     Raises:
-        ValueError: there is no such view, or the method ranks nothing.
+        ValueError: as of `overlay`, or the method ranks nothing.
     """
-    if pruned_image.significance is None:
+    image = to_image(image)
+    parts = [pruned_image] if isinstance(pruned_image, PrunedImage) else list(pruned_image)
+    if any(part.significance is None for part in parts):
         raise ValueError("this picture was pruned by a method that has no significance to draw.")
-    values = pruned_image.significance.numpy()
-    table = _table(pruned_image, values, view)  # (H, W)
+    values = torch.cat([part.significance for part in parts])  # (N,)
+    drawn = _drawn(_views(image, parts, processor), view)
+    shown = torch.cat([values[places].flatten() for _, places in drawn])
     grey = image.convert("L").convert("RGB")  # hues are the heat map's
-    ax, heat = _draw(grey, table, processor, ax, cmap="viridis", alpha=0.7)
+    ax = _background(grey, processor, ax)
+    scale = {"vmin": shown.min().item(), "vmax": shown.max().item()}
+    for where, places in drawn:
+        heat = _draw(ax, values[places].numpy(), where, cmap="viridis", alpha=0.7, **scale)
     ax.figure.colorbar(heat, ax=ax, shrink=0.8, label="significance")
     ax.set_title("significance of each patch")
     return ax
@@ -116,11 +155,12 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
 
     Args:
         cells: of one task, from `statistics.accuracy` or `statistics.bands`: method, kept, mean,
-            low, high. Of methods without a curve ("full", "grey" and their like) a line is drawn.
+            low, high. Of "full", "none", "grey" and "swapped", which have no retention, a line is
+            drawn.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(6, 4), layout="constrained")[1]
     methods = list(cells.method.unique())
-    lone = [m for m in methods if (cells.method == m).sum() == 1]
+    lone = [m for m in methods if m == "full" or m in BLIND]
     swept = [m for m in methods if m not in lone]
     for i, method in enumerate(swept):
         part = cells[cells.method == method].sort_values("kept")
@@ -139,7 +179,7 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.axhline(mean, color="0.5", linestyle=style, label=method, linewidth=1)
     ax.set(xlabel="visual tokens kept", ylabel="accuracy (%)", xscale="log", ylim=(0, 102))
     ticks = np.unique(cells[cells.method.isin(swept)].kept.round().astype(int))
-    ax.set_xticks(ticks[:: -(-len(ticks) // 8)], minor=False)
+    ax.set_xticks(ticks[:: max(1, -(-len(ticks) // 8))], minor=False)
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

@@ -25,15 +25,18 @@ def picture(tmp_path_factory):
     return path
 
 
-def fopru_cli(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
+def fopru_cli(*arguments, **options):
+    return CliRunner().invoke(app, [str(a) for a in arguments], **options)
 
 
 def test_ask_prints_both_answers_and_what_they_cost(picture):
     result = fopru_cli("ask", picture, QUESTION)
     assert result.exit_code == 0, result.output
-    for word in ("all tokens", "FoPru rank 0.25", "256", "64", "prefill ms"):
+    for word in ("all tokens", "fopru 0.25", "256", "64", "prefill", "total", "times in all"):
         assert word in result.stdout
+    answer = json.loads(fopru_cli("ask", picture, QUESTION, "--json").stdout)["full"]["answer"]
+    assert answer in result.stdout  # in a console of 80 columns, too
+    assert result.stderr == ""
 
 
 def test_ask_json_and_overlay(picture, tmp_path):
@@ -43,8 +46,8 @@ def test_ask_json_and_overlay(picture, tmp_path):
         picture,
         QUESTION,
         "--json",
-        "--strategy",
-        "row",
+        "--method",
+        "fopru-row",
         "--retention",
         0.5,
         "--overlay",
@@ -52,10 +55,14 @@ def test_ask_json_and_overlay(picture, tmp_path):
     )
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
-    assert found["strategy"] == "row"
+    assert found["method"] == "fopru-row"
     assert found["full"]["visual_tokens"] == 256
     assert found["pruned"]["visual_tokens"] == 128
-    assert {"answer", "vision_ms", "prefill_ms", "decode_ms"} <= found["pruned"].keys()
+    for way in (found["full"], found["pruned"]):
+        parts = sum(way[f"{stage}_ms"] for stage in ("vision", "prefill", "decode"))
+        assert way["total_ms"] == pytest.approx(parts, abs=0.1)
+    speed = found["full"]["total_ms"] / found["pruned"]["total_ms"]
+    assert found["times_faster"]["total_ms"] == pytest.approx(speed, abs=0.01)
     with Image.open(overlay) as drawn:
         assert drawn.width > 1000
     assert [p.name for p in tmp_path.iterdir()] == ["kept.png"]
@@ -89,11 +96,126 @@ def test_bad_options_end_with_one_sentence(picture, tmp_path):
         fopru_cli("ask", picture, QUESTION, "--overlay", tmp_path / "no" / "a.png"), "no folder"
     )
     refused(fopru_cli("ask", picture, QUESTION, "--overlay", "a.tiff"), ".png")
-    refused(
-        fopru_cli("ask", picture, QUESTION, "--model", tmp_path / "nowhere"),
-        "--model",
-        "nowhere cannot be loaded",
+    ask = ("ask", picture, QUESTION)
+    refused(fopru_cli(*ask, "--model", tmp_path / "nowhere"), "model=", "no such folder")
+    refused(fopru_cli(*ask, "--model", "poket"), "model='poket'", "Did you mean 'pocket'?")
+    refused(fopru_cli(*ask, "--method", "divprun"), "method='divprun'", "Did you mean 'divprune'?")
+    refused(fopru_cli(*ask, "--method", "tome", "--weights", "mass"), "weights='mass'", "ToMe")
+    refused(fopru_cli(*ask, "--device", "gpu"), "device='gpu'", "it has cpu")
+    refused(fopru_cli(*ask, "--device", "cuda:77"), "device='cuda:77'")
+    refused(fopru_cli("ask", picture, " "), "question=' '", "ask something")
+    refused(fopru_cli("ask", picture, "what is in <image>?"), "<image> stands for the picture")
+    (tmp_path / "empty").mkdir()
+    refused(fopru_cli(*ask, "--model", tmp_path / "empty"), "holds no model")
+
+
+def test_every_command_says_in_one_line_which_model_it_cannot_load(picture, tmp_path):
+    out = tmp_path / "out.parquet"
+    for command in (
+        ("ask", picture, QUESTION),
+        ("evaluate", "reading", "--limit", 1, "--out", out),
+        ("measure",),
+        ("pocket", "score", "--n", 2),
+    ):
+        refused(fopru_cli(*command, "--model", "poket"), "Did you mean 'pocket'?")
+
+
+@pytest.mark.parametrize("method", sorted(fopru.METHODS))
+def test_every_method_can_be_asked(picture, method):
+    result = fopru_cli(
+        "ask", picture, QUESTION, "--method", method, "--json", "--max-new-tokens", 2
     )
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 0 < found["pruned"]["visual_tokens"] < found["full"]["visual_tokens"] == 256
+    assert found["method"] == method
+
+
+def test_weights_positions_and_dtypes_reach_the_model(picture):
+    def said(*options):
+        result = fopru_cli("ask", picture, QUESTION, "--retention", 0.05, "--json", *options)
+        assert result.exit_code == 0, result.output
+        return json.loads(result.stdout)
+
+    model, processor = fopru.load("pocket")
+    (prompt,) = processor.apply_chat_template(
+        [fopru.evaluation.chat(QUESTION)], add_generation_prompt=True
+    )
+    image = fopru.pictures.load_image(picture)
+    inputs = processor(images=image, text=prompt, return_tensors="pt")
+    for options in ({"weights": "mass"}, {"positions": "preserve"}):
+        with fopru.FoPru(0.05, **options)(model):
+            out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
+        expected = processor.decode(
+            out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        ((name, value),) = options.items()
+        assert said(f"--{name}", value)["pruned"]["answer"] == expected.strip()
+    assert said("--dtype", "bfloat16", "--device", "cpu")["pruned"]["visual_tokens"] == 12
+
+
+def test_a_picture_of_what_was_kept_is_drawn_for_methods_without_scores_too(picture, tmp_path):
+    overlay = tmp_path / "kept.png"
+    result = fopru_cli("ask", picture, QUESTION, "--method", "random", "--overlay", overlay)
+    assert result.exit_code == 0, result.output
+    with Image.open(overlay) as drawn:
+        assert 500 < drawn.width < 1000
+    overlay.unlink()
+    refused(
+        fopru_cli("ask", picture, QUESTION, "--method", "fastv", "--overlay", overlay), "--overlay"
+    )
+    assert not overlay.exists()
+
+
+def test_words_that_the_model_does_not_know_are_named(picture):
+    result = fopru_cli("ask", picture, "is the elephant wearing a hat?", "--json")
+    assert result.exit_code == 0
+    assert "does not know the words elephant, wearing, hat." in result.stderr
+    json.loads(result.stdout)
+
+
+def test_a_picture_on_standard_input(picture):
+    result = fopru_cli("ask", "-", QUESTION, "--json", input=Path(picture).read_bytes())
+    assert result.exit_code == 0, result.output
+    expected = json.loads(fopru_cli("ask", picture, QUESTION, "--json").stdout)
+    assert json.loads(result.stdout)["pruned"]["answer"] == expected["pruned"]["answer"]
+    refused(fopru_cli("ask", "-", QUESTION, input=b""), "-: cannot be read", "the file is empty")
+
+
+def test_help_versions_and_mistyped_names_do_not_wait_for_torch():
+    code = (
+        "import sys; from typer.testing import CliRunner; from fopru.cli import app\n"
+        "found = CliRunner().invoke(app, sys.argv[1:])\n"
+        "print(found.exit_code, {'torch', 'transformers'} & sys.modules.keys(), found.output)"
+    )
+    for arguments, words in (
+        (["--help"], "0 set()"),
+        (["--version"], f"0 set() fopru {fopru.__version__}"),
+        (["aks"], "2 set()"),
+        (["ask", "--help"], "0 set()"),
+        (["ask", "nowhere.png", "what?"], "2 set() fopru: nowhere.png: no such file."),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)
+        assert words in done.stdout.decode(), done.stderr.decode()
+    done = subprocess.run([sys.executable, "-m", "fopru", "--version"], capture_output=True)
+    assert done.stdout.decode().strip() == f"fopru {fopru.__version__}"
+
+
+def test_what_help_says_of_a_command_is_what_the_command_says():
+    from fopru.cli import COMMANDS
+
+    for name, text in COMMANDS.items():
+        assert text in " ".join(fopru_cli(name, "--help").stdout.split())
+
+
+def test_a_console_that_lacks_letters_gets_the_answer_all_the_same(picture):
+    done = subprocess.run(
+        [sys.executable, "-m", "fopru", "ask", str(picture), "日本語 number?"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"all tokens" in done.stdout
 
 
 def test_an_animation_is_noted_on_stderr(tmp_path):

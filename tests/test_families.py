@@ -2,6 +2,7 @@ import pytest
 import reference
 import tiny
 import torch
+import zoo
 
 import fopru
 from fopru.families import Family, Grid, View
@@ -70,3 +71,48 @@ def test_pixtral_towers_are_refused():
     )
     with pytest.raises(fopru.UnsupportedModelError, match="Pixtral"):
         Family.of(LlavaForConditionalGeneration(config))
+
+
+def test_a_second_adapter_for_a_type_is_refused_and_the_same_class_again_is_not(monkeypatch):
+    monkeypatch.setattr(Family, "registry", dict(Family.registry))
+    with pytest.raises(ValueError, match=r"llava\.Llava is the adapter for 'llava'"):
+
+        class Mine(Family, model_types=("mine", "llava")):
+            pass
+
+    assert "mine" not in Family.registry
+
+    def cell():
+        class Cell(Family, model_types=("cell",)):
+            pass
+
+        return Cell
+
+    assert cell() is not (again := cell())
+    assert Family.registry["cell"] is again
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+@pytest.mark.parametrize("size", [(800, 8), (8, 800), (793, 10), (400, 20)])
+def test_pictures_that_unpadding_leaves_no_row_of(family, size):
+    model = zoo.model(family)
+    inputs = zoo.inputs(family, [tiny.image(*size)], "USER: <image> w1 ASSISTANT:")
+    (grid,) = Family.of(model).grids(inputs)
+    assert grid.n_tokens == int((inputs["input_ids"] == tiny.IMAGE_TOKEN_ID).sum())
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with fopru.FoPru(1.0)(model):
+            assert torch.equal(model(**inputs).logits, expected)
+        pruner = fopru.FoPru(0.25)
+        assert pruner.prune(model, inputs).images[0].n_kept == pruner.n_keep(grid)
+
+
+@pytest.mark.parametrize("family", ["llava_next", "llava_onevision"])
+def test_sizes_of_pictures_may_be_a_list(family):
+    model = zoo.model(family)
+    inputs = zoo.inputs(family, [tiny.image(60, 44)], "USER: <image> w1 ASSISTANT:")
+    listed = {**inputs, "image_sizes": [tuple(size) for size in inputs["image_sizes"].tolist()]}
+    pruner = fopru.FoPru(0.25)
+    expected, found = pruner.prune(model, inputs), pruner.prune(model, listed)
+    assert torch.equal(expected.images[0].kept, found.images[0].kept)
+    assert torch.equal(expected.features[0], found.features[0])

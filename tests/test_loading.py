@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
@@ -72,13 +74,15 @@ def bad_files(folder):
     (folder / "truncated.jpg").write_bytes((folder / "whole.jpg").read_bytes()[:1000])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("no picture")
+    (folder / "paper.pdf").write_bytes(b"%PDF-1.7")
     Image.new("RGB", (1, 1)).save(folder / "dot.png")
     Image.new("RGB", (1000, 9)).save(folder / "line.png")
     return {
         "truncated.png": "cannot be read as a picture",
         "truncated.jpg": "cannot be read as a picture",
         "empty.png": "the file is empty",
-        "text.png": "cannot identify image file",
+        "text.png": "none of AVIF, BMP, GIF, JPEG",
+        "paper.pdf": "none of AVIF, BMP, GIF, JPEG",
         "dot.png": "1 x 1 pixels; at least 8",
         "line.png": "1000 x 9 pixels; .*100 times as long",
         "missing.png": "no such file",
@@ -89,6 +93,22 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
     for name, message in bad_files(tmp_path).items():
         with pytest.raises(ValueError, match=f"{name}: .*{message}|{name}: {message}"):
             load_image(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["https://example.com/cat.jpg", Path("https://example.com/cat.jpg"), "s3://a/b.png"]
+)
+def test_addresses_and_folders_are_not_read(name, tmp_path):
+    with pytest.raises(ValueError, match="example.com/cat.jpg: addresses|b.png: addresses"):
+        load_image(name)
+    with pytest.raises(ValueError, match=f"{tmp_path}: is a folder"):
+        load_image(tmp_path)
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_avif(tmp_path):
+    Image.new("RGB", (32, 24), "red").save(tmp_path / "a.avif")
+    assert load_image(str(tmp_path / "a.avif")).size == (32, 24)
 
 
 def test_a_decompression_bomb(tmp_path, monkeypatch):

@@ -3,11 +3,22 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import zoo
+from matplotlib import pyplot as plt
+from PIL import Image
 
 import fopru
 from fopru import plots
+from fopru.evaluation.evidence import cover, frames
+from fopru.families import Grid, View
 
 matplotlib.use("agg")
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
 
 
 def prune(family="llava", size=(100, 50), pruner=None):
@@ -29,7 +40,10 @@ def test_overlay_dims_exactly_the_pruned_patches(family, view):
         if pruned.view[i] == view and pruned.columns[i] >= 0
     }
     assert {tuple(p) for p in np.argwhere(shade == 0).tolist()} == bright
-    assert f"{pruned.n_kept} of {pruned.n_full}" in ax.get_title()
+    there = (pruned.view == view).sum()
+    kept = (pruned.view[pruned.kept] == view) & (pruned.columns[pruned.kept] >= 0)
+    assert f"{int(kept.sum())} of {dims.height * dims.width} visual" in ax.get_title()
+    assert there >= dims.height * dims.width
 
 
 def test_significance_is_drawn_patch_by_patch():
@@ -78,3 +92,127 @@ def test_break_even_draws_a_line_where_the_sign_changes():
     assert len(ax.collections) > 1
     ax = plots.break_even(lambda text, answer: 0.5, [10, 100], [1, 10])
     assert len(ax.collections) == 1
+
+
+class Processor:
+    """What the figures read of a processor."""
+
+    def __init__(self, family):
+        self.image_processor = zoo.image_processor(family)
+
+
+TILED = {  # picture, and the rows and columns of tiles that the processor makes of it
+    "internvl": [((128, 32), (1, 4)), ((32, 128), (4, 1)), ((64, 64), (2, 2)), ((32, 30), (1, 1))],
+    "idefics3": [((64, 32), (1, 2)), ((30, 90), (2, 1)), ((64, 64), (2, 2))],
+    "smolvlm": [((64, 32), (1, 2)), ((30, 90), (2, 1)), ((64, 64), (2, 2))],
+}
+
+
+def regions(family, size, rows, columns):
+    """Which tile the processor's own pixels of each view come from, found by painting each tile."""
+    width, height = size
+    processor, found = zoo.image_processor(family), []
+    for row in range(rows):
+        for column in range(columns):
+            picture = Image.new("RGB", size)
+            box = [column * width / columns, row * height / rows]
+            box += [(column + 1) * width / columns, (row + 1) * height / rows]
+            picture.paste((255, 255, 255), [round(edge) for edge in box])
+            pixels = processor(images=[picture], return_tensors="pt")["pixel_values"]
+            bright = pixels.flatten(0, -4).mean((1, 2, 3))
+            found.append((int(bright.argmax()), box))
+    return found
+
+
+@pytest.mark.parametrize(
+    "family, size, cut", [(f, *c) for f, cases in TILED.items() for c in cases]
+)
+def test_each_tile_lies_where_the_processor_cut_it(family, size, cut):
+    rows, columns = cut
+    made = rows * columns + 1 if rows * columns > 1 else 1
+    where = frames(Image.new("RGB", size), Processor(family), made)
+    assert where[-1] == (0, 0, *size)
+    for view, box in regions(family, size, *cut):
+        assert where[view] == pytest.approx(box)
+    with pytest.raises(ValueError, match=f"n_views={made + 1}: this processor makes {made}"):
+        frames(Image.new("RGB", size), Processor(family), made + 1)
+
+
+@pytest.mark.parametrize("family", ["internvl", "idefics3", "smolvlm"])
+def test_overlays_of_tiles_lie_on_their_tiles(family):
+    image = tiny.image(64, 64)
+    inputs = zoo.inputs(family, [image], "USER: <image> w1 ASSISTANT:")
+    parts = fopru.FoPru(0.25).prune(zoo.model(family), inputs).images
+    kept = parts[0] if family == "internvl" else parts
+    for draw in (plots.overlay, plots.significance):
+        ax = draw(image, kept, Processor(family))
+        extents = [drawn.get_extent() for drawn in ax.images[1:]]
+        assert extents == [
+            [0, 32, 32, 0],
+            [32, 64, 32, 0],
+            [0, 32, 64, 32],
+            [32, 64, 64, 32],
+        ]
+    total = sum(part.n_full for part in parts)
+    assert (
+        f"of {total} visual tokens kept"
+        in plots.overlay(image, kept, Processor(family)).get_title()
+    )
+    for view in range(5):
+        ax = plots.overlay(image, kept, Processor(family), view=view)
+        assert len(ax.images) == 2
+        bright = (ax.images[-1].get_array()[..., 3] == 0).flatten()
+        if family == "internvl":
+            expected = [i - 16 * view for i in kept.kept.tolist() if kept.view[i] == view]
+        else:
+            expected = kept[view].kept.tolist()
+        assert np.flatnonzero(bright).tolist() == expected
+    assert ax.images[-1].get_extent() == [0, 64, 64, 0]  # the last view shows all of it
+
+
+def test_one_tile_alone_is_not_drawn_over_the_whole_picture():
+    image = tiny.image(64, 64)
+    inputs = zoo.inputs("idefics3", [image], "USER: <image> w1 ASSISTANT:")
+    images = fopru.FoPru(0.25).prune(zoo.model("idefics3"), inputs).images
+    with pytest.raises(ValueError, match="n_views=1: this processor makes 5 .* give all of them"):
+        plots.overlay(image, images[0], Processor("idefics3"))
+
+
+def test_evidence_falls_on_the_tile_that_shows_it():
+    image = Image.new("RGB", (128, 32))
+    grid = Grid((View(4, 4),) * 5)
+    where = frames(image, Processor("internvl"), 5)
+    share = cover(grid, where, [(64, 0, 80, 32)])
+    assert grid.view[share > 0].unique().tolist() == [2, 4]
+    assert share[grid.view == 2].view(4, 4).tolist() == [[1, 1, 0, 0]] * 4
+    assert share[grid.view == 4].view(4, 4).tolist() == [[0, 0, 0.5, 0]] * 4
+    with pytest.raises(ValueError, match="2 boxes for a grid of 5 views"):
+        cover(grid, where[:2], [])
+
+
+def test_pictures_may_be_files(tmp_path):
+    image, pruned = prune(size=(40, 40))
+    image.save(tmp_path / "a.png")
+    for path in (tmp_path / "a.png", str(tmp_path / "a.png")):
+        ax = plots.overlay(path, pruned, tiny.processor())
+        np.testing.assert_array_equal(ax.images[0].get_array(), np.asarray(image))
+    with pytest.raises(ValueError, match="nowhere.png: no such file"):
+        plots.significance("nowhere.png", pruned, tiny.processor())
+
+
+def swept(methods):
+    rows = [(m, kept, 0.5, 0.4, 0.6) for m, counts in methods.items() for kept in counts]
+    return pd.DataFrame(rows, columns=["method", "kept", "mean", "low", "high"])
+
+
+def test_curves_of_one_retention_and_of_all_controls():
+    ax = plots.curves(swept({"fopru": [64], "random": [64], "full": [256]}))
+    points = {line.get_label(): line.get_xdata() for line in ax.lines}
+    assert list(points["fopru"]) == [64] and list(points["random"]) == [64]
+    ax = plots.curves(swept({"full": [256]}))
+    assert [line.get_label() for line in ax.lines] == ["full"]
+    blind = ["none", "grey", "swapped"]
+    ax = plots.curves(swept({"fopru": [64, 32], "full": [256], **{b: [256] for b in blind}}))
+    styles = {line.get_linestyle() for line in ax.lines[1:]}
+    assert [line.get_label() for line in ax.lines] == ["fopru", "full", *blind]
+    assert len(styles) == 4

@@ -118,6 +118,8 @@ def model(family, attention="sdpa", dtype=torch.float32):
 
 def image_processor(family):
     size = {"height": SIDE, "width": SIDE}
+    if family in ("llava", "llava_next"):
+        return tiny.processor(family).image_processor
     if family == "llava_onevision":
         processor = hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=PINPOINTS)
     elif family.startswith("qwen"):

@@ -184,11 +184,13 @@ class Inside(Session):
             )
         if cache is not None and cache.is_compileable:
             raise ValueError(
-                f"{type(cache).__name__} has the same length in all layers, and method "
-                f"{self.pruner.name!r} drops tokens between them: use a dynamic cache (leave "
-                "cache_implementation out)."
+                f"a static cache ({type(cache).__name__}) has the same length in all layers, and "
+                f"method {self.pruner.name!r} drops tokens between them: use a dynamic cache "
+                "(leave cache_implementation out)."
             )
-        if self.model.training and self.model.is_gradient_checkpointing:
+        if self.model.training and any(
+            getattr(layer, "gradient_checkpointing", False) for layer in self.decoder.layers
+        ):
             raise ValueError(
                 f"gradient checkpointing runs layers a second time, and method "
                 f"{self.pruner.name!r} chooses tokens between them: turn it off "

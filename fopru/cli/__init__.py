@@ -1,18 +1,62 @@
-"""The command line: `fopru ask`, `fopru evaluate`, `fopru measure` and `fopru pocket`."""
+"""The command line: `fopru ask`, `fopru evaluate`, `fopru measure` and `fopru pocket`.
+
+A command's module, and torch with it, is imported when the command runs: help and a mistyped name
+answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from fopru.cli import pocket
-from fopru.cli.ask import ask
-from fopru.cli.evaluate import evaluate
-from fopru.cli.measure import measure
+import fopru
 
-app = typer.Typer(
-    no_args_is_help=True,
-    help="Visual-token pruning for vision-language models.",
-    pretty_exceptions_enable=False,
-)
-app.command()(ask)
-app.command()(evaluate)
-app.command()(measure)
-app.add_typer(pocket.app, name="pocket")
+COMMANDS = {
+    "ask": "Ask with all visual tokens and with the kept ones: answers, token counts, times.",
+    "evaluate": "Accuracy against retention, with intervals, beside the full model.",
+    "measure": "What pruning saves: seconds of each stage, beside the model as it is.",
+    "pocket": "The embedded pocket model.",
+}
+"""Module in this package -> what `fopru --help` says of it."""
+
+
+class Later(TyperCommand):
+    """Stands for a command until it is run."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        module = import_module(f"fopru.cli.{self.name}")
+        app = getattr(module, "app", None)
+        if app is None:
+            app = typer.Typer(add_completion=False)
+            app.command()(getattr(module, self.name))
+        return typer.main.get_command(app).make_context(*args, **kwargs)
+
+
+class Commands(TyperGroup):
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.commands = {name: Later(name, help=text) for name, text in COMMANDS.items()}
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"fopru {fopru.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Visual-token pruning for vision-language models."""
+    for stream in (sys.stdout, sys.stderr):  # an answer may hold letters that a console lacks
+        stream.reconfigure(errors="replace")

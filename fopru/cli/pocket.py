@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import pandas as pd
-import torch
 import typer
 
 from fopru import plots
-from fopru.cli.common import check_parquet, keep, one_sentence
+from fopru.cli.common import check_parquet, device_of, keep, one_sentence
 from fopru.pocket import pocketbench
 from fopru.pocket import sample as questions
 from fopru.pocket import score as scoring
 from fopru.pocket import train as training
 
-app = typer.Typer(no_args_is_help=True, help="The embedded pocket model.")
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="The embedded pocket model.")
 
 
 @app.command()
@@ -34,12 +33,10 @@ def train(
 ) -> None:
     """Train the pocket model anew; a run that was stopped is resumed."""
     with one_sentence():
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"--device {device}: this machine has no CUDA device.")
         recipe = training.Recipe(seed=seed)
         recipe = recipe.shortened() if half else recipe
         recipe = recipe.without_dense_labels() if captions_only else recipe
-        training.train(out, checkpoints, recipe, device=device)
+        training.train(out, checkpoints, recipe, device=str(device_of(device)))
     plots.training(pd.read_csv(out / "log.csv")).savefig(out / "log.png", dpi=120)
     typer.echo(f"pocket model: {out}")
 

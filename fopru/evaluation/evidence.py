@@ -1,13 +1,14 @@
-"""Which visual tokens lie under the boxes that a question's answer rests on."""
+"""Where the visual tokens of a picture lie, and which of them lie under given boxes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 from transformers import ProcessorMixin
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from fopru.families import Grid
 
@@ -17,12 +18,13 @@ Box = tuple[float, float, float, float]
 def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
     """The part of a picture that the vision tower sees: (x0, y0, x1, y1) in its pixels.
 
-    Processors with tiles take the whole picture. CLIP's scales the shorter edge and cuts out the
-    centre; where LLaVA's pads to a square first, the frame reaches beyond the picture.
+    Processors that cut a picture into tiles take the whole of it, and `frames` says what each
+    tile shows. CLIP's scales the shorter edge and cuts out the centre; where LLaVA's pads to a
+    square first, the frame reaches beyond the picture.
     """
     width, height = image.size
     images = processor.image_processor
-    if hasattr(images, "image_grid_pinpoints"):
+    if hasattr(images, "image_grid_pinpoints") or hasattr(images, "do_image_splitting"):
         return 0, 0, width, height
     x0, y0, x1, y1 = 0.0, 0.0, float(width), float(height)
     if getattr(images, "do_pad", False):
@@ -42,17 +44,71 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
     return x0, y0, x1, y1
 
 
-def cover(grid: Grid, frame: Box, boxes: Iterable[Box]) -> Tensor:
+def frames(image: Image.Image, processor: ProcessorMixin, n_views: int) -> list[Box]:
+    """The part of a picture that each of its views shows: (x0, y0, x1, y1) in its pixels.
+
+    InternVL, Idefics3 and SmolVLM stretch the picture to a whole number of tiles, and after the
+    tiles comes a view of all of it. The views of all other families span the same frame.
+
+    Args:
+        n_views: how many views the picture has: all those of its grid, or of all its grids where
+            each tile is a picture of its own (Idefics3, SmolVLM).
+
+    Raises:
+        ValueError: the processor makes another number of views of this picture.
+    """
+    whole, cut = frame(image, processor), tiles(image, processor)
+    if cut is None:
+        return [whole] * n_views
+    rows, columns = cut
+    width, height = image.width / columns, image.height / rows
+    parts = [
+        (x * width, y * height, (x + 1) * width, (y + 1) * height)
+        for y in range(rows)
+        for x in range(columns)
+    ]
+    parts += [whole] * (len(parts) > 1)
+    if n_views != len(parts):
+        raise ValueError(
+            f"n_views={n_views}: this processor makes {len(parts)} of a picture of {image.width} x "
+            f"{image.height} pixels. Where each tile is a picture of its own give all of them, and "
+            "set on the processor what was set when it was called."
+        )
+    return parts
+
+
+def tiles(image: Image.Image, processor: ProcessorMixin) -> tuple[int, int] | None:
+    """Rows and columns of the tiles that a picture is cut into, (1, 1) where it is small enough to
+    stay whole; None where views are no tiles."""
+    images = processor.image_processor
+    if hasattr(images, "do_image_splitting"):  # Idefics3, SmolVLM
+        found = images([image], return_row_col_info=True)
+        return max(1, found["rows"][0][0]), max(1, found["cols"][0][0])
+    if not hasattr(images, "crop_to_patches"):
+        return None
+    sides, side = (image.height, image.width), dict(images.size)  # InternVL
+    most = images.min_patches, images.max_patches
+    columns, rows = get_optimal_tiled_canvas(sides, (side["height"], side["width"]), *most)
+    return rows, columns
+
+
+def cover(grid: Grid, frame: Box | Sequence[Box], boxes: Iterable[Box]) -> Tensor:
     """(N,) float64: the share of each visual token's patch that boxes cover; newline tokens 0.
 
     Args:
-        grid: the picture's; every view spans the frame.
-        frame: what the tower sees, from `frame`.
+        grid: the picture's.
+        frame: what the views show: one box for each, from `frames`, or one box that all of them
+            span, from `frame`.
         boxes: in pixels of the picture; where they overlap, the larger share counts.
+
+    Raises:
+        ValueError: there are more or fewer frames than views.
     """
-    left, top, right, bottom = frame
-    parts = []
-    for view in grid.views:
+    frames = list(frame) if isinstance(frame[0], Sequence) else [frame] * len(grid.views)
+    if len(frames) != len(grid.views):
+        raise ValueError(f"frame: {len(frames)} boxes for a grid of {len(grid.views)} views.")
+    boxes, parts = list(boxes), []
+    for view, (left, top, right, bottom) in zip(grid.views, frames, strict=True):
         share = torch.zeros(view.height, view.row_width, dtype=torch.float64)
         for x0, y0, x1, y1 in boxes:
             across = _overlap(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 
@@ -72,7 +72,9 @@ class Grid:
 class Family:
     """Adapter of one model family. Subclasses say what differs; nothing of the model is replaced.
 
-    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s.
+    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s. A
+    class that is defined again, as in a notebook's cell, takes its own place; a second class for a
+    type raises a ValueError.
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
@@ -103,6 +105,13 @@ class Family:
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        for name in model_types:
+            there = Family.registry.get(name, cls)
+            if (there.__module__, there.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(
+                    f"model_types={model_types}: {there.__module__}.{there.__qualname__} is the "
+                    f"adapter for {name!r} already, and a type has one."
+                )
         Family.registry.update(dict.fromkeys(model_types, cls))
 
     def __init__(self, model: PreTrainedModel):
@@ -122,13 +131,21 @@ class Family:
                 f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model "
                 "that it wraps (PEFT: `model.get_base_model()`; torch.compile: the one before it)."
             )
-        family = Family.registry.get(model.config.model_type)
-        if family is None:
+        return Family.kind(model.config)(model)
+
+    @staticmethod
+    def kind(config: PreTrainedConfig) -> type[Family]:
+        """The class of the adapter for models with this configuration.
+
+        Raises:
+            UnsupportedModelError: no adapter is registered for its `model_type`.
+        """
+        if config.model_type not in Family.registry:
             raise UnsupportedModelError(
-                f"no adapter for model type {model.config.model_type!r} ({type(model).__name__}); "
+                f"there is no adapter for model type {config.model_type!r}; "
                 f"there are adapters for: {', '.join(sorted(Family.registry))}."
             )
-        return family(model)
+        return Family.registry[config.model_type]
 
     @staticmethod
     def table() -> str:
@@ -247,7 +264,8 @@ class Family:
 
     def pictures(self, inputs: Mapping[str, Any]) -> ModelOutput:
         """Run the model's own vision path."""
-        pixels = {n: inputs[n] for n in (*self.pixels, *self.options) if inputs.get(n) is not None}
+        names = [n for n in (*self.pixels, *self.options) if inputs.get(n) is not None]
+        pixels = {n: torch.as_tensor(inputs[n]) for n in names}  # sizes may come as a list
         if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
             pixels = {n: x.to(self.tower.device) for n, x in pixels.items()}
         encode = getattr(self.model.base_model, f"get_{self.modality}_features")

@@ -35,8 +35,11 @@ class LlavaNext(Llava, model_types=("llava_next",)):
         grids = []
         for packed in self.tokens(tiles, inputs):
             height = int(packed.isinf().sum())  # each row of the canvas ends with one newline
-            row_width = (len(packed) - base.n_tokens) // height
-            grids.append(Grid((base, View(height, row_width - 1, newline=True))))
+            views = [base]
+            if height:  # unpadding leaves no row of a picture that is very long and thin
+                width = (len(packed) - base.n_tokens) // height - 1
+                views.append(View(height, width, newline=True))
+            grids.append(Grid(tuple(views)))
         return grids
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:

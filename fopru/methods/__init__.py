@@ -14,11 +14,13 @@ from fopru.methods.tome import ToMe
 from fopru.methods.uniform import Uniform
 from fopru.methods.visionzip import VisionZip
 from fopru.methods.vispruner import VisPruner
+from fopru.pruner import METHODS
 
 __all__ = [
     "CLS",
     "DART",
     "DPP",
+    "METHODS",
     "CDPruner",
     "DivPrune",
     "FastV",

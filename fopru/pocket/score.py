@@ -134,7 +134,7 @@ def _by_evidence(results: pd.DataFrame) -> str:
     bins = pd.cut(rows.evidence, [0, 4, 16, 64, 256], labels=labels)
     cells = accuracy(rows.assign(patches=bins.astype(str)), by=["patches"]).set_index("patches")
     lines = []
-    for patches in labels:
+    for patches in (label for label in labels if label in cells.index):
         by = cells.loc[[patches]].set_index("method")
         methods = [m for m in ("full", *METHODS) if m in by.index]
         lines.append([patches, str(by.n.iloc[0]), *(_cell(by.loc[m]) for m in methods)])

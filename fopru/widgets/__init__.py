@@ -1,5 +1,13 @@
 """Widgets for notebooks and static pages; they need anywidget (`pip install "fopru[widgets]"`)."""
 
-from fopru.widgets.explorer import Explorer
+try:
+    from fopru.widgets.explorer import Explorer
+except ModuleNotFoundError as error:
+    if error.name not in ("anywidget", "traitlets"):
+        raise
+    raise ModuleNotFoundError(
+        'fopru.widgets needs anywidget, which is not installed: pip install "fopru[widgets]".',
+        name=error.name,
+    ) from None
 
 __all__ = ["Explorer"]

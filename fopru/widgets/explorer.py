@@ -32,7 +32,7 @@ from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
 from fopru.methods import FoPru
-from fopru.pictures import load_image, to_rgb
+from fopru.pictures import load_image, to_image
 from fopru.pruner import METHODS, check_choice, floor_share
 from fopru.redundancy import Given
 from fopru.significance import attention_scores
@@ -122,10 +122,11 @@ class Explorer(anywidget.AnyWidget):
         self.scenes = self._scenes(examples)
         self.on_msg(self._asked)
 
-    def add(self, image: Image.Image, question: str, answer: str = "") -> None:
+    def add(self, image: Image.Image | str | Path, question: str, answer: str = "") -> None:
         """One more picture and question, shown at once.
 
         Args:
+            image: a picture, or the file that holds one.
             answer: the right one; left out, the model's own answer with all tokens stands for it.
 
         Raises:
@@ -148,9 +149,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _ready(self, example: Example) -> Example:
         """With its picture in memory, RGB, and an answer."""
-        is_file = isinstance(example.image, Path)
-        image = load_image(example.image) if is_file else to_rgb(example.image)
-        example = replace(example, image=image)
+        example = replace(example, image=to_image(example.image))
         if example.answer:
             return example
         (said,) = answer(self._model, self._processor, [example], max_new_tokens=8)

@@ -294,3 +294,21 @@ def test_a_picture_is_sent_and_shown(page, tmp_path):
         }"""
     )
     assert "<i>what?" in page.locator(".question").inner_text()
+
+
+def test_a_file_can_be_added_and_what_is_wrong_with_it_is_said(explorer, tmp_path):
+    Image.new("RGB", (120, 90), "red").save(tmp_path / "photo.png")
+    explorer.add(str(tmp_path / "photo.png"), "what color is it?", "red")
+    assert explorer.scenes[2]["answer"] == "red"
+    with pytest.raises(ValueError, match="nowhere.jpg: no such file"):
+        explorer.add("nowhere.jpg", "what color is it?")
+
+
+def test_without_anywidget_the_extra_is_named():
+    code = "import sys; sys.modules['anywidget'] = None; from fopru.widgets import Explorer"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ModuleNotFoundError: fopru.widgets needs anywidget, which is not installed: "
+        'pip install "fopru[widgets]".'
+    )
