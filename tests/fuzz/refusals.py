@@ -58,7 +58,7 @@ GENERATION = [
         ),
     ),
     Refusal(
-        r"StaticCache has the same length in all layers, and method '\w+' drops tokens",
+        r"static cache \(\w+\) has the same length in all layers, and method '\w+' drops",
         "Layers' caches differ in length.",
         lambda c: c.method in INSIDE and "static_cache" in c.way,
     ),
