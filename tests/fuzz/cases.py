@@ -127,7 +127,8 @@ def model(family: str, attention: str = "sdpa", window: int | None = None) -> Pr
         narrow.set_attn_implementation(attention)
         narrow.generation_config = net.generation_config
         net = narrow
-    net.generate(**_inputs(family, (Row(0, (0,)),), "left"), max_new_tokens=1, do_sample=False)
+    told = dict(max_new_tokens=1, output_hidden_states=True, return_dict_in_generate=True)
+    net.generate(**_inputs(family, (Row(0, (0,)),), "left"), **told)
     return net  # transformers has put its own hooks on by now
 
 

@@ -138,6 +138,7 @@ ASK = [
         lambda c: c.picture in ("missing", "broken"),
     ),
     Refusal(r"retention=2\.0: must be a number in \(0, 1\]", "", lambda c: c.retention == 2),
+    Refusal(r"question='': ask something", "There is no question.", lambda c: c.question == 7),
     Refusal(
         r"question.*'<image>'",
         "A question cannot hold the picture's placeholder.",

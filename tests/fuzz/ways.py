@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from scene import Scene, Wrong
 from transformers import DynamicCache, StoppingCriteria
+from transformers.generation.streamers import BaseStreamer
 
 import fopru
+import fopru.applying
 from fopru.families import Family
 
 WAYS: dict[str, "Way"] = {}
@@ -480,6 +482,153 @@ def inputs_encoded_once(scene):
     encoded = fopru.encode(scene.model, scene.called(), [*others, scene.pruner])
     pruned = scene.pruner.compact(encoded)
     scene.same(scene.generate(pruned, pruned["input_ids"], told()), right)
+
+
+# Caches that are handed around
+
+
+def continued(scene, cache, suffix):
+    """First logits of `generate` on a cache, with the whole conversation and a suffix."""
+    longer = torch.cat([scene.prompt, torch.tensor([suffix])], 1)
+    out = scene.model.generate(
+        input_ids=longer,
+        past_key_values=cache,
+        attention_mask=torch.ones_like(longer),
+        max_new_tokens=1,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return out.logits[0]
+
+
+@way(single=True, forward=True)
+def one_prefill_for_several_questions(scene):
+    """A prompt is read once, and copies of its cache go on with other words."""
+    if scene.merges and not scene.whole:
+        return
+    suffixes = (TOLD, TOLD[::-1], TOLD)
+    right = [scene.read(torch.tensor([suffix]))[:, -1] for suffix in suffixes]
+    with scene.block() as run:
+        cache = scene.forward(scene.called(), use_cache=True).past_key_values
+        scene.check(run)
+        found = [continued(scene, copy.deepcopy(cache), suffix) for suffix in suffixes]
+    for logits, want in zip(found, right, strict=True):
+        scene.close(logits, want)
+
+
+@way(single=True, forward=True)
+def several_rows_of_one_prefill(scene):
+    """A cache of one row goes on as three, by fopru's function or the cache's own."""
+    if scene.merges and not scene.whole:
+        return
+    right = torch.cat([scene.read(torch.tensor([[token]]))[:, -1] for token in TOLD])
+    rows = torch.zeros(len(TOLD), dtype=torch.int64)
+    with scene.block():
+        cache = scene.forward(scene.called(), use_cache=True).past_key_values
+        if scene.pruned and scene.case.option % 3:
+            fopru.applying.select_rows(cache, rows)
+        else:
+            cache.batch_select_indices(rows)
+        ids = torch.tensor(TOLD)[:, None]
+        found = scene.forward({"input_ids": ids}, past_key_values=cache, use_cache=True).logits
+    scene.close(found[:, -1], right)
+
+
+@way(single=True, forward=True)
+def cropped(scene):
+    """A step is taken back, and another one made."""
+    if scene.merges and not scene.whole:
+        return
+    right = scene.read(torch.tensor([TOLD[1:]]))[:, -1]
+    with scene.block():
+        cache = scene.forward(scene.called(), use_cache=True).past_key_values
+        scene.forward({"input_ids": torch.tensor([TOLD[:1]])}, past_key_values=cache)
+        cache.crop(-1)
+        ids = torch.tensor([TOLD[1:]])
+        found = scene.forward({"input_ids": ids}, past_key_values=cache, use_cache=True).logits
+    scene.close(found[:, -1], right)
+
+
+@way(single=True)
+def cached_beginning(scene):
+    """The text before the first picture is in the cache already."""
+    first = int(scene.visual[0].int().argmax()) if scene.visual.any() else 2
+    if first == 0 or (scene.merges and not scene.whole):
+        return
+    right = scene.truth(told())
+    with scene.block() as run:
+        cache = DynamicCache(config=scene.model.config.get_text_config())
+        with torch.no_grad():
+            scene.model(input_ids=scene.prompt[:, :first], past_key_values=cache, use_cache=True)
+        found = scene.ask(told(), past_key_values=cache)
+        scene.check(run)
+    scene.same(found, right)
+
+
+# What else generate takes and gives
+
+
+class Recorder(BaseStreamer):
+    def __init__(self):
+        self.values = []
+
+    def put(self, value):
+        self.values.append(value.flatten())
+
+    def end(self):
+        self.values.append(torch.tensor([-1]))
+
+
+@way(single=True)
+def streamed(scene):
+    right, recorder = scene.truth(told()), Recorder()
+    with scene.block() as run:
+        found = scene.ask(told(streamer=recorder))
+        scene.check(run)
+    scene.same(found, right)
+    shown = torch.cat(recorder.values)
+    if not torch.equal(shown, torch.cat([scene.prompt[0], right[0][0], torch.tensor([-1])])):
+        raise Wrong(f"streamed {shown.tolist()}")
+
+
+@way()
+def beam_sampling(scene):
+    asked(scene, told(do_sample=True, num_beams=2, top_k=5), logits=False)
+
+
+@way()
+def hidden_states(scene):
+    """Asked for more outputs, and the same words and first logits come."""
+    asked(scene, told(output_hidden_states=True, output_scores=True), told())
+
+
+@way()
+def negative_prompt(scene):
+    ids = torch.tensor([[5, 9, 6]] * len(scene.prompt))
+    asked(scene, told(guidance_scale=1.5, negative_prompt_ids=ids))
+
+
+@way(single=True)
+def embedded(scene):
+    """`inputs_embeds` in place of the ids, the placeholders' embeddings among them."""
+    if scene.case.ids != "name" or scene.case.thread or (scene.merges and not scene.whole):
+        return
+    right = scene.truth(told())
+    with torch.no_grad():
+        embeddings = scene.model.get_input_embeddings()(scene.prompt)
+    with scene.block() as run:
+        inputs = {k: v for k, v in scene.called().items() if k != "input_ids"}
+        out = scene.model.generate(
+            inputs_embeds=embeddings,
+            **inputs,
+            max_new_tokens=scene.case.tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        scene.check(run)
+    scene.same((out.sequences[:, -scene.case.tokens :], out.logits), right)
 
 
 # Training, copying, saving
