@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from fopru import FoPru, encode
 from fopru.families import Family
-from fopru.methods.fopru import top
+from fopru.picking import top
 from fopru.significance import attention_scores
 
 

@@ -21,7 +21,8 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import fopru
 from fopru.cli.common import keep
 from fopru.encoding import EncodedImage
-from fopru.methods.fopru import FoPru, top
+from fopru.methods.fopru import FoPru
+from fopru.picking import top
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "weights"
 STORE = Path("~/.cache/fopru/weights").expanduser()

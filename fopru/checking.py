@@ -13,14 +13,14 @@ import torch
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from fopru.methods.fopru import top
-from fopru.pruner import check_choice, floor_share
+from fopru.arguments import check_choice
+from fopru.picking import floor_share, top
 from fopru.significance import wider
 
 CASES = 200
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Verdict:
     """What came of a check; shown in a notebook with its picture."""
 
@@ -95,7 +95,7 @@ def rank(significance: Tensor, k: int) -> Tensor:
 def row(significance: Tensor, height: int, width: int, retention: float) -> Tensor:
     """The floor(height * retention) rows, at least 1, of largest sum (in float64), whole."""
     table = significance.double().view(height, width)
-    rows = top(table.sum(1), floor_share(height, retention))
+    rows = top(table.sum(1).float(), floor_share(height, retention))
     return (rows[:, None] * width + torch.arange(width)).flatten()
 
 

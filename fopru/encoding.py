@@ -35,7 +35,7 @@ class Requests(Protocol):
     def taps(self, family: Family) -> set[Tap]: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
     """One picture, or one view of it, after the vision tower. N visual tokens."""
 
@@ -53,6 +53,9 @@ class EncodedImage:
     """(T, d): the LLM's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
     """(N,) float32: the scores by which a pruner ranks, where it has any."""
+
+    def __repr__(self) -> str:
+        return f"EncodedImage({len(self.features)} visual tokens, row {self.sample})"
 
     @property
     def patches(self) -> Tensor:
@@ -102,7 +105,7 @@ class EncodedImage:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Encoded:
     """A batch after the vision tower: the pictures, and the inputs that are still text."""
 
@@ -110,15 +113,32 @@ class Encoded:
     inputs: Mapping[str, Any]
     images: tuple[EncodedImage, ...]
 
+    def __repr__(self) -> str:
+        return f"Encoded({self.family.title}, {len(self.images)} picture(s))"
+
     def text(self, sample: int) -> Tensor:
-        """(T, d): the LLM's embeddings of a prompt's text; no placeholders, no special tokens."""
+        """(T, d): the language model's embeddings of the text in one row's prompt.
+
+        Left out are padding and every id that a config of the model names: placeholders, and what
+        begins and ends prompts, answers and pictures. Marks that only the tokenizer knows, as
+        Qwen's `<|im_start|>`, count as text, since the inputs do not say which ones they are.
+        """
         ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
-        text = self.family.config.get_text_config()
-        special = (self.family.image_token_id, text.bos_token_id, text.pad_token_id)
         keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()
-        for token in special:
-            keep &= ids != (-1 if token is None else token)
+        special = torch.tensor(sorted(_special(self.family)), device=ids.device)
+        keep &= ~torch.isin(ids, special)
         return self.family.model.get_input_embeddings()(ids[keep])
+
+
+def _special(family: Family) -> set[int]:
+    """Every token id that the configs of a model name."""
+    generation = getattr(family.model, "generation_config", None) or family.config
+    configs = (family.config, family.config.get_text_config(), generation)
+    found = {family.image_token_id}
+    for name, value in (item for config in configs for item in vars(config).items()):
+        if name.endswith(("_token_id", "_token_index")) and value is not None:
+            found.update(value if isinstance(value, list | tuple) else [value])
+    return found
 
 
 @torch.no_grad()
@@ -141,7 +161,7 @@ def encode(
     return look(model, inputs, pruners).scored()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Look:
     """What one pass of the vision tower left behind, before any score is computed."""
 

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from fopru.applying import Inside, at_work
 from fopru.encoding import Encoded
 from fopru.families import Family
+from fopru.picking import floor_share
 from fopru.pruned import PrunedInputs
-from fopru.pruner import Pruner, floor_share
+from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -24,22 +25,35 @@ PER_TOKEN = {
 pad token)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PrunedImage:
-    """What was kept of one picture of N visual tokens; its tensors are on the CPU."""
+    """What was kept of one picture of N visual tokens. Its tensors are on the CPU."""
 
     sample: int
     """The batch row whose prompt holds the picture."""
     kept: Tensor
-    """(k,) int64, sorted: indices into the picture's own visual tokens."""
+    """(k,) int64, sorted: the places of the kept tokens among the picture's visual tokens."""
     significance: Tensor | None
     """(N,) float32, or None where the method has none."""
     grid: Grid
-    sources: list[Tensor] = field(repr=False, default_factory=list)
-    """For each kept place, the tokens that its feature is made of: itself, unless they merged."""
+    owner: Tensor
+    """(N,) int64: for each visual token the kept one that it went into, as a place in `kept`; -1
+    where it was dropped. With `weights="mass"` none is dropped: each goes to the kept token that
+    is most like it."""
 
-    mass: Tensor | None = None
-    """(k,) int64: how many visual tokens each kept one stands for, with `weights="mass"`."""
+    def __repr__(self) -> str:
+        return f"PrunedImage({self.n_kept} of {self.n_full} visual tokens, row {self.sample})"
+
+    @cached_property
+    def mass(self) -> Tensor:
+        """(k,) int64: how many visual tokens each kept one stands for."""
+        return self.owner[self.owner >= 0].bincount(minlength=self.n_kept)
+
+    @cached_property
+    def sources(self) -> list[Tensor]:
+        """For each kept token the sorted places of the visual tokens that it stands for."""
+        order = self.owner.argsort(stable=True)[(self.owner < 0).sum() :]
+        return list(order.split(self.mass.tolist()))
 
     @property
     def n_full(self) -> int:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import numbers
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, replace
-from difflib import get_close_matches
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -15,54 +12,65 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from fopru.applying import Before, Session, at_work
+from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
+from fopru.picking import floor_share, in_proportion, owners, top
 from fopru.pruned import PrunedImage, PrunedInputs, shorten
-from fopru.weights import WEIGHTS, masses
 
 
 class Merged(NamedTuple):
-    """What a merging method makes of one view's tokens."""
+    """What a merging method makes of one view's N visual tokens."""
 
     kept: Tensor
     """(k,) int64, sorted and distinct: the places at which the new tokens stand."""
     features: Tensor
-    """(k, d): the new tokens, as the LLM gets them."""
-    sources: list[Tensor]
-    """For each, the tokens that went into it."""
+    """(k, d): the new tokens, as the language model gets them."""
+    owner: Tensor | None = None
+    """(N,) int64: which of the k new tokens each old one went into, -1 for none. None if each new
+    token is the old one that stood at its place."""
 
 
-METHODS: dict[str, type[Pruner]] = {}
-"""Every registered method, name -> class; each accepts `retention=`."""
+class Methods(dict[str, type["Pruner"]]):
+    """Method names and their classes; an unknown name is answered with the closest one."""
+
+    def __missing__(self, name: Any) -> type[Pruner]:
+        raise KeyError(f"no method is called {name!r}.{hint(name, self)}")
+
+
+METHODS = Methods()
+"""Every registered method, by its name. Each class accepts `retention=`."""
 
 POSITIONS = ("reindex", "preserve")
-
-
-def floor_share(n: int, share: float) -> int:
-    """floor(n * share) of the exact value, at least 1: 0.29 of 100 is 29."""
-    return max(1, math.floor(round(n * share, 9)))
+WEIGHTS = ("none", "mass")
+RETENTION = 0.25
+"""The share that is kept where neither `retention` nor `k` is given."""
 
 
 @dataclass(frozen=True)
 class Pruner:
-    """A visual-token pruning method. Subclasses override `select`, and `score` where they rank.
+    """A method that prunes visual tokens.
 
-    Subclass with `class Mine(Pruner, name="mine")` to register in `fopru.METHODS`.
+    A subclass overrides `score`, and `select` where it does more than keep the largest scores, or
+    `merge` where it makes new tokens. `class Mine(Pruner, name="mine")` registers it in
+    `fopru.METHODS`; without a name it works too, and is called by the name of its class.
 
     Args:
-        retention: share of each view's visual tokens to keep, in (0, 1]; 0.25 where neither it nor
-            `k` is given.
-        k: exact count per picture instead, shared among its views in proportion to their sizes.
-        layer: 0-based encoder block to read, negative from the end; None is the block whose output
-            the model uses (FoPru's choice).
-        positions: "reindex" numbers the shorter prompt contiguously (the paper's), "preserve" keeps
-            each token's original position id; None is the family's default.
+        retention: The share of each view's visual tokens to keep, in (0, 1]. Left out, and without
+            `k`, it is 0.25.
+        k: The exact number of tokens to keep of each picture instead. Its views share it in
+            proportion to their sizes.
+        layer: The encoder block that the method reads, 0-based, negative from the end. None is the
+            block whose output the model uses, as in FoPru. Methods that read none refuse it.
+        positions: How the kept tokens are numbered. "reindex" numbers the shorter prompt from 0
+            without gaps, as FoPru's paper does; "preserve" keeps each token's original position
+            id; None is the family's default.
         weights: "mass" lets the language model attend to each kept token as to all those that are
-            most like it (`fopru.weights`), in `with pruner(model)` only; not for merging methods
-            or those inside the language model.
+            most like it (`fopru.picking.owners`). This works in `with pruner(model)` only, and not
+            for methods that merge tokens or work inside the language model.
 
     Raises:
-        ValueError: a value outside of these, or both `retention` and `k`.
+        ValueError: a value is none of these, or both `retention` and `k` are given.
     """
 
     retention: float | None = None
@@ -74,21 +82,25 @@ class Pruner:
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads: any of `fopru.significance.AXES`, "keys" (of the same block), "vision"
-    (the tower's features) and "text" (the prompt's). `encode` computes no more."""
+    (the tower's features) and "text" (the prompt's). `encode` computes no more than that."""
 
     fixed_k: ClassVar[bool] = True
-    """Whether k is known from sizes alone."""
+    """Whether the number of kept tokens follows from sizes alone."""
 
     name: ClassVar[str]
+    """What the method is called in `fopru.METHODS`, in tables and in errors."""
 
     def __init_subclass__(cls, name: str | None = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
+        cls.name = cls.__name__ if name is None else name
         if name is None:
             return
-        if name in METHODS:
-            raise ValueError(f"name={name!r}: {METHODS[name].__name__} has that name already.")
-        cls.name = name
-        METHODS[name] = cls
+        other = METHODS.get(name, cls)
+        if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+            raise ValueError(
+                f"name={name!r}: {other.__module__}.{other.__qualname__} has that name already."
+            )
+        METHODS[name] = cls  # a class that is defined again, as in a notebook, replaces itself
 
     def __post_init__(self):
         if self.retention is not None and self.k is not None:
@@ -97,14 +109,15 @@ class Pruner:
             )
         if self.k is not None:
             check_integer("k", self.k, minimum=1)
-        else:
-            if self.retention is None:
-                object.__setattr__(self, "retention", 0.25)
-            number = isinstance(self.retention, numbers.Real)
-            if not number or isinstance(self.retention, bool) or not 0 < self.retention <= 1:
-                raise ValueError(f"retention={self.retention!r}: must be a number in (0, 1].")
+        if self.retention is not None:
+            check_share("retention", self.retention, "(0, 1]")
         if self.layer is not None:
             check_integer("layer", self.layer)
+            if not self._axes():
+                raise ValueError(
+                    f"layer={self.layer}: method {self.name!r} reads no block of the vision "
+                    "encoder; leave `layer` out."
+                )
         check_choice("positions", self.positions, (None, *POSITIONS))
         check_choice("weights", self.weights, WEIGHTS)
         if self.weights == "mass" and not self.selects():
@@ -113,6 +126,15 @@ class Pruner:
                 "model, and only those can stand for others; use weights='none'."
             )
 
+    @property
+    def share(self) -> float | None:
+        """The share of visual tokens to keep, 0.25 if none was given; None if `k` was."""
+        return RETENTION if self.retention is None and self.k is None else self.retention
+
+    def _axes(self) -> frozenset[str]:
+        """What the method reads of a block's attention."""
+        return self.needs - {"vision", "text"}
+
     @classmethod
     def selects(cls) -> bool:
         """Whether kept tokens are tokens of the picture, chosen before the language model."""
@@ -120,14 +142,15 @@ class Pruner:
 
     @property
     def asks(self) -> bool:
-        """Whether what is kept depends on the question."""
+        """Whether the question decides what is kept."""
         return "text" in self.needs
 
     def numbering(self, family: Family) -> str:
-        """How kept tokens are numbered in this family: one of `POSITIONS`.
+        """How the kept tokens are numbered in this family: "reindex" or "preserve".
 
         Raises:
-            UnsupportedModelError: they are to be numbered anew where they cannot be (M-RoPE).
+            UnsupportedModelError: positions="reindex" in a family whose position ids are places in
+                the picture (M-RoPE), which cannot be numbered anew.
         """
         if self.positions == "reindex" and family.spatial:
             raise UnsupportedModelError(
@@ -137,47 +160,57 @@ class Pruner:
         return self.positions or family.positions
 
     def score(self, image: EncodedImage) -> Tensor | None:
-        """(N,) float32 significance of one view's tokens, or None where the method has none."""
+        """The significance of each token of one view, (N,), or None where the method has none.
+
+        `select` and `merge` find it in `image.significance`, in float32 on the CPU.
+        """
         return None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        """Indices of the k tokens to keep of one view: (k,) int64, sorted, distinct."""
-        raise NotImplementedError
+        """The places of the k tokens to keep of one view: (k,) int64, sorted and distinct.
+
+        The default keeps the k tokens of largest significance.
+        """
+        if image.significance is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} must override one of `score`, `select` and `merge`."
+            )
+        return top(image.significance, k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        """The k tokens made of one view. Merging methods override this instead of `select`."""
-        kept = self.select(image, k)
-        self._check("select", kept, k, image.grid.n_tokens)
-        return Merged(kept, image.features[kept.to(image.features.device)], list(kept[:, None]))
+        """The k tokens to keep of one view. A method that makes new ones overrides this."""
+        n = image.grid.n_tokens
+        kept = torch.arange(n) if k == n else self.select(image, k).cpu()
+        self._check("select", kept, k, n)
+        return Merged(kept, image.features[kept.to(image.features.device)])
 
     def taps(self, family: Family) -> set[Tap]:
-        """What this method needs to learn from the vision tower."""
-        axes = self.needs - {"vision", "text"}
-        taps = {Tap(family.block(self.layer), axis) for axis in axes}
+        """What `encode` has to learn from the vision tower for this method."""
+        taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
         return taps | ({VISION} if "vision" in self.needs else set())
 
     def budgets(self, grid: Grid) -> list[int]:
-        """Tokens kept of each view of a picture with this grid.
+        """The number of tokens to keep of each view of a picture with this grid.
 
         Raises:
             ValueError: `k` is larger than the picture, or smaller than its number of views.
         """
         sizes = [view.n_tokens for view in grid.views]
         if self.k is None:
-            return [floor_share(size, self.retention) for size in sizes]
+            return [floor_share(size, self.share) for size in sizes]
         if not len(sizes) <= self.k <= sum(sizes):
             raise ValueError(
                 f"k={self.k}: a picture of {sum(sizes)} visual tokens in {len(sizes)} view(s) "
                 f"keeps {len(sizes)} to {sum(sizes)} of them."
             )
-        return _in_proportion(self.k, sizes)
+        return in_proportion(self.k, sizes)
 
     def budgets_of(self, image: EncodedImage) -> list[int]:
-        """Tokens kept of each view of this picture; where `fixed_k`, those of its grid."""
+        """The same for a picture that is encoded; it differs where `fixed_k` is False."""
         return self.budgets(image.grid)
 
     def n_keep(self, grid: Grid) -> int:
-        """Tokens kept of a picture with this grid: known from sizes, before anything is encoded."""
+        """The number of tokens to keep of a picture with this grid, before anything is encoded."""
         return sum(self.budgets(grid))
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:
@@ -202,8 +235,8 @@ class Pruner:
         """Make shorter inputs that hold the kept tokens only.
 
         Raises:
-            ValueError: what this method needs was not tapped by `encode`, or `select` broke its
-                promise of k sorted, distinct indices.
+            ValueError: `encode` did not learn what this method needs, `score` gave values that are
+                not finite, or `select` did not give k sorted, distinct places.
         """
         self._refuse_weights()
         return self.shortened(encoded, *self.choose(encoded))
@@ -227,36 +260,79 @@ class Pruner:
 
     def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
         """What is kept of a picture, and its (k, d) tokens."""
-        kept, significance, features, sources, start = [], [], [], [], 0
-        if image.deep is not None and type(self).merge is not Pruner.merge:
-            raise UnsupportedModelError(
-                f"method {self.name!r} makes new tokens, and the first layers of "
-                f"{image.family.title} want features that new tokens do not have: it is undefined "
-                "here."
-            )
-        for view, k in zip(image.views(), self.budgets_of(image), strict=True):
-            view = replace(view, significance=self.score(view))
-            chosen, tokens, members = self.merge(view, k)
-            self._check("merge", chosen, k, view.grid.n_tokens)
-            kept.append(chosen + start)
-            significance.append(view.significance)
-            features.append(tokens)
-            sources += [tokens.cpu() + start for tokens in members]
-            start += view.grid.n_tokens
-        scored = significance[0] is not None
-        places = torch.cat(kept)
+        if not self.selects():
+            self._refuse_what_cannot_merge(image)
+        views = list(image.views())
+        sizes = [view.grid.n_tokens for view in views]
+        significance = self._significance(views)  # (N,)
+        parts = [None] * len(views) if significance is None else significance.split(sizes)
+        kept, tokens, owner, done, start = [], [], [], 0, 0
+        for view, k, part in zip(views, self.budgets_of(image), parts, strict=True):
+            merged = self.merge(replace(view, significance=part), k)
+            places = merged.kept.cpu()
+            self._check("merge", places, k, view.grid.n_tokens)
+            if merged.owner is None:
+                went = torch.full((view.grid.n_tokens,), -1)
+                went[places] = torch.arange(k)
+            else:
+                went = merged.owner.cpu()
+            kept.append(places + start)
+            tokens.append(merged.features)
+            owner.append(went.where(went < 0, went + done))
+            start, done = start + view.grid.n_tokens, done + k
+        places, features = torch.cat(kept), torch.cat(tokens)
+        weighted = self.weights != "none"
         pruned = PrunedImage(
             sample=image.sample,
-            kept=places.cpu(),
-            significance=torch.cat(significance).cpu() if scored else None,
+            kept=places,
+            significance=significance,
             grid=image.grid,
-            sources=sources,
-            mass=None if self.weights == "none" else masses(image.features, places).cpu(),
+            owner=owners(image.features, places).cpu() if weighted else torch.cat(owner),
         )
-        tokens = torch.cat(features)
         if image.deep is not None:
-            tokens = torch.cat([tokens, image.deep[pruned.kept.to(tokens.device)]], 1)
-        return pruned, tokens
+            features = torch.cat([features, image.deep[places.to(features.device)]], 1)
+        return pruned, features
+
+    def _significance(self, views: list[EncodedImage]) -> Tensor | None:
+        """(N,) float32 on the CPU, to which the scores of all views move at once."""
+        scores = [self.score(view) for view in views]
+        if scores[0] is None:
+            return None
+        for view, score in zip(views, scores, strict=True):
+            if score.shape != (view.grid.n_tokens,):
+                raise ValueError(
+                    f"{type(self).__name__}.score must return one value for each of "
+                    f"{view.grid.n_tokens} visual tokens; got shape {tuple(score.shape)}."
+                )
+        significance = torch.cat(scores).float().cpu()
+        if not (finite := significance.isfinite()).all():
+            raise ValueError(
+                f"{type(self).__name__}.score gave NaN or infinity for {int((~finite).sum())} of "
+                f"{len(finite)} visual tokens, which cannot be ranked: are the picture's features "
+                "finite?"
+            )
+        return significance
+
+    def _refuse_what_cannot_merge(self, image: EncodedImage) -> None:
+        """Refuse a picture whose tokens this merging method cannot make new ones of."""
+        title = image.family.title
+        if image.deep is not None:
+            raise UnsupportedModelError(
+                f"method {self.name!r} makes new tokens, and the first layers of {title} want "
+                "features that new tokens do not have: it is undefined here."
+            )
+        if "vision" not in self.needs:
+            return
+        if any(view.newline for view in image.grid.views):
+            raise UnsupportedModelError(
+                f"method {self.name!r} merges the tower's features, and this family has newline "
+                "tokens, which have none: it is undefined here."
+            )
+        if image.family.merges:
+            raise UnsupportedModelError(
+                f"method {self.name!r} merges the tower's features, and {title} makes one token of "
+                "several patches: it is undefined here."
+            )
 
     def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
         if kept.shape != (k,) or not _is_subset(kept, n):
@@ -276,43 +352,6 @@ class Pruner:
         return at_work(Before(self, model))
 
 
-def _in_proportion(k: int, sizes: list[int]) -> list[int]:
-    """Split k by largest remainder, at least 1 and at most all of each part."""
-    total = sum(sizes)
-    parts = [max(1, k * size // total) for size in sizes]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
-    while sum(parts) < k:
-        for i in by_remainder:
-            if sum(parts) < k and parts[i] < sizes[i]:
-                parts[i] += 1
-    while sum(parts) > k:
-        parts[parts.index(max(parts))] -= 1
-    return parts
-
-
 def _is_subset(indices: Tensor, n: int) -> bool:
     steps = torch.cat([indices.new_tensor([-1]), indices, indices.new_tensor([n])]).diff()
     return bool((steps > 0).all())
-
-
-def check_integer(argument: str, value: Any, minimum: int | None = None) -> None:
-    if (
-        not isinstance(value, numbers.Integral)
-        or isinstance(value, bool)
-        or (minimum is not None and value < minimum)
-    ):
-        least = "" if minimum is None else f" of at least {minimum}"
-        raise ValueError(f"{argument}={value!r}: must be an integer{least}.")
-
-
-def check_choice(argument: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    """Raises ValueError naming the argument, its value and what is allowed."""
-    if value not in allowed:
-        names = ", ".join(map(repr, allowed))
-        raise ValueError(f"{argument}={value!r}: must be one of {names}.{hint(value, allowed)}")
-
-
-def hint(value: Any, allowed: Iterable[Any]) -> str:
-    """A closing sentence that names what comes closest to the value, if anything does."""
-    near = get_close_matches(str(value), [a for a in allowed if isinstance(a, str)], 1)
-    return f" Did you mean {near[0]!r}?" if near else ""

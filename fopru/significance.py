@@ -15,6 +15,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from fopru.picking import RELATIVE
+
 SCORES = ("probabilities", "logits")
 AXES = ("received", "given", "cls", "cls_wide")
 
@@ -117,5 +119,6 @@ def wider(received: Tensor, given: Tensor, patches: Tensor) -> Tensor:
     """
     if not patches.any():
         return received
-    received_var, given_var = (s[patches].double().var(correction=0) for s in (received, given))
-    return torch.where(received_var >= given_var, received, given)
+    of = patches.cpu()
+    received_var, given_var = (s.cpu()[of].double().var(correction=0) for s in (received, given))
+    return received if received_var >= given_var * (1 - RELATIVE) else given

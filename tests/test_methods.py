@@ -10,8 +10,7 @@ import torch.nn.functional as F
 import fopru
 from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid, UnsupportedModelError, View
-from fopru.methods.dpp import greedy_map
-from fopru.methods.uniform import lattice
+from fopru.picking import greedy_map, lattice, unit
 
 CASES = tiny.method_cases()
 MERGERS = {"pool", "tome", "visionzip", "prumerge", "prumerge+"}
@@ -127,12 +126,12 @@ def test_dpp_maximises_determinants_greedily(seed):
         chosen.append(
             max(rest, key=lambda j: torch.linalg.det(kernel[[*chosen, j]][:, [*chosen, j]]))
         )
-    assert greedy_map(kernel.float(), 6).tolist() == sorted(chosen)
+    assert greedy_map(F.normalize(x, dim=1), 6, weights).tolist() == sorted(chosen)
 
 
 def test_dpp_has_an_order_even_where_features_depend_on_each_other():
-    x = F.normalize(torch.randn(20, 3), dim=1)
-    assert len(set(greedy_map(x @ x.T, 15).tolist())) == 15
+    x = unit(torch.randn(20, 3))
+    assert len(set(greedy_map(x, 15).tolist())) == 15
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -143,8 +142,7 @@ def test_cdpruner_weighs_by_relevance_to_the_text(sign):
     ).mean(0)
     low, high = relevance.min(), relevance.max()
     q = (relevance - low + 1e-6) / (high - low + 1e-6)
-    x = F.normalize(image.features, dim=1)
-    expected = greedy_map(q[:, None] * (x @ x.T) * q, 7)
+    expected = greedy_map(unit(image.features), 7, q.double())
     assert torch.equal(kept(fopru.METHODS["cdpruner"](k=7, sign=sign), image), expected)
 
 

@@ -7,8 +7,7 @@ import torch
 
 import fopru
 from fopru.families import Grid, View
-from fopru.methods.fopru import top
-from fopru.pruner import floor_share
+from fopru.picking import floor_share, top
 
 FAMILIES = ["llava", "llava_next"]
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w5 ASSISTANT:"]

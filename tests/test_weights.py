@@ -11,7 +11,7 @@ from test_pruner import SIZES, TEXTS, answers
 
 import fopru
 from fopru.families import Family
-from fopru.weights import masses
+from fopru.picking import owners
 
 MASS = fopru.FoPru(0.25, weights="mass")
 SOME = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl", "gemma3"]
@@ -19,6 +19,10 @@ SOME = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl", "gem
 
 def pictures():
     return [tiny.image(*size, seed=seed) for seed, size in enumerate(SIZES)]
+
+
+def masses(features, kept):
+    return owners(features, kept).bincount(minlength=len(kept))
 
 
 def test_masses_by_hand():

@@ -98,7 +98,9 @@ class Inside(Session):
             while start == totals[row]:
                 row, start = row + 1, 0
             own = kept[row][(kept[row] >= start) & (kept[row] < start + grid.n_tokens)] - start
-            images.append(PrunedImage(sample=row, kept=own, significance=None, grid=grid))
+            owner = torch.full((grid.n_tokens,), -1)
+            owner[own] = torch.arange(len(own))
+            images.append(PrunedImage(row, own, None, grid, owner))
             start += grid.n_tokens
         return tuple(images)
 

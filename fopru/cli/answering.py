@@ -19,10 +19,10 @@ from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from fopru import METHODS, Pruner, load, plots
+from fopru.arguments import check_choice
 from fopru.cli.common import device_of
 from fopru.evaluation import chat
 from fopru.families import Family
-from fopru.pruner import check_choice
 
 TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 

@@ -12,12 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import evaluation, load
+from fopru.arguments import hint
 from fopru.cli.common import check_parquet, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.runner import launched, settings
 from fopru.pocket import benchmark, pocketbench
 from fopru.pocket.scenes import TASKS
-from fopru.pruner import hint
 
 
 def evaluate(

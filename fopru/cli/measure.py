@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from fopru import efficiency, load
+from fopru.arguments import check_integer
 from fopru.cli.common import check_parquet, keep, one_sentence
 from fopru.evaluation.asking import inputs, prompts
 from fopru.evaluation.runner import settings
 from fopru.pocket import sample
-from fopru.pruner import check_integer
 
 
 def measure(

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from fopru.pruner import check_integer
+from fopru.arguments import check_integer
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ from transformers import Cache, PreTrainedModel
 
 from fopru.applying import Session, cache_name
 from fopru.applying.session import During, at_once
+from fopru.arguments import check_integer
 from fopru.encoding import look
 from fopru.families import Family
 from fopru.pruned import all_positions
-from fopru.pruner import Pruner, check_integer
+from fopru.pruner import Pruner
 
 STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")
 """In their order; "decode" is the time of one token after the first."""
@@ -170,7 +171,7 @@ class Way:
             low, median, high = times.quantile([0.25, 0.5, 0.75])
             yield {
                 "method": "full" if self.pruner is None else self.pruner.name,
-                "retention": 1.0 if self.pruner is None else self.pruner.retention,
+                "retention": 1.0 if self.pruner is None else self.pruner.share,
                 "stage": stage,
                 "seconds": median,
                 "low": low,

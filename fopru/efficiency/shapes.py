@@ -16,8 +16,8 @@ from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForImageTextToText, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from fopru.arguments import check_choice, check_integer
 from fopru.families import Family
-from fopru.pruner import check_choice, check_integer
 
 FOLDER = Path(__file__).parent / "configs"
 SHAPES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))

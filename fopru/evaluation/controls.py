@@ -105,7 +105,7 @@ class Smaller(Pruner):
         rows = ((torch.arange(height) + 0.5) * view.height / height).long()
         columns = ((torch.arange(width) + 0.5) * view.width / width).long()
         kept = (rows[:, None] * view.width + columns).flatten()
-        return Merged(kept, features, list(kept[:, None]))
+        return Merged(kept, features)
 
     def _size(self, grid: Grid) -> tuple[int, int]:
         """Height and width in patches."""

@@ -20,9 +20,10 @@ from lmms_eval.api.model import lmms
 from lmms_eval.utils import Collator
 from tqdm import tqdm
 
+from fopru.arguments import check_choice, check_integer
 from fopru.evaluation.runner import launched
 from fopru.loading import load
-from fopru.pruner import METHODS, Pruner, check_choice, check_integer
+from fopru.pruner import METHODS, Pruner
 
 TASKS = Path(__file__).with_name("lmms_tasks")
 """The folder for `--include_path`."""

@@ -17,6 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
+from fopru.arguments import check_choice
 from fopru.evaluation.batch import Batch, Setting
 from fopru.evaluation.controls import BLIND, CONTROLS
 from fopru.evaluation.store import KEY, Store, provenance, weights_hash
@@ -25,7 +26,7 @@ from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pictures import load_image
-from fopru.pruner import METHODS, Pruner, check_choice
+from fopru.pruner import METHODS, Pruner
 
 
 def launched() -> PartialState:

@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
-from fopru.methods.fopru import top
+from fopru.picking import nearest, top, unit
 from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)
 class DART(Pruner, name="dart"):
-    """Duplication-aware reduction (Wen et al., arXiv 2502.11494): max(1, k // 8) pivots of largest
-    key norm, and the tokens whose largest cosine to any pivot is smallest.
+    """Keep the tokens that duplicate a few pivots least (Wen et al., "DART", arXiv 2502.11494).
 
-    The authors work on keys and states inside the LLM; this is the same rule on the vision side:
-    key norms of the tapped block, mean over heads, and cosines of the features that the LLM would
-    get.
+    The max(1, k // 8) tokens of largest key norm are the pivots, and stay. Beside them stay the
+    tokens whose largest cosine to any pivot is smallest.
+
+    The authors work on keys and hidden states inside the language model. Here the same rule is
+    applied before it: the norm is that of the keys of the tapped block, averaged over its heads,
+    and cosines are those of the features that the language model would get.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"keys"})
@@ -30,7 +31,7 @@ class DART(Pruner, name="dart"):
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         pivots = top(image.significance, max(1, k // 8))
-        unit = F.normalize(image.features.float(), dim=1)
-        unlike = -(unit @ unit[pivots].T).amax(1)  # (N,)
+        points = unit(image.features)
+        unlike = -nearest(points, points[pivots])[0]  # (N,)
         unlike[pivots] = float("inf")
         return top(unlike, k)

@@ -8,27 +8,35 @@ import torch
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
+from fopru.picking import cosines_of, first, products, unit
 from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)
 class DivPrune(Pruner, name="divprune"):
-    """Max-min diversity (Alvar et al., "DivPrune", CVPR 2025, arXiv 2503.02175, section 3).
+    """Keep tokens that are far from each other (Alvar et al., "DivPrune", CVPR 2025, arXiv
+    2503.02175, section 3).
 
-    Distance is 1 - cosine of the features that the LLM would get. The first token is the one whose
-    nearest neighbour is farthest; then, again and again, the one farthest from all that are kept.
+    The distance of two tokens is 1 minus the cosine of the features that the language model would
+    get. The first token is the one whose nearest neighbour is farthest away. Each next one is the
+    one whose distance to the nearest kept token is largest. Ties go to the lower index.
     """
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        unit = torch.nn.functional.normalize(image.features.float(), dim=1)  # (N, d)
-        distance = 1 - unit @ unit.T  # (N, N)
-        if k == len(unit):
-            return torch.arange(k, device=unit.device)
-        nearest = distance.clone().fill_diagonal_(torch.inf).amin(1)
-        kept = [int(nearest.argmax())]
-        least = distance[kept[0]].clone()  # (N,) to the nearest of those kept
+        points = unit(image.features)  # (N, d)
+        alike = torch.cat([_others(*block).amax(1) for block in products(points, points)])
+        cosines = cosines_of(points)
+        kept = [first(-alike[None])]  # (1,) each
+        alike = cosines(kept[0])  # (N,) cosine to the nearest of those kept
         while len(kept) < k:
-            least[kept[-1]] = -torch.inf
-            kept.append(int(least.argmax()))
-            least = torch.minimum(least, distance[kept[-1]])
-        return torch.tensor(sorted(kept), device=unit.device)
+            alike[kept[-1]] = torch.inf
+            kept.append(first(-alike[None]))
+            alike = alike.maximum(cosines(kept[-1]))
+        return torch.cat(kept).sort().values
+
+
+def _others(start: int, block: Tensor) -> Tensor:
+    """A block of cosines, (b, N), without those of tokens to themselves."""
+    rows = torch.arange(len(block), device=block.device)
+    block[rows, start + rows] = -torch.inf
+    return block

@@ -5,42 +5,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
+from fopru.picking import greedy_map, unit
 from fopru.pruner import Pruner
 
 EPSILON = 1e-6
+"""What the least relevant token's relevance is instead of 0."""
 
 
 @dataclass(frozen=True)
 class DPP(Pruner, name="dpp"):
-    """Greedy MAP of a determinantal point process on cosines (Chen et al., NeurIPS 2018, arXiv
-    1709.05135): the token that adds most to the determinant of the kept tokens' similarities.
+    """Keep the tokens that span the largest volume, found greedily (Chen et al., "Fast Greedy MAP
+    Inference for Determinantal Point Process", NeurIPS 2018, arXiv 1709.05135).
 
-    Features are those that the LLM would get. Where features are linearly dependent and none adds
-    more than 1e-6 to the squared volume, the largest of what is left goes on, ties to the lower
-    index.
+    Each token kept is the one that adds most to the determinant of the kept tokens' cosines, of
+    the features that the language model would get. All tokens add the same at first, so the first
+    one stays. Where none adds more than 1e-6 to the squared volume, since features are linearly
+    dependent, those that add most still go first. Ties go to the lower index.
     """
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        unit = F.normalize(image.features.float(), dim=1)  # (N, d)
-        return greedy_map(unit @ unit.T, k)
+        return greedy_map(unit(image.features), k)
 
 
 @dataclass(frozen=True)
 class CDPruner(DPP, name="cdpruner"):
-    """Conditional DPP (Zhang et al., "Beyond Attention or Similarity", arXiv 2506.10967): the
-    kernel weighted on both sides by how relevant each token is to the question.
+    """Weigh the volume by how relevant each token is to the question (Zhang et al., "Beyond
+    Attention or Similarity", arXiv 2506.10967): a conditional determinantal point process.
 
     The authors take relevance from CLIP's text tower, which LLaVA does not have. Here it is the
-    mean cosine of a token's features with the LLM's embeddings of the prompt's text, min-max
-    normalised per picture; `sign` -1 prefers the tokens that are least like the text.
+    mean cosine of a token's features with the language model's embeddings of the prompt's text,
+    scaled to (0, 1] over the view.
 
     Args:
-        sign: +1 or -1.
+        sign: 1 prefers the tokens that are most like the text, -1 those that are least like it.
+
+    Raises:
+        ValueError: while pruning, if a prompt has no text.
     """
 
     sign: int = 1
@@ -52,28 +55,16 @@ class CDPruner(DPP, name="cdpruner"):
             raise ValueError(f"sign={self.sign!r}: must be 1 or -1.")
 
     def score(self, image: EncodedImage) -> Tensor:
-        unit, text = (F.normalize(x.float(), dim=1) for x in (image.features, image.text))
-        relevance = self.sign * (unit @ text.T).mean(1)  # (N,)
+        if not len(image.text):
+            raise ValueError(
+                f"method {self.name!r} weighs visual tokens by the prompt's text, and the prompt "
+                f"of row {image.sample} has none: add a question, or use 'dpp'."
+            )
+        text = unit(image.text).mean(0)  # (d,)
+        relevance = self.sign * (unit(image.features) @ text)  # (N,)
         low, high = relevance.min(), relevance.max()
         return (relevance - low + EPSILON) / (high - low + EPSILON)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        unit = F.normalize(image.features.float(), dim=1) * image.significance[:, None]
-        return greedy_map(unit @ unit.T, k)
-
-
-def greedy_map(kernel: Tensor, k: int) -> Tensor:
-    """Indices of the k items that greedy MAP inference picks from an (N, N) kernel, sorted."""
-    kernel = kernel.double()
-    gains = kernel.diagonal().clone()  # (N,) squared volume that each would add
-    basis = kernel.new_zeros(k, len(kernel))
-    kept: list[int] = []
-    for i in range(k):
-        best = int(gains.argmax())
-        kept.append(best)
-        if gains[best] > EPSILON:
-            row = kernel[best] - basis[:i, best] @ basis[:i]  # (N,)
-            basis[i] = row / gains[best].sqrt()
-            gains = gains - basis[i] ** 2
-        gains[kept] = -torch.inf
-    return torch.tensor(sorted(kept), device=kernel.device)
+        points = unit(image.features)
+        return greedy_map(points, k, image.significance.double().to(points.device))

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fopru.arguments import check_integer
 from fopru.in_llm import InLLMPruner
-from fopru.pruner import check_integer
 
 
 @dataclass(frozen=True)
 class FastV(InLLMPruner, name="fastv"):
-    """Drop visual tokens inside the LLM (Chen et al., "An Image is Worth 1/2 Tokens After Layer 2",
-    ECCV 2024, arXiv 2403.06764).
+    """Drop visual tokens inside the language model (Chen et al., "An Image is Worth 1/2 Tokens
+    After Layer 2", ECCV 2024, arXiv 2403.06764).
 
-    On entering layer `k_layer`, the round(N * retention) visual tokens go on that the last prompt
-    token attends to most in the layer before (mean over heads). Position ids stay.
+    Into layer `k_layer` go the round(N * retention) visual tokens that the last prompt token
+    attends to most in the layer before, averaged over heads. They keep their position ids.
 
     Args:
-        k_layer: the paper's K, at least 1.
+        k_layer: The 0-based layer that tokens are dropped before, the paper's K; at least 1.
     """
 
     k_layer: int = 2
@@ -31,7 +31,7 @@ class FastV(InLLMPruner, name="fastv"):
             raise ValueError(
                 f"k_layer={self.k_layer}: must be below the language model's {n_layers} layers."
             )
-        return {self.k_layer: self.retention}
+        return {self.k_layer: self.share}
 
     def count(self, n: int, share: float) -> int:
         return max(1, round(n * share))

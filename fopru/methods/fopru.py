@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from fopru.arguments import check_choice
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, Grid
-from fopru.pruner import Pruner, check_choice, floor_share
+from fopru.picking import floor_share, top
+from fopru.pruner import Pruner
 from fopru.significance import SCORES, wider
 
 
 @dataclass(frozen=True)
 class FoPru(Pruner, name="fopru"):
-    """Focal Pruning (Jiang et al., arXiv 2411.14164): significance, pruning, reordering.
+    """Keep the tokens, or the rows, that get most attention: Focal Pruning (Jiang et al., arXiv
+    2411.14164), in three steps of significance, pruning and reordering.
 
-    Significance is the attention of the block whose output the model uses, averaged over heads,
-    without the CLS row and column, then along one dimension. Tokens stay in their order. The
-    published text leaves the CLS token and the softmax open: the first is dropped, and the second
-    is `scores`.
+    The significance of a token is the attention in the block whose output the model uses, without
+    the row and the column of the CLS token, averaged over heads and then along one dimension.
+    Kept tokens stay in their order. The published text says nothing of the CLS token, which is
+    left out here, and nothing of the softmax, which `scores` decides.
 
     Args:
-        strategy: "rank" keeps the floor(N * retention) tokens of largest significance; "row" the
-            floor(H * retention) rows of the grid with the largest sum, whole, a newline token
-            with its row. At least one of either.
-        axis: "received" (mean over queries), "given" (mean over keys), or "variance": per view,
-            the one of the two that varies more over its patches.
-        scores: "probabilities", attention after the softmax; "logits", before it.
+        strategy: "rank" keeps the floor(N * retention) tokens of largest significance. "row" keeps
+            the floor(H * retention) rows of the grid with the largest sum, whole, each with its
+            newline token if it has one. Either keeps at least one.
+        axis: "received" averages over queries: how much a token is looked at. "given" averages
+            over keys: how much it looks at others. "variance" takes, for each view, the one of the
+            two that varies more over its patches.
+        scores: "probabilities" for attention after the softmax, "logits" for that before it.
     """
 
     strategy: str = "rank"
     axis: str = "variance"
     scores: str = "probabilities"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"received", "given"})
 
     def __post_init__(self):
         super().__post_init__()
@@ -55,7 +62,7 @@ class FoPru(Pruner, name="fopru"):
         if self.strategy == "rank":
             return super().budgets(grid)
         if self.k is None:
-            return [floor_share(v.height, self.retention) * v.row_width for v in grid.views]
+            return [floor_share(v.height, self.share) * v.row_width for v in grid.views]
         budgets = super().budgets(grid)
         for k, view in zip(budgets, grid.views, strict=True):
             if k % view.row_width:
@@ -67,11 +74,12 @@ class FoPru(Pruner, name="fopru"):
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         if self.strategy == "rank":
-            return top(image.significance, k)
+            return super().select(image, k)
         (view,) = image.grid.views
-        table = image.significance.double().view(view.height, view.row_width)  # (H, W or W + 1)
-        rows = top(table[:, : view.width].sum(1), k // view.row_width)
-        return (rows[:, None] * view.row_width + torch.arange(view.row_width).to(rows)).flatten()
+        table = image.significance.cpu().double().view(view.height, -1)  # (H, W or W + 1)
+        sums = table[:, : view.width].sum(1).float()  # (H,)
+        rows = top(sums, k // view.row_width)
+        return (rows[:, None] * view.row_width + torch.arange(view.row_width)).flatten()
 
 
 @dataclass(frozen=True)
@@ -79,8 +87,3 @@ class FoPruRow(FoPru, name="fopru-row"):
     """FoPru with `strategy="row"`, under a name of its own."""
 
     strategy: str = "row"
-
-
-def top(scores: Tensor, k: int) -> Tensor:
-    """Indices of the k largest scores, in their original order; ties go to the lower index."""
-    return scores.sort(descending=True, stable=True).indices[:k].sort().values

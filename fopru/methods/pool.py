@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from fopru.encoding import EncodedImage
 from fopru.families import Grid, UnsupportedModelError
-from fopru.methods.uniform import lattice
+from fopru.picking import lattice
 from fopru.pruner import Merged, Pruner
 
 
 @dataclass(frozen=True)
 class Pool(Pruner, name="pool"):
-    """Average the features that the LLM would get over kh x kw cells of the grid, kh / kw near
-    H / W, and kh * kw the most that the budget allows: the count is what `n_keep` says.
+    """Average the features that the language model would get over cells of the grid.
 
-    A new token stands where the middle of its cell was. Views with newline tokens are refused.
+    There are kh x kw cells with kh / kw near H / W, and as many as the budget allows; `n_keep`
+    says how many. Cells overlap by a row or a column where the grid is not divisible by them, as
+    in torch's adaptive pooling. A new token stands at the middle of its cell. Views with newline
+    tokens are refused.
     """
 
     def budgets(self, grid: Grid) -> list[int]:
@@ -36,15 +38,13 @@ class Pool(Pruner, name="pool"):
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
         (view,) = image.grid.views
-        size = shape(view.height, view.width, k)
+        high, wide = shape(view.height, view.width, k)
         table = image.features.unflatten(0, (view.height, view.width))  # (H, W, d)
-        pooled = F.adaptive_avg_pool2d(table.permute(2, 0, 1).float(), size)  # (d, kh, kw)
-        rows, columns = (_cells(n, m) for n, m in zip((view.height, view.width), size, strict=True))
-        index = torch.arange(view.n_tokens).view(view.height, view.width)
-        cells = [index[a, b] for a, b in product(rows, columns)]
-        kept = torch.stack([c[(len(c) - 1) // 2, (c.shape[1] - 1) // 2] for c in cells])
-        features = pooled.flatten(1).T.to(image.features.dtype)
-        return Merged(kept, features, [cell.flatten() for cell in cells])
+        pooled = F.adaptive_avg_pool2d(table.permute(2, 0, 1).float(), (high, wide))  # (d, kh, kw)
+        (rows, row), (columns, column) = _cells(view.height, high), _cells(view.width, wide)
+        kept = (rows[:, None] * view.width + columns).flatten()
+        owner = (row[:, None] * wide + column).flatten()
+        return Merged(kept, pooled.flatten(1).T.to(image.features.dtype), owner)
 
 
 def shape(height: int, width: int, k: int) -> tuple[int, int]:
@@ -53,6 +53,13 @@ def shape(height: int, width: int, k: int) -> tuple[int, int]:
     return next(size for size in sizes if size[0] * size[1] == k)
 
 
-def _cells(n: int, m: int) -> list[slice]:
-    """The m stretches of range(n) that adaptive pooling averages."""
-    return [slice(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
+def _cells(n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Of the m stretches of range(n) that adaptive pooling averages: the middle of each, (m,), and
+    which one each place is in, (n,); of two that overlap, the one whose middle the place is, or
+    else the first."""
+    cells = torch.arange(m)
+    starts, ends = cells * n // m, -(-(cells + 1) * n // m)
+    middles = (starts + ends - 1) // 2
+    inside = torch.arange(n) * m // n
+    inside[middles] = cells
+    return middles, inside

@@ -6,33 +6,36 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_choice
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, Grid
-from fopru.methods.fopru import top
-from fopru.methods.uniform import spaced
-from fopru.methods.visionzip import check_patchwise
-from fopru.pruner import Merged, Pruner, check_choice
+from fopru.picking import ABSOLUTE, RELATIVE, products, remaining, spaced, top, unit
+from fopru.pruner import Merged, Pruner
 
 NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)
 class PruMerge(Pruner, name="prumerge"):
-    """Prune and merge (Shang et al., "LLaVA-PruMerge", arXiv 2403.15388).
+    """Keep what CLS looks at, and fold neighbours in (Shang et al., "LLaVA-PruMerge", arXiv
+    2403.15388).
 
-    Scores are the CLS token's attention in the tower's last block, its softmax over whole queries
-    and keys. To each kept token its 32 nearest others (cosine of keys) are added, weighted by their
-    scores, which do not sum to 1; one more token is the weighted sum of all that were dropped. All
-    before the projector. A budget of k counts that token, so k - 1 are kept; with k = 1 there is
-    none. It takes the last place that is free, where the authors append it. Views with newline
-    tokens are refused.
+    Scores are the CLS token's attention in the last block of the tower, with its softmax over
+    whole queries and keys instead of head by head. To each kept token its 32 nearest others
+    (cosine of keys) are added, weighted by their scores, which do not sum to 1. One more token is
+    the weighted sum of all that were dropped. All this happens before the projector. A budget of k
+    counts that token, so k - 1 are kept; with k = 1, or if none is dropped, there is none. It
+    takes the last place that is free, where the authors append it. Views with newline tokens are
+    refused.
+
+    A dropped token goes into several kept ones. As its `owner` counts the one it is most like,
+    among those that it is a neighbour of; else the additional token.
 
     Args:
-        adaptive: keep the share of tokens whose score is an outlier (above Q3 + 1.5 IQR), as the
-            authors do, instead of `retention`; the count then depends on the picture.
+        adaptive: Keep as many tokens as have an outlying score (above Q3 + 1.5 IQR), as the
+            authors do, instead of `retention`. The count then depends on the picture.
     """
 
     adaptive: bool = False
@@ -44,7 +47,7 @@ class PruMerge(Pruner, name="prumerge"):
 
     @property
     def fixed_k(self) -> bool:
-        """Whether k follows from sizes alone."""
+        """Whether the number of kept tokens follows from sizes alone."""
         return not self.adaptive
 
     @property
@@ -64,37 +67,49 @@ class PruMerge(Pruner, name="prumerge"):
     def budgets_of(self, image: EncodedImage) -> list[int]:
         if not self.adaptive:
             return super().budgets_of(image)
-        return [1 + len(self.chosen(view, None)) for view in image.views()]
+        chosen = ((len(self.chosen(view, None)), view.grid.n_tokens) for view in image.views())
+        return [min(count + 1, n) for count, n in chosen]
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls_wide", self.block)
 
     def chosen(self, image: EncodedImage, k: int | None) -> Tensor:
-        """Sorted indices of the k tokens that stay; None is for the adaptive count."""
-        scores = self.score(image)
+        """Sorted places of the k tokens that stay; with None as many as their scores tell."""
+        scores = self.score(image).cpu()
         return top(scores, outliers(scores) if k is None else k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_patchwise(image, self.name)
-        scores, n = image.significance, len(image.features)
+        n = len(image.features)
         kept = self.chosen(image, None if self.adaptive else max(1, k - 1))
-        unit = F.normalize(image.keys(self.block).flatten(1).float(), dim=1)
-        alike = unit[kept] @ unit.T  # (k, N)
-        alike[torch.arange(len(kept)), kept] = -torch.inf
-        near = alike.topk(min(NEIGHBOURS, n - 1), dim=1).indices  # (k, 32)
-        weighted = image.vision.float() * scores[:, None]
-        mixed = image.vision[kept].float() + weighted[near].sum(1)
-        sources = [torch.cat([i[None], others]) for i, others in zip(kept, near, strict=True)]
+        near, alike = self._neighbours(image, kept)  # (k - 1, 32)
+        weighted = image.vision.float() * image.significance.to(image.vision.device)[:, None]
+        mixed = image.vision[kept].float() + weighted[near].sum(1)  # (k - 1, d_v)
+        best = alike.new_full((n,), -1).scatter_reduce(0, near.flatten(), alike.flatten(), "amax")
+        closest = alike >= best[near] - ABSOLUTE  # (k - 1, 32)
+        places = torch.arange(len(kept))[:, None].expand_as(near)[closest]
+        owner = torch.full((n,), k).scatter_reduce(0, near[closest], places, "amin")
         if len(kept) < k:
-            left = torch.ones(n, dtype=torch.bool, device=kept.device)
-            left[kept] = False
-            dropped = left.nonzero().flatten()
-            mixed = torch.cat([mixed, weighted[dropped].sum(0, keepdim=True)])
-            sources.append(dropped)
+            dropped = remaining(kept, n)
+            mixed = torch.cat([mixed, weighted[dropped].sum(0, keepdim=True)])  # (k, d_v)
+            owner.clamp_(max=len(kept))
             kept = torch.cat([kept, dropped[-1:]])
+        owner[kept] = torch.arange(k)
         kept, order = kept.sort()
         features = image.family.projector(mixed.to(image.vision.dtype))[order]
-        return Merged(kept, features, [sources[i] for i in order.tolist()])
+        return Merged(kept, features, torch.cat([order.argsort(), torch.tensor([-1])])[owner])
+
+    def _neighbours(self, image: EncodedImage, kept: Tensor) -> tuple[Tensor, Tensor]:
+        """The 32 tokens whose keys are most like each kept one's: places and cosines, (k, 32)."""
+        keys = unit(image.keys(self.block).flatten(1))  # (N, c)
+        m = min(NEIGHBOURS, len(keys) - 1)
+        near, alike = [], []
+        for start, block in products(keys[kept], keys):
+            block = block.cpu()  # (b, N)
+            rows = torch.arange(len(block))
+            block[rows, kept[start + rows]] = -torch.inf
+            near.append(top(block, m) if m else rows.new_empty(len(rows), 0))
+            alike.append(block.gather(1, near[-1]))
+        return torch.cat(near), torch.cat(alike)
 
 
 @dataclass(frozen=True)
@@ -102,25 +117,23 @@ class PruMergePlus(PruMerge, name="prumerge+"):
     """PruMerge with evenly spaced tokens beside the outliers (PruMerge+, same paper).
 
     With a budget, a quarter of what stays is chosen by score, and the rest evenly spaced among the
-    others; `adaptive=True` takes every floor(floor(1 / share) / 3)-th token, as the authors do.
+    others. `adaptive=True` adds every floor(floor(1 / share) / 3)-th token to the outliers, where
+    `share` is theirs of all tokens, as the authors do.
     """
 
     def chosen(self, image: EncodedImage, k: int | None) -> Tensor:
-        scores, n = self.score(image), len(image.features)
+        scores, n = self.score(image).cpu(), len(image.features)
         if k is None:
             count = outliers(scores)
-            step = max(1, int(n / count) // 3)
-            picked = torch.arange(0, n, step, device=scores.device)
+            picked = torch.arange(0, n, max(1, n // count // 3))
             return torch.cat([top(scores, count), picked]).unique()
         best = top(scores, max(1, k // 4))
-        left = torch.ones(n, dtype=torch.bool, device=scores.device)
-        left[best] = False
-        others = left.nonzero().flatten()
-        picked = others[spaced(len(others), k - len(best)).to(others.device)]
-        return torch.cat([best, picked]).sort().values
+        others = remaining(best, n)
+        return torch.cat([best, others[spaced(len(others), k - len(best))]]).sort().values
 
 
 def outliers(scores: Tensor) -> int:
-    """How many scores lie above Q3 + 1.5 IQR; at least 1."""
+    """How many scores lie above Q3 + 1.5 IQR by more than rounding; at least 1."""
     low, high = scores.quantile(0.25), scores.quantile(0.75)
-    return max(1, int((scores > high + 1.5 * (high - low)).sum()))
+    border = high + 1.5 * (high - low)
+    return max(1, int((scores > border + abs(border) * RELATIVE).sum()))

@@ -10,14 +10,14 @@ from fopru.in_llm import InLLMPruner
 
 @dataclass(frozen=True)
 class PyramidDrop(InLLMPruner, name="pyramiddrop"):
-    """Drop visual tokens in three steps inside the LLM (Xing et al., "PyramidDrop", CVPR 2025,
-    arXiv 2410.17247).
+    """Drop visual tokens in three steps inside the language model (Xing et al., "PyramidDrop",
+    CVPR 2025, arXiv 2410.17247).
 
-    On entering layers L/4, L/2 and 3L/4 of L (8, 16 and 24 of 32), the same share of the tokens
-    goes on each time, so that the last quarter sees `retention`; 0.125 gives the authors' 1/2, 1/4
-    and 1/8.
-    Scores are the attention of the last prompt token by that layer's own projections of its input.
-    Tokens are numbered anew after each step, as in the authors' code, unless positions="preserve".
+    Tokens are dropped before layers L/4, L/2 and 3L/4 of L (8, 16 and 24 of 32). The same share of
+    them goes on each time, so that the last quarter of the layers sees `retention` of all; 0.125
+    gives the authors' 1/2, 1/4 and 1/8. Those go on that the last prompt token attends to most,
+    by that layer's own projections of its input. Tokens are numbered anew after each step, as in
+    the authors' code, unless positions="preserve".
     """
 
     reindexes: ClassVar[bool] = True
@@ -26,5 +26,5 @@ class PyramidDrop(InLLMPruner, name="pyramiddrop"):
     def stages(self, n_layers: int) -> dict[int, float]:
         if n_layers < 4:
             raise ValueError(f"pyramiddrop needs at least 4 layers; this model has {n_layers}.")
-        share = self.retention ** (1 / 3)
+        share = self.share ** (1 / 3)
         return {n_layers * i // 4: share**i for i in (1, 2, 3)}

@@ -5,45 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from fopru.encoding import EncodedImage
+from fopru.picking import nearest, top, unit
 from fopru.pruner import Merged, Pruner
 
 
 @dataclass(frozen=True)
 class ToMe(Pruner, name="tome"):
-    """Bipartite soft matching (Bolya et al., "Token Merging", ICLR 2023, arXiv 2210.09461), on the
-    tokens that the LLM would get.
+    """Merge the tokens that are most alike (Bolya et al., "Token Merging", ICLR 2023, arXiv
+    2210.09461): bipartite soft matching, here on the tokens that the language model would get.
 
-    Each round, every even token finds its most similar odd one (cosine of features); the most
-    similar pairs, at most half of the tokens, become their average, weighted by how many tokens
-    each stands for. Rounds go on until k are left. A merged token stands at its first member's
-    place, and tokens keep that order between rounds. The authors merge inside the tower, by keys,
-    and weigh attention by size: not done here.
+    In each round every even token finds the odd one that is most like it (cosine of features). The
+    most similar pairs, at most half of the tokens, become their average, weighted by how many
+    tokens each stands for. Rounds go on until k tokens are left. A merged token stands at the
+    place of its first member, and tokens keep that order between rounds. The authors merge inside
+    the tower, by keys, and weigh attention by size; neither is done here.
     """
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        features = image.features.float()
-        sizes = features.new_ones(len(features))
-        sources = list(torch.arange(len(features))[:, None])
-        while len(features) > k:
-            n = len(features)
-            a, b = torch.arange(0, n, 2), torch.arange(1, n, 2)
-            unit = F.normalize(features, dim=1)
-            alike, partner = (unit[a] @ unit[b].T).max(1)  # (|a|,)
-            order = alike.sort(descending=True, stable=True).indices.cpu()
-            merged = order[: min(n // 2, n - k)]
-            source, target = a[merged], b[partner.cpu()[merged]]
-            weighted = features * sizes[:, None]
-            weighted.index_add_(0, target.to(features.device), weighted[source])
-            sizes = sizes.index_add(0, target.to(sizes.device), sizes[source])
-            for i, j in zip(source.tolist(), target.tolist(), strict=True):
-                sources[j] = torch.cat([sources[j], sources[i]]).sort().values
-            left = torch.ones(n, dtype=torch.bool)
-            left[source] = False
-            remaining = sorted(left.nonzero().flatten().tolist(), key=lambda i: int(sources[i][0]))
-            features = (weighted / sizes[:, None])[remaining]
-            sizes, sources = sizes[remaining], [sources[i] for i in remaining]
-        kept = torch.stack([members[0] for members in sources])
-        return Merged(kept, features.to(image.features.dtype), sources)
+        points = unit(image.features)  # (N, d)
+        device = points.device
+        means = image.features.to(device).double()
+        owner = torch.arange(len(means), device=device)  # (N,) which of the n tokens holds it
+        place, sizes = owner, means.new_ones(len(means))  # (n,) first member, number of members
+        while (n := len(means)) > k:
+            here = torch.arange(n, device=device)
+            alike, partner = nearest(points[0::2], points[1::2])  # (n / 2 rounded up,) each
+            merged = top(alike, min(n // 2, n - k)).to(device)
+            into = here.clone()
+            into[2 * merged] = 2 * partner[merged] + 1
+            place = place.scatter_reduce(0, into, place, "amin")
+            stay = (into == here).nonzero().flatten()
+            stay = stay[place[stay].argsort()]
+            new = here.scatter(0, stay, torch.arange(len(stay), device=device))
+            into, place = new[into], place[stay]  # from the old tokens to the new ones
+            total = means.new_zeros(len(stay)).index_add(0, into, sizes)
+            sums = means.new_zeros(len(stay), means.shape[1])
+            means = sums.index_add(0, into, means * sizes[:, None]) / total[:, None]
+            owner, sizes, points = into[owner], total, unit(means)
+        return Merged(place, means.to(image.features), owner)

@@ -8,36 +8,25 @@ import torch
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
+from fopru.picking import lattice, spaced
 from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)
 class Uniform(Pruner, name="uniform"):
-    """Keep k tokens on an even lattice: kh x kw of them with kh / kw near H / W, the rest evenly
-    spaced among the tokens in between.
+    """Keep k tokens on an even lattice.
 
-    Row i of the lattice is row floor((i + 1/2) H / kh) of the grid, columns alike.
+    The lattice has kh x kw tokens with kh / kw near H / W; its row i is row floor((i + 1/2) H / kh)
+    of the grid, and so are its columns. What is left of k is evenly spaced among the tokens in
+    between.
     """
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         (view,) = image.grid.views
         high, wide = lattice(view.height, view.row_width, k)
         rows, columns = spaced(view.height, high), spaced(view.row_width, wide)
-        kept = (rows[:, None] * view.row_width + columns).flatten()
-        rest = torch.ones(view.n_tokens, dtype=torch.bool)
-        rest[kept] = False
-        left = rest.nonzero().flatten()
-        kept = torch.cat([kept, left[spaced(len(left), k - len(kept))]])
-        return kept.sort().values.to(image.features.device)
-
-
-def lattice(height: int, width: int, k: int) -> tuple[int, int]:
-    """Rows and columns of a lattice of at most k points, in about the grid's proportion."""
-    high = min(height, max(1, round((k * height / width) ** 0.5)))
-    high = min(high, k)
-    return high, min(width, k // high)
-
-
-def spaced(n: int, k: int) -> Tensor:
-    """k of range(n), evenly: floor((j + 1/2) n / k)."""
-    return ((2 * torch.arange(k) + 1) * n) // (2 * k) if k else torch.arange(0)
+        chosen = torch.zeros(view.n_tokens, dtype=torch.bool)
+        chosen[(rows[:, None] * view.row_width + columns).flatten()] = True
+        others = (~chosen).nonzero().flatten()
+        chosen[others[spaced(len(others), k - high * wide)]] = True
+        return chosen.nonzero().flatten()

@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
-from fopru.families import UnsupportedModelError
-from fopru.methods.fopru import top
+from fopru.picking import nearest, remaining, top, unit
 from fopru.pruner import Merged, Pruner
 
 
 @dataclass(frozen=True)
 class VisionZip(Pruner, name="visionzip"):
-    """Dominant and contextual tokens (Yang et al., "VisionZip", CVPR 2025, arXiv 2412.04467).
+    """Keep dominant tokens, and contextual ones that gather the rest (Yang et al., "VisionZip",
+    CVPR 2025, arXiv 2412.04467).
 
-    The k - C tokens with most CLS attention are dominant. Of the rest, C evenly spaced ones become
-    contextual: each is added to the mean of those whose keys (mean over heads) are most like its
-    own, before the projector. C = floor(k * contextual), 10 of 64 as the authors choose. They count
-    CLS, which our models drop, among the dominant, and append contextual tokens at the end; here
-    these stand in their places. Views with newline tokens are refused.
+    The k - C tokens that CLS attends to most are dominant. Of the rest, C evenly spaced ones become
+    contextual: before the projector, each gets the mean of those whose keys (averaged over heads)
+    are most like its own. C is floor(k * contextual), by default 10 of 64, as the authors choose.
+    They count the CLS token, which our models drop, among the dominant ones, and append contextual
+    tokens at the end; here these stand in their places. Views with newline tokens are refused.
 
     Args:
-        contextual: share of k that is contextual, in [0, 1).
+        contextual: The share of k that is contextual, in [0, 1).
     """
 
     contextual: float = 10 / 64
@@ -34,49 +34,30 @@ class VisionZip(Pruner, name="visionzip"):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.contextual < 1:
-            raise ValueError(f"contextual={self.contextual!r}: must be a number in [0, 1).")
+        check_share("contextual", self.contextual, "[0, 1)")
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls", self.layer)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        check_patchwise(image, self.name)
         n = len(image.features)
         count = min(int(k * self.contextual), n - k)
         dominant = top(image.significance, k - count)
         if not count:
-            return Merged(dominant, image.features[dominant], list(dominant[:, None]))
-        left = torch.ones(n, dtype=torch.bool, device=dominant.device)
-        left[dominant] = False
-        rest = left.nonzero().flatten()
-        step = len(rest) // count
-        is_target = torch.zeros(len(rest), dtype=torch.bool, device=rest.device)
-        is_target[torch.arange(count) * step] = True
+            return Merged(dominant, image.features[dominant.to(image.features.device)])
+        rest = remaining(dominant, n)
+        is_target = torch.zeros(len(rest), dtype=torch.bool)
+        is_target[torch.arange(count) * (len(rest) // count)] = True
         targets, others = rest[is_target], rest[~is_target]
-        keys = F.normalize(image.keys(self.layer).float().mean(1), dim=1)  # (N, d_h)
-        nearest = (keys[others] @ keys[targets].T).argmax(1)  # (others,)
-        vision = image.vision.float()
-        sums = torch.zeros(count, vision.shape[1], device=vision.device)
-        sums.index_add_(0, nearest, vision[others])
-        counts = torch.bincount(nearest, minlength=count).clamp(min=1)
-        mixed = (vision[targets] + sums / counts[:, None]).to(image.vision.dtype)
         kept, order = torch.cat([dominant, targets]).sort()
+        keys = unit(image.keys(self.layer).float().mean(1))  # (N, d_h)
+        closest = nearest(keys[others], keys[targets])[1].cpu()  # (others,)
+        owner = torch.full((n,), -1)
+        owner[kept] = torch.arange(k)
+        owner[others] = owner[targets][closest]
+        vision, closest = image.vision.float(), closest.to(image.vision.device)
+        sums = vision.new_zeros(count, vision.shape[1]).index_add_(0, closest, vision[others])
+        counts = closest.bincount(minlength=count).clamp(min=1)
+        mixed = (vision[targets] + sums / counts[:, None]).to(image.vision.dtype)
         features = torch.cat([image.features[dominant], image.family.projector(mixed)])
-        members = [torch.cat([t[None], others[nearest == i]]) for i, t in enumerate(targets)]
-        sources = [*dominant[:, None], *members]
-        return Merged(kept, features[order], [sources[i] for i in order.tolist()])
-
-
-def check_patchwise(image: EncodedImage, method: str) -> None:
-    """Raises UnsupportedModelError where a token is not one patch that can be projected alone."""
-    if any(view.newline for view in image.grid.views):
-        raise UnsupportedModelError(
-            f"method {method!r} merges the tower's features, and this family has newline tokens, "
-            "which have none: it is undefined here."
-        )
-    if image.family.merges:
-        raise UnsupportedModelError(
-            f"method {method!r} merges the tower's features, and {image.family.title} makes one "
-            "token of several patches: it is undefined here."
-        )
+        return Merged(kept, features[order], owner)

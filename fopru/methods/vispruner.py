@@ -6,28 +6,33 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
+from fopru.picking import nearest, products, ranked, unit
 from fopru.pruner import Pruner
 
 STEP = 8
 """Tokens removed at a time while the diverse half is sought."""
 
+LISTED = 32
+"""Neighbours of each token that are remembered from round to round."""
+
 
 @dataclass(frozen=True)
 class VisPruner(Pruner, name="vispruner"):
-    """Important and diverse tokens (Zhang et al., "Beyond Text-Visual Attention", ICCV 2025, arXiv
-    2412.01818, section 4): floor(k * ratio) by CLS attention; of the rest, ordered by it, near
-    duplicates are removed 8 at a time until k are left.
+    """Keep important and diverse tokens (Zhang et al., "Beyond Text-Visual Attention", ICCV 2025,
+    arXiv 2412.01818, section 4).
 
-    In each round the rest is split in turns into two halves, and the tokens of the first that are
-    most like one of the second (cosine of the tower's features) go. With an odd number the first
+    The floor(k * ratio) tokens that CLS attends to most are important. Of the rest, in the order
+    of that attention, near duplicates are removed 8 at a time until k tokens stay in all. In each
+    round the rest is split in turns into two halves, and those tokens of the first half go that
+    are most like one of the second (cosine of the tower's features). With an odd number the first
     half has one more, where the authors' code would not run.
 
     Args:
-        ratio: share of k kept for attention, in [0, 1].
+        ratio: The share of k that is kept for attention, in [0, 1].
     """
 
     ratio: float = 0.5
@@ -35,24 +40,55 @@ class VisPruner(Pruner, name="vispruner"):
 
     def __post_init__(self):
         super().__post_init__()
-        if not 0 <= self.ratio <= 1:
-            raise ValueError(f"ratio={self.ratio!r}: must be a number in [0, 1].")
+        check_share("ratio", self.ratio)
 
     def score(self, image: EncodedImage) -> Tensor:
         return image.tap("cls", self.layer)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        order = image.significance.sort(descending=True, stable=True).indices
+        order = ranked(image.significance)
         important = int(k * self.ratio)
-        unit = F.normalize(image.vision.float(), dim=1)
         rest = order[important:]
-        while len(rest) > k - important:
-            if len(rest) == 1:
-                rest = rest[:0]
-                break
-            a, b = rest[0::2], rest[1::2]
-            remove = min(STEP, len(rest) - (k - important), len(a))
-            alike = (unit[a] @ unit[b].T).amax(1)  # (|a|,)
-            by_likeness = alike.sort(descending=True, stable=True).indices
-            rest = torch.cat([a[by_likeness[remove:]], b])
-        return torch.cat([order[:important], rest]).sort().values
+        points = unit(image.vision)
+        diverse = rest[_thinned(points[rest.to(points.device)], k - important).cpu()]
+        return torch.cat([order[:important], diverse]).sort().values
+
+
+def _thinned(points: Tensor, k: int) -> Tensor:
+    """Which k of n tokens stay when near duplicates go, round after round.
+
+    The cosines of all pairs are found a block at a time, and only each token's `LISTED` nearest
+    are remembered. Who has none of these in the other half is compared with all of it, and the
+    lists are made anew when half of the tokens are gone.
+    """
+    n = len(points)
+    rest = torch.arange(n, device=points.device)
+    cosines, places, listed = points.new_empty(n, 0), rest.new_empty(n, 0), n + 1
+    while len(rest) > k:
+        if len(rest) == 1:
+            return rest[:0]
+        if 2 * len(rest) <= listed or listed > n:
+            listed = len(rest)
+            cosines, places = _neighbours(points, rest)
+        a, b = rest[0::2], rest[1::2]
+        other = torch.zeros(n, dtype=torch.bool, device=rest.device)
+        other[b] = True
+        hits = other[places[a]]  # (|a|, m)
+        alike = cosines[a].gather(1, hits.byte().argmax(1, keepdim=True)).squeeze(1)  # (|a|,)
+        missed = ~hits.any(1)
+        if missed.any():
+            alike[missed] = nearest(points[a[missed]], points[b])[0]
+        remove = min(STEP, len(rest) - k, len(a))
+        rest = torch.cat([a[ranked(alike)[remove:]], b])
+    return rest
+
+
+def _neighbours(points: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token of the rest its nearest ones there, best first: (n, m) cosines and places."""
+    m = min(LISTED, len(rest))
+    cosines, places = points.new_empty(len(points), m), rest.new_empty(len(points), m)
+    for start, block in products(points[rest], points[rest]):
+        found = block.topk(m, dim=1)
+        rows = rest[start : start + len(block)]
+        cosines[rows], places[rows] = found.values, rest[found.indices]
+    return cosines, places

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, UnidentifiedImageError
 
+from fopru.arguments import check_choice
 from fopru.evaluation import Example
 from fopru.pocket import scenes
 from fopru.pocket.drawing import SIZE, Question
@@ -50,7 +51,8 @@ def benchmark(split: str = "test", task: str | None = None) -> list[Example]:
     """
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: must be one of {', '.join(map(repr, SPLITS))}.")
-    scenes.check_task(task)
+    if task is not None:
+        check_choice("task", task, scenes.TASKS)
     examples = read(folder("pocketbench") / f"{split}.parquet")
     return [e for e in examples if task in (None, e.task)]
 

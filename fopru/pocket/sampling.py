@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 from pathlib import Path
 
 import numpy as np
 
+from fopru.arguments import check_choice, check_integer
 from fopru.evaluation.tasks import Example
 from fopru.pocket import scenes
 from fopru.pocket.drawing import Question, Scene
@@ -42,11 +42,10 @@ def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example
     Raises:
         ValueError: an unknown task, or n or seed that is no integer of at least 0.
     """
-    scenes.check_task(task)
+    if task is not None:
+        check_choice("task", task, scenes.TASKS)
     for argument, value in (("n", n), ("seed", seed)):
-        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        if not whole or value < 0:
-            raise ValueError(f"{argument}={value!r}: must be an integer of at least 0.")
+        check_integer(argument, value, minimum=0)
     kind = scenes.TASKS[task][0] if task else None
     examples: list[Example] = []
     index = 0

@@ -59,12 +59,6 @@ def scene(
     return (Crowd if crowded and kind is Objects else kind).draw(rng, few)
 
 
-def check_task(task: str | None) -> None:
-    """Raises ValueError naming an unknown task, and those that there are."""
-    if task is not None and task not in TASKS:
-        raise ValueError(f"task={task!r}: must be one of {', '.join(map(repr, TASKS))}.")
-
-
 def questions(scene: Scene, rng: np.random.Generator, task: str | None = None) -> list[Question]:
     """All questions about a scene, or those of one task."""
     asked = TASKS.values() if task is None else (TASKS[task],)

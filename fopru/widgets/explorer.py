@@ -24,6 +24,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from fopru.arguments import check_choice
 from fopru.encoding import Look, Tap, look
 from fopru.evaluation import evaluate
 from fopru.evaluation.asking import answer, inputs, prompts
@@ -32,8 +33,9 @@ from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
 from fopru.methods import FoPru
+from fopru.picking import floor_share
 from fopru.pictures import load_image, to_image
-from fopru.pruner import METHODS, check_choice, floor_share
+from fopru.pruner import METHODS
 from fopru.redundancy import Given
 from fopru.significance import attention_scores
 

@@ -1,0 +1,237 @@
+"""Index arithmetic: which of N tokens are picked, and how many. No model is in sight.
+
+Ties. Arithmetic in floating point gives two values that are equal by the formula (those of a
+token and its duplicate, say) different last bits, and other ones with another number of threads.
+Whatever picks by size here therefore takes values as equal that differ by no more than rounding,
+and gives ties to the lower index:
+
+- float32 is for scores that a model computed: equal within 2^-18 of their size, 32 units of
+  float32's last place;
+- float64 is for cosines and volumes that are computed here from features (`unit`): equal within
+  1e-9, far above the rounding of float64 and far below that of float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RELATIVE, ABSOLUTE = 2**-18, 1e-9
+"""How far float32 scores (by their size) and float64 values lie apart and still count as equal."""
+
+LEAST_VOLUME = 1e-6
+"""The least that a token adds to the squared volume of those kept, if its direction counts."""
+
+BLOCK_ELEMENTS = 2**22
+"""Products of two tokens that are made at a time: 32 MiB of float64."""
+
+HELD_ELEMENTS = 2**24
+"""Products of two tokens that may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
+
+
+# How many
+
+
+def floor_share(n: int, share: float) -> int:
+    """The floor of the exact product n * share, but at least 1: 0.29 of 100 is 29."""
+    return max(1, math.floor(round(n * share, 9)))
+
+
+def in_proportion(k: int, sizes: list[int]) -> list[int]:
+    """Split k by largest remainder among parts of these sizes: at least 1 and at most all of each.
+
+    Args:
+        k: From the number of parts to the sum of their sizes.
+    """
+    total = sum(sizes)
+    parts = [max(1, k * size // total) for size in sizes]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (-(k * sizes[i] % total), i))
+    while sum(parts) < k:
+        for i in by_remainder:
+            if sum(parts) < k and parts[i] < sizes[i]:
+                parts[i] += 1
+    while sum(parts) > k:
+        parts[parts.index(max(parts))] -= 1
+    return parts
+
+
+# Places that are evenly spread
+
+
+def spaced(n: int, k: int) -> Tensor:
+    """(k,) places that are evenly spaced in range(n): floor((j + 1/2) n / k)."""
+    return ((2 * torch.arange(k) + 1) * n) // (2 * k) if k else torch.arange(0)
+
+
+def lattice(height: int, width: int, k: int) -> tuple[int, int]:
+    """Rows and columns of a lattice of at most k points, in about the proportion of the grid."""
+    high = min(height, max(1, round((k * height / width) ** 0.5)))
+    high = min(high, k)
+    return high, min(width, k // high)
+
+
+def remaining(chosen: Tensor, n: int) -> Tensor:
+    """The places in range(n) that are not among the chosen, sorted, on the device of the chosen."""
+    there = torch.ones(n, dtype=torch.bool, device=chosen.device)
+    there[chosen] = False
+    return there.nonzero().flatten()
+
+
+# The largest of some values
+
+
+def _slack(values: Tensor) -> Tensor | float:
+    """How far values may lie from others that count as equal to them."""
+    if values.dtype == torch.float64:
+        return ABSOLUTE
+    return (values.abs() * RELATIVE).nan_to_num(posinf=0)
+
+
+def top(values: Tensor, k: int) -> Tensor:
+    """The places of the k largest values, in their original order; ties go to the lower index.
+
+    Args:
+        values: (..., N) float32 or float64; infinity always comes first.
+        k: From 1 to N.
+
+    Returns:
+        (..., k) int64 on the CPU, sorted along the last dimension.
+    """
+    values = values.cpu()
+    border = values.topk(k, sorted=False).values.amin(-1, keepdim=True)  # (..., 1)
+    slack = _slack(border)
+    chosen = values >= border - slack  # (..., N)
+    places = chosen.nonzero()[:, -1]
+    if len(places) > border.numel() * k:  # more are equal to the k-th than there is room for
+        above = values > border + slack
+        tied = chosen & ~above
+        room = k - above.sum(-1, keepdim=True)
+        places = (above | tied & (tied.cumsum(-1) <= room)).nonzero()[:, -1]
+    return places.unflatten(0, (*values.shape[:-1], k))
+
+
+def ranked(values: Tensor) -> Tensor:
+    """The places of all values from the largest to the smallest; ties to the lower index first.
+
+    Args:
+        values: (N,) float32 or float64, finite.
+
+    Returns:
+        (N,) int64. A value counts as equal to the next larger one if rounding parts the two.
+    """
+    values, order = values.sort(descending=True, stable=True)
+    steps = values[:-1] - values[1:] > _slack(values[:-1])
+    level = F.pad(steps.cumsum(0), (1, 0))[: len(values)]
+    return (level * len(values) + order).sort().values % max(1, len(values))
+
+
+def first(values: Tensor) -> Tensor:
+    """The place of the largest float64 value along the last dimension: (..., N) -> (...).
+
+    Ties go to the lower index.
+    """
+    return (values >= values.amax(-1, keepdim=True) - ABSOLUTE).byte().argmax(-1)
+
+
+# Tokens that are like each other
+
+
+def unit(features: Tensor) -> Tensor:
+    """(N, d) features scaled to length 1 in float64; a row of zeros stays.
+
+    They stay on their device, if that is known to have float64; else they come to the CPU, for
+    Apple's GPUs have none.
+    """
+    if features.device.type not in ("cpu", "cuda"):
+        features = features.cpu()
+    return F.normalize(features.double(), dim=1)
+
+
+def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """rows @ columns.T, (n, d) and (m, d) -> (n, m), some rows at a time: never all at once.
+
+    Yields:
+        The place of the first row, and (b, m).
+    """
+    size = max(1, BLOCK_ELEMENTS // max(1, len(columns)))
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size] @ columns.T
+
+
+def nearest(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """For each row the column that is most like it.
+
+    Args:
+        rows, columns: (n, d) and (m, d), each a `unit`.
+
+    Returns:
+        (n,) cosines, and (n,) int64 places of the columns, ties to the lower index.
+    """
+    found = [(block.amax(1), first(block)) for _, block in products(rows, columns)]
+    cosines, places = zip(*found, strict=True)
+    return torch.cat(cosines), torch.cat(places)
+
+
+def owners(features: Tensor, kept: Tensor) -> Tensor:
+    """For each token the kept token that is most like it (cosine); a kept token is its own.
+
+    Args:
+        features: (N, d) of all visual tokens of a picture, as the LLM would get them.
+        kept: (k,) indices.
+
+    Returns:
+        (N,) int64 places among the kept, ties to the lower; how often each place occurs is how
+        many tokens that kept one stands for.
+    """
+    places = torch.arange(len(kept), device=kept.device)
+    if len(kept) == len(features):
+        return places
+    points = unit(features)
+    kept, places = kept.to(points.device), places.to(points.device)
+    owner = nearest(points, points[kept])[1]
+    owner[kept] = places
+    return owner
+
+
+def cosines_of(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function from a token's place, (1,), to its products with all tokens, (N,).
+
+    The products of all pairs are made once if there are at most 4,096 tokens; else each call makes
+    its own, and nothing of size N x N is held.
+    """
+    if len(points) ** 2 <= HELD_ELEMENTS:
+        table = points @ points.T
+        return lambda place: table[place][0]
+    return lambda place: points @ points[place][0]
+
+
+def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
+    """Pick k tokens, each the one that adds most to the determinant of the kept ones' kernel.
+
+    The kernel of tokens i and j is the product of their weights and their cosine. Its Cholesky
+    factor grows by a row with each token: k N numbers, and no kernel. Where no token adds more
+    than 1e-6, the largest addition still goes first, and takes nothing from the others.
+
+    Args:
+        points: (N, d), a `unit`.
+        weights: (N,) float64 on the same device; 1 where left out.
+
+    Returns:
+        (k,) int64, sorted. Ties go to the lower index.
+    """
+    gains = points.square().sum(1).round()  # (N,) squared volume that each adds; now 1, or 0
+    if weights is not None:
+        points, gains = points * weights[:, None], gains * weights**2
+    row_of, factor, kept = cosines_of(points), points.new_zeros(k, len(points)), []
+    for i in range(k):
+        best = first(gains[None])  # (1,)
+        row = row_of(best) - factor[:i, best].T @ factor[:i]  # (1, N)
+        factor[i] = (row / gains[best].sqrt()).where(gains[best] > LEAST_VOLUME, 0)
+        gains = gains - factor[i] ** 2
+        gains[best] = -torch.inf
+        kept.append(best)
+    return torch.cat(kept).sort().values
