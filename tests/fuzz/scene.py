@@ -273,9 +273,9 @@ class Scene:
     def close(found, want, what="logits"):
         if found.shape != want.shape:
             raise Wrong(f"{what} of shape {tuple(found.shape)}, not {tuple(want.shape)}")
-        off = (found - want).abs()
+        off = (found - want).detach().abs()
         if not float(off.max()) <= LOOSE:
-            steps = [f"{x:.3g}" for x in off.flatten(0, -3).amax((0, -1)).flatten().tolist()[-8:]]
+            steps = [f"{x:.3g}" for x in off.amax((0, -1)).flatten().tolist()[-8:]]
             raise Wrong(f"{what} off by {float(off.max()):.3g}; the last: {', '.join(steps)}")
 
 

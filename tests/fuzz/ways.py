@@ -467,6 +467,7 @@ def inputs_pruned_before(scene):
     """`prune`, then generate outside of any block."""
     right = scene.truth(told())
     if not scene.any:
+        scene.same(scene.generate(scene.called(), scene.prompt, told()), right)
         return
     pruned = scene.pruner.prune(scene.model, scene.called())
     scene.same(scene.generate(pruned, pruned["input_ids"], told()), right)
@@ -477,6 +478,7 @@ def inputs_encoded_once(scene):
     """`encode` for several pruners, then this one's `compact`."""
     right = scene.truth(told())
     if not scene.any:
+        scene.same(scene.generate(scene.called(), scene.prompt, told()), right)
         return
     others = [fopru.Random(0.5), fopru.FoPru(0.3)]
     encoded = fopru.encode(scene.model, scene.called(), [*others, scene.pruner])
