@@ -15,15 +15,14 @@ import pandas as pd
 
 import fopru
 from fopru.cli.common import keep
-from fopru.evaluation.controls import BLIND
-from fopru.evaluation.runner import known
+from fopru.evaluation.controls import BLIND, CONTROLS
 
 RETENTIONS = (0.5, 0.25, 0.1)
 COLUMNS = ["model", "id", "task", "image", "method", "retention", "seed", "kept"]
 VALUES = ["evidence", "found", "correct"]
 
 
-def answers(folder: Path, methods: list[str]) -> pd.DataFrame:
+def answers(folder: Path, methods: list[fopru.Pruner]) -> pd.DataFrame:
     model, processor = fopru.load(folder)
     examples = fopru.pocket.benchmark("test")
     return fopru.evaluate(
@@ -39,7 +38,9 @@ def answers(folder: Path, methods: list[str]) -> pd.DataFrame:
 
 
 def main(folders: list[Path], out: Path) -> None:
-    methods = [name for name in known() if not name.endswith(("-shuffled", "-later"))]
+    kinds = {**fopru.METHODS, **CONTROLS}.values()
+    methods = [kind() for kind in kinds]
+    methods += [kind(weights="mass") for kind in kinds if kind.selects()]
     parts = [answers(folder, methods).assign(model=folder.name) for folder in folders]
     results = pd.concat(parts, ignore_index=True)
     keep(results[COLUMNS + VALUES].astype({"found": "float32"}), out)

@@ -17,7 +17,7 @@ from dataclasses import replace
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from fopru import METHODS, EncodedImage
+from fopru import METHODS, EncodedImage, Pruner
 from fopru.encoding import VISION, Tap
 from fopru.families import Family, Grid, View
 from fopru.in_llm import InLLMPruner
@@ -71,6 +71,15 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
     return 1e3 * statistics.median(taken[1:] or taken)
 
 
+def times(pruner: Pruner, image: EncodedImage, device: str) -> tuple[float, float]:
+    """Milliseconds of the method's `select` or `merge`, and of all that a picture needs."""
+    (k,), score = pruner.budgets(image.grid), pruner.score(image)
+    scored = replace(image, significance=None if score is None else score.float().cpu())
+    own = pruner.select if pruner.selects() else pruner.merge
+    whole = milliseconds(lambda: pruner._prune_image(image), device)
+    return milliseconds(lambda: own(scored, k), device), whole
+
+
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -91,14 +100,9 @@ def main() -> None:
         print(f"\nN = {n}, k = {k}\n  {'torch.topk':12} {least:10.3f} ms")
         for name in arguments.method:
             pruner = METHODS[name](arguments.retention)
-            (budget,) = pruner.budgets(image.grid)
-            score = pruner.score(image)
-            scored = replace(image, significance=None if score is None else score.float().cpu())
-            own = pruner.select if pruner.selects() else pruner.merge
-            select = milliseconds(lambda: own(scored, budget), arguments.device)
-            both = milliseconds(lambda: pruner._prune_image(image), arguments.device)
+            select, whole = times(pruner, image, arguments.device)
             ratio = f"{select / least:9.1f} x topk"
-            print(f"  {name:12} {select:10.3f} ms {ratio}   all {both:10.3f} ms", flush=True)
+            print(f"  {name:12} {select:10.3f} ms {ratio}   all {whole:10.3f} ms", flush=True)
 
 
 if __name__ == "__main__":

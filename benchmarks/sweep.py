@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import fopru
 from fopru.evaluation import answer
-from fopru.evaluation.runner import settings
+from fopru.evaluation.settings import settings
 
 METHODS = (
     *("fopru", "fopru-row", "cls", "vispruner", "divprune", "dpp"),

@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import fopru
 from fopru.cli.common import keep
 from fopru.encoding import EncodedImage
+from fopru.evaluation.controls import CONTROLS
 from fopru.methods.fopru import FoPru
 from fopru.picking import top
 
@@ -100,7 +101,8 @@ class Quarter(Cover, name="fopru-quarter"):
 
 
 def both(methods):
-    return [name for method in methods for name in (method, f"{method}-mass")]
+    kinds = {**fopru.METHODS, **CONTROLS}
+    return [kinds[name](weights=weights) for name in methods for weights in ("none", "mass")]
 
 
 def ask(model, split: str, methods, store: Path, seeds=(0,)) -> pd.DataFrame:

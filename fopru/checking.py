@@ -1,4 +1,4 @@
-"""check(): a reader's function against the package's, on cases from small to large."""
+"""check() compares a reader's function with the package's, on cases from small to large."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ CASES = 200
 
 @dataclass(frozen=True, eq=False)
 class Verdict:
-    """What came of a check; shown in a notebook with its picture."""
+    """What a check found. A notebook shows it in words and, if it failed, with a picture."""
 
     name: str
     cases: int
     arguments: dict[str, Any] | None = None
-    """Of the smallest case that failed."""
+    """The arguments of the smallest case that failed; None if all passed."""
     expected: Any = None
     found: Any = None
 
@@ -88,32 +88,41 @@ def _short(value: Any) -> str:
 
 
 def rank(significance: Tensor, k: int) -> Tensor:
-    """The k tokens of largest significance, (k,) in their order; ties to the lower index."""
+    """The places of the k tokens of largest significance, (k,), in the order of the picture.
+
+    Ties go to the lower index.
+    """
     return top(significance, k)
 
 
 def row(significance: Tensor, height: int, width: int, retention: float) -> Tensor:
-    """The floor(height * retention) rows, at least 1, of largest sum (in float64), whole."""
+    """The places of all tokens in the floor(height * retention) rows of largest sum, at least 1.
+
+    Sums are made in float64, and ties go to the upper row.
+    """
     table = significance.double().view(height, width)
     rows = top(table.sum(1).float(), floor_share(height, retention))
     return (rows[:, None] * width + torch.arange(width)).flatten()
 
 
 def significance(attention: Tensor) -> Tensor:
-    """Of attention (h, P, P), averaged over heads, what is received or given, (P,): the one that
-    varies more."""
+    """What each token receives or gives, (P,): the one of the two that varies more.
+
+    Args:
+        attention: (h, P, P); it is averaged over heads first.
+    """
     mean = attention.mean(0)
     received, given = mean.mean(0), mean.mean(1)
     return wider(received, given, torch.ones(len(received), dtype=torch.bool))
 
 
 def reorder(chosen: Tensor) -> Tensor:
-    """Chosen tokens, best first, in the order in which they stand in the picture."""
+    """Tokens that were chosen best first, in the order in which they stand in the picture."""
     return chosen.sort().values
 
 
 def n_keep(n: int, retention: float) -> int:
-    """How many of n tokens stay: floor of the exact product, at least 1."""
+    """How many of n tokens stay: the floor of the exact product, at least 1."""
     return floor_share(n, retention)
 
 
@@ -127,7 +136,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _cases(name: str) -> Iterator[dict[str, Any]]:
-    """From small to large, with ties, grids that are not square, and products that float rounds."""
+    """Cases from small to large, with ties, grids that are not square, and rounded products."""
     draw = torch.Generator().manual_seed(0)
     exact = ((100, 0.29), (100, 0.57), (10, 0.3), (7, 0.1), (576, 0.002), (3, 1.0))
     for i in range(CASES):
@@ -156,15 +165,15 @@ def check(name: str, function: Callable[..., Any]) -> Verdict:
     """Try a function of your own on cases from small to large.
 
     Args:
-        name: what it does: "rank", "row", "significance", "reorder" or "n_keep"; arguments and
-            result as of the function of that name in `fopru.checking`.
-        function: called with the arguments by position; it gets copies.
+        name: What the function does: "rank", "row", "significance", "reorder" or "n_keep". It takes
+            the arguments of the function of that name in `fopru.checking`, and returns the same.
+        function: Your function. It is called with copies of the arguments, by position.
 
     Returns:
-        A verdict that says, and in a notebook draws, the smallest case in which it differs.
+        A verdict that says, and in a notebook draws, the smallest case in which the two differ.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: the name is unknown.
     """
     check_choice("name", name, tuple(FUNCTIONS))
     for i, case in enumerate(_cases(name), 1):

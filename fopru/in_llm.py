@@ -79,3 +79,6 @@ class InLLMPruner(Pruner):
                 as if these prompts were asked on its cache.
         """
         return at_work(Inside(self, model, chosen))
+
+    def session(self, model: PreTrainedModel) -> Inside:
+        return Inside(self, model)

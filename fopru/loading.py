@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import huggingface_hub
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from safetensors import SafetensorError
 from transformers import (
     PROCESSOR_MAPPING,
     AutoConfig,
@@ -62,7 +63,7 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
     Family.kind(config)  # refused before anything large is loaded
     with _naming(model, "its processor"):
         processor = _processor(source, config, hub)
-    with _naming(model, "its weights"):
+    with _naming(model, "its weights", (OSError, SafetensorError)):  # a ValueError: of kwargs
         net = AutoModelForImageTextToText.from_pretrained(source, **kwargs, **hub)
     return net.eval(), processor
 
@@ -102,11 +103,13 @@ def _hub_answers() -> bool:
 
 
 @contextmanager
-def _naming(model: str | Path, part: str) -> Iterator[None]:
+def _naming(
+    model: str | Path, part: str, errors: tuple[type[Exception], ...] = (OSError, ValueError)
+) -> Iterator[None]:
     """Turn what transformers says of a missing or damaged file into one sentence."""
     try:
         yield
-    except (OSError, ValueError) as error:
+    except errors as error:
         said = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
         raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({said})") from error
 

@@ -145,7 +145,15 @@ def unit(features: Tensor) -> Tensor:
 
     They stay on their device, if that is known to have float64; else they come to the CPU, for
     Apple's GPUs have none.
+
+    Raises:
+        ValueError: some are NaN or infinite, which are like nothing and unlike nothing.
     """
+    if not (finite := features.isfinite().all(1)).all():
+        raise ValueError(
+            f"the features of {int((~finite).sum())} of {len(finite)} tokens hold NaN or infinity, "
+            "so that tokens cannot be compared: does the model run in a dtype that overflows?"
+        )
     if features.device.type not in ("cpu", "cuda"):
         features = features.cpu()
     return F.normalize(features.double(), dim=1)

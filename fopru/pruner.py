@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fopru.applying import Before, Session, at_work
+from fopru.applying import Before, Handle, Session, at_work
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
@@ -98,7 +98,7 @@ class Pruner:
         other = METHODS.get(name, cls)
         if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(
-                f"name={name!r}: {other.__module__}.{other.__qualname__} has that name already."
+                f"name={name!r}: {other.__qualname__} of {other.__module__} has that name already."
             )
         METHODS[name] = cls  # a class that is defined again, as in a notebook, replaces itself
 
@@ -268,18 +268,19 @@ class Pruner:
         parts = [None] * len(views) if significance is None else significance.split(sizes)
         kept, tokens, owner, done, start = [], [], [], 0, 0
         for view, k, part in zip(views, self.budgets_of(image), parts, strict=True):
-            merged = self.merge(replace(view, significance=part), k)
-            places = merged.kept.cpu()
-            self._check("merge", places, k, view.grid.n_tokens)
-            if merged.owner is None:
-                went = torch.full((view.grid.n_tokens,), -1)
+            n = view.grid.n_tokens
+            places, features, went = self.merge(replace(view, significance=part), k)
+            places = places.cpu()
+            self._check("merge", places, k, n)
+            if went is None:
+                went = torch.full((n,), -1)
                 went[places] = torch.arange(k)
-            else:
-                went = merged.owner.cpu()
+            self._check_merged(features, went, k, n)
+            went = went.cpu()
             kept.append(places + start)
-            tokens.append(merged.features)
+            tokens.append(features)
             owner.append(went.where(went < 0, went + done))
-            start, done = start + view.grid.n_tokens, done + k
+            start, done = start + n, done + k
         places, features = torch.cat(kept), torch.cat(tokens)
         weighted = self.weights != "none"
         pruned = PrunedImage(
@@ -308,37 +309,38 @@ class Pruner:
         if not (finite := significance.isfinite()).all():
             raise ValueError(
                 f"{type(self).__name__}.score gave NaN or infinity for {int((~finite).sum())} of "
-                f"{len(finite)} visual tokens, which cannot be ranked: are the picture's features "
-                "finite?"
+                f"{len(finite)} visual tokens, so that they cannot be ranked."
             )
         return significance
 
     def _refuse_what_cannot_merge(self, image: EncodedImage) -> None:
         """Refuse a picture whose tokens this merging method cannot make new ones of."""
-        title = image.family.title
+        title, projects = image.family.title, "vision" in self.needs
         if image.deep is not None:
-            raise UnsupportedModelError(
-                f"method {self.name!r} makes new tokens, and the first layers of {title} want "
-                "features that new tokens do not have: it is undefined here."
-            )
-        if "vision" not in self.needs:
+            why = f"the first layers of {title} want features that new tokens do not have"
+        elif projects and any(view.newline for view in image.grid.views):
+            why = "this family has newline tokens, which have none of the tower's features"
+        elif projects and image.family.merges:
+            why = f"{title} makes one token of several patches of the tower"
+        else:
             return
-        if any(view.newline for view in image.grid.views):
-            raise UnsupportedModelError(
-                f"method {self.name!r} merges the tower's features, and this family has newline "
-                "tokens, which have none: it is undefined here."
-            )
-        if image.family.merges:
-            raise UnsupportedModelError(
-                f"method {self.name!r} merges the tower's features, and {title} makes one token of "
-                "several patches: it is undefined here."
-            )
+        raise UnsupportedModelError(
+            f"method {self.name!r} makes new tokens, and {why}: it is undefined here."
+        )
 
     def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
-        if kept.shape != (k,) or not _is_subset(kept, n):
+        inside = kept.shape == (k,) and kept[0] >= 0 and kept[-1] < n
+        if not inside or not (kept.diff() > 0).all():
             raise ValueError(
                 f"{type(self).__name__}.{function} must return {k} sorted, distinct indices below "
                 f"{n}; got {kept}."
+            )
+
+    def _check_merged(self, features: Tensor, owner: Tensor, k: int, n: int) -> None:
+        if len(features) != k or owner.shape != (n,) or owner.min() < -1 or owner.max() >= k:
+            raise ValueError(
+                f"{type(self).__name__}.merge must return {k} tokens, and for each of {n} old ones "
+                f"which of these it went into or -1; got {len(features)}, and {owner}."
             )
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Session]:
@@ -349,9 +351,19 @@ class Pruner:
             RuntimeError: another pruner is at work on this model.
             ValueError: weights="mass", and an attention kernel whose logits take no bias.
         """
-        return at_work(Before(self, model))
+        return at_work(self.session(model))
 
+    def session(self, model: PreTrainedModel) -> Session:
+        """What this pruner does to one model; `with pruner(model)` makes it work."""
+        return Before(self, model)
 
-def _is_subset(indices: Tensor, n: int) -> bool:
-    steps = torch.cat([indices.new_tensor([-1]), indices, indices.new_tensor([n])]).diff()
-    return bool((steps > 0).all())
+    def attach(self, model: PreTrainedModel) -> Handle:
+        """Prune whatever goes through the model from here on, until `handle.remove()`.
+
+        Returns:
+            A handle; its `session` is what `with pruner(model) as session` gives.
+
+        Raises:
+            UnsupportedModelError, RuntimeError, ValueError: as in a `with` block.
+        """
+        return Handle(self.session(model))

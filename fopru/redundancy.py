@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from fopru.applying import cache_name
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import inputs, prompts
-from fopru.families import Family
+from fopru.evaluation.asking import answer_ids, inputs, prompts
+from fopru.families import Family, UnsupportedModelError
 from fopru.pruner import Pruner
 
 
@@ -89,16 +90,26 @@ class Given(Pruner):
 
 
 class Answers:
-    """A question whose picture went through the tower once, to be asked with any tokens."""
+    """A question whose picture went through the tower once, to be asked with any tokens.
+
+    Raises:
+        UnsupportedModelError: The model sees the picture as several tiles or views.
+    """
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
-        self.model, tokenizer = model, processor.tokenizer
+        self.model = model
         text = prompts(processor, [example])
-        asked = inputs(processor, [example], text).to(model.device)
-        encoded = encode(model, asked)
-        told = tokenizer([f"{text[0]} {example.answer}{tokenizer.eos_token or ''}"]).input_ids[0]
-        self.answer = torch.tensor([told[len(tokenizer(text).input_ids[0]) :]]).to(model.device)
-        self.n_tokens = encoded.images[0].grid.n_tokens
+        encoded = encode(model, inputs(processor, [example], text).to(model.device))
+        views = [view for image in encoded.images for view in image.grid.views]
+        if len(views) > 1:
+            raise UnsupportedModelError(
+                f"answers from given tokens take pictures of one view, and {encoded.family.title} "
+                f"sees this one in {len(views)}."
+            )
+        self.answer = torch.tensor([answer_ids(processor, text[0], example.answer)]).to(
+            model.device
+        )
+        self.n_tokens = views[0].n_tokens
         self.encoded = encoded
 
     @torch.no_grad()
@@ -113,12 +124,14 @@ class Answers:
         if not places or not all(0 <= i < self.n_tokens for i in places):
             raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
         distinct = tuple(sorted(set(places)))
-        pruned = dict(Given(k=len(distinct), indices=distinct).compact(self.encoded))
-        length = self.answer.shape[1]
-        pruned["input_ids"] = torch.cat([pruned["input_ids"], self.answer], 1)
-        pruned["attention_mask"] = torch.ones_like(pruned["input_ids"])
-        logits = self.model(**pruned).logits[:, -length - 1 : -1].float()
-        return logits.log_softmax(-1).gather(2, self.answer[..., None]).sum().item()
+        with Given(k=len(distinct), indices=distinct)(self.model) as session:
+            out = self.model(**session.arguments(self.encoded), use_cache=True, logits_to_keep=1)
+            cache = {cache_name(self.model): out.past_key_values}
+            logits = [out.logits]  # (1, 1, V) for the first token of the answer
+            if self.answer.shape[1] > 1:
+                logits.append(self.model(input_ids=self.answer[:, :-1], **cache).logits)
+        log = torch.cat(logits, 1).float().log_softmax(-1)  # (1, A, V)
+        return log.gather(2, self.answer[..., None]).sum().item()
 
 
 def insertion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:

@@ -1,11 +1,11 @@
 """Scores of visual tokens from one attention layer's queries and keys.
 
-Nothing here asks the tower for its attention maps: softmax rows are made again in float32, a block
-of queries at a time, and only their averages are kept. For T tokens and h heads the memory is
-O(block), never h x T x T.
+Nothing here asks the tower for its attention maps. The rows of the softmax are made again in
+float32, some queries at a time, and only their averages are kept: for T tokens and h heads, no
+h x T x T numbers are ever held.
 
-Source: FoPru, arXiv 2411.14164, section "Token Significance"; CLS scores: FasterVLM,
-arXiv 2412.01818.
+Sources: FoPru, arXiv 2411.14164, section "Token Significance"; for scores of the CLS token,
+FasterVLM, arXiv 2412.01818.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SCORES = ("probabilities", "logits")
 AXES = ("received", "given", "cls", "cls_wide")
 
 BLOCK_ELEMENTS = 2**22
-"""Attention values in flight at a time: 16 MiB of float32."""
+"""Attention values that are held at a time: 16 MiB of float32."""
 
 
 def attention_scores(
@@ -32,29 +32,30 @@ def attention_scores(
     axes: Collection[str],
     scores: str = "probabilities",
 ) -> dict[str, Tensor]:
-    """Average one layer's attention over heads and along the axes asked for.
+    """Average one layer's attention over heads, and along one axis or several.
 
-    With A the (h, T, T) attention of a tile, T = n_prefix + P, rows and columns of the prefix (the
-    CLS token) cut off, and every average taken over the heads too:
+    A is the (h, T, T) attention of a tile of T = n_prefix + P tokens, of which the first n_prefix
+    (the CLS token) are cut off. Every average is taken over the heads too. The axes are:
 
-    - "received": mean over queries i of A[i, j], how much patch j is looked at;
-    - "given": mean over keys j of A[i, j], how much patch i looks at patches;
+    - "received": the mean over queries i of A[i, j], how much patch j is looked at;
+    - "given": the mean over keys j of A[i, j], how much patch i looks at patches;
     - "cls": A[CLS, j], how much the CLS token looks at patch j;
-    - "cls_wide": the same as if there were one head: softmax of q . k / sqrt(h d) over whole
-      queries and keys, as PruMerge scores (arXiv 2403.15388). Probabilities only.
+    - "cls_wide": the same as if there were one head, softmax of q . k / sqrt(h d) over whole
+      queries and keys, as PruMerge scores (arXiv 2403.15388). It has probabilities only.
 
     Args:
         query, key: (tiles, h, T, d) after whatever the layer does to them (norms, rotary).
-        scaling: factor on query . key.
-        n_prefix: tokens before the patches, 1 for a CLS token, else 0.
-        axes: which of `AXES` to compute.
-        scores: "probabilities" after the softmax over all T keys; "logits" before it.
+        scaling: The factor on query . key.
+        n_prefix: The number of tokens before the patches: 1 for a CLS token, else 0.
+        axes: Which of `AXES` to compute.
+        scores: "probabilities" for attention after the softmax over all T keys, "logits" for that
+            before it.
 
     Returns:
-        axis -> (tiles, P) float32.
+        For each axis (tiles, P) float32.
 
     Raises:
-        ValueError: "cls" or "cls_wide" is asked for and there is no CLS token.
+        ValueError: "cls" or "cls_wide" is among the axes, and there is no CLS token.
     """
     if {"cls", "cls_wide"} & set(axes) and n_prefix == 0:
         raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
@@ -108,13 +109,14 @@ def _logits(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Te
 
 
 def wider(received: Tensor, given: Tensor, patches: Tensor) -> Tensor:
-    """FoPru's variance criterion: of the two vectors, the one that varies more over the patches.
+    """The one of two vectors of scores that varies more over the patches: FoPru's criterion.
 
-    Softmax makes every row sum to one, so `given` is nearly constant on probabilities and
-    `received` wins; on logits either can.
+    The softmax makes every row sum to one, so that on probabilities `given` is nearly constant and
+    `received` wins. On logits either can. Variances that differ by rounding only count as equal,
+    and `received` wins then.
 
     Args:
-        received, given: (N,) scores.
+        received, given: (N,) float32 scores.
         patches: (N,) bool, False for newline tokens, which do not count.
     """
     if not patches.any():

@@ -3,6 +3,8 @@
 import sys
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def eager_attention(model, pixel_values, block):
@@ -96,3 +98,15 @@ def eager_calls(model, block, run):
         code.eager_attention_forward = original
         tower._attn_implementation = before
     return maps
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation makes under it."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
+        self.elements = max(self.elements, *sizes, 0)
+        return out

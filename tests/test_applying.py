@@ -420,10 +420,18 @@ def test_an_interrupt_leaves_no_trace(pruner, place):
 
 
 @pytest.mark.parametrize("pruner", ALL, ids=called)
-def test_forward_by_name_is_pruned_too(pruner):
-    model, inputs = zoo.model("llava"), asked("llava")
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_names_and_places_of_arguments_do_not_matter(family, pruner):
+    model, inputs = zoo.model(family), asked(family)
+    others = {name: value for name, value in inputs.items() if name != "input_ids"}
+    options = dict(max_new_tokens=2, do_sample=False)
     with pruner(model), torch.no_grad():
-        assert torch.equal(model.forward(**inputs).logits, model(**inputs).logits)
+        expected = model(**inputs).logits
+        assert torch.equal(model.forward(**inputs).logits, expected)
+        assert torch.equal(model(inputs["input_ids"], **others).logits, expected)
+        said = model.generate(**inputs, **options)
+        assert torch.equal(model.generate(inputs=inputs["input_ids"], **others, **options), said)
+        assert torch.equal(model.generate(inputs["input_ids"], **others, **options), said)
 
 
 def test_inputs_that_were_pruned_elsewhere_carry_no_weights_of_another_prompt():
@@ -435,6 +443,25 @@ def test_inputs_that_were_pruned_elsewhere_carry_no_weights_of_another_prompt():
             assert torch.equal(model(**pruned).logits, expected)
             model(**first)
             assert torch.equal(model(**pruned).logits, expected)
+
+
+@pytest.mark.parametrize("pruner", ALL, ids=called)
+def test_a_pruner_stays_attached_until_it_is_removed(pruner):
+    model, inputs = zoo.model("llava"), asked("llava")
+    expected, clean = logits(model, inputs), traces(model)
+    with pruner(model) as run:
+        pruned, kept = logits(model, inputs), run.kept
+    handle = pruner.attach(model)
+    try:
+        torch.testing.assert_close(logits(model, inputs), pruned)
+        assert torch.equal(handle.session.kept[0], kept[0])
+        with pytest.raises(RuntimeError, match=r"another pruner is at work .* `remove\(\)` of its"):
+            pruner.attach(model)
+    finally:
+        handle.remove()
+    handle.remove()
+    assert traces(model) == clean
+    torch.testing.assert_close(logits(model, inputs), expected)
 
 
 # What cannot be done is refused by name

@@ -286,8 +286,15 @@ def test_evaluate_on_questions_of_ones_own(tmp_path, picture):
         (("none.jsonl", "--out", "x.parquet"), r"there is no file none\.jsonl"),
         (
             ("reading", "--out", "x.parquet", "--method", "fopru-rows"),
-            "methods='fopru-rows': must be one of .* Did you mean 'fopru-row'?",
+            "methods='fopru-rows': there is no such method. Did you mean 'fopru-row'?",
         ),
+        (
+            ("reading", "--out", "x.parquet", "--method", "tome", "--weights", "mass"),
+            "weights='mass': ToMe does not select",
+        ),
+        (("reading", "--out", "x.parquet", "--weights", "mas"), "weights='mas': must be one of"),
+        (("reading", "--out", "x.parquet", "--blind", "dark"), "blind='dark': must be one of"),
+        (("reading", "--out", "no/x.parquet"), "out no/x.parquet: there is no folder no"),
         (
             ("reading", "--out", "x.parquet", "--retention", "0.5", "--retention", "0.5"),
             r"retentions=\[0.5, 0.5\]: each may stand there once",
@@ -303,6 +310,151 @@ def test_evaluate_says_what_is_wrong_in_one_sentence(arguments, message, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def questions(folder, n=1, **fields):
+    """A file of the first questions of pocket's reading task, with their pictures beside it."""
+    lines = []
+    for i, e in enumerate(fopru.pocket.sample("reading", n=n, seed=3)):
+        e.image.save(folder / f"p{i}.png")
+        lines.append({"image": f"p{i}.png", "question": e.question, "answer": e.answer, **fields})
+    path = folder / "mine.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path, lines
+
+
+QUICK = ("--method", "uniform", "--retention", 0.25)
+
+
+def test_evaluate_leaves_files_of_others_alone(tmp_path):
+    asked, _ = questions(tmp_path)
+    (tmp_path / "a.json").write_text('{"annotations": [1, 2, 3]}')
+    (tmp_path / "b.sqlite").write_bytes(b"SQLite format 3\x00" + bytes(84))
+    pd.DataFrame({"image": [1]}).to_parquet(tmp_path / "c.parquet")
+    (tmp_path / "d.parquet").write_text("no table")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for name, words in (
+        ("a", ("a.json is there and is not of fopru",)),
+        ("b", ("b.sqlite is a database of something else",)),
+        ("c", ("c.parquet: is there and holds other things",)),
+        ("d", ("d.parquet: is there and holds other things",)),
+    ):
+        refused(fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / f"{name}.parquet"), *words)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_tables_of_two_commands_do_not_mix(tmp_path):
+    asked, _ = questions(tmp_path)
+    answers, times = tmp_path / "answers.parquet", tmp_path / "times.parquet"
+    assert fopru_cli("evaluate", asked, *QUICK, "--out", answers).exit_code == 0
+    measured = ("measure", *QUICK, "--turns", 1, "--new-tokens", 2, "--out")
+    for _ in range(2):
+        result = fopru_cli(*measured, times)
+        assert result.exit_code == 0, result.output
+    table = pd.read_parquet(times)
+    assert table.method.value_counts().to_dict() == {"full": 2 * 4, "uniform": 2 * 8}
+    assert "uniform" in result.stdout
+    before = answers.read_bytes(), times.read_bytes()
+    refused(fopru_cli(*measured, answers), "answers.parquet: is there and holds other things")
+    refused(fopru_cli("evaluate", asked, *QUICK, "--out", times), "times.parquet: is there")
+    assert (answers.read_bytes(), times.read_bytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--method", "oracle"), ("methods='oracle': there is no such method",)),
+        (("--method", "smaller"), ("methods='smaller': there is no such method",)),
+        (("--method", "fopru-shuffled"), ("methods='fopru-shuffled': there is no such method",)),
+        (
+            ("--method", "divprun"),
+            ("methods='divprun': there is no such method. Did you mean 'd",),
+        ),
+        (("--weights", "mas"), ("weights='mas'",)),
+        (("--turns", 0), ("turns=0",)),
+        (("--out", "no/x.parquet"), ("there is no folder no",)),
+        (("--out", "x.csv"), ("must end in .parquet",)),
+    ],
+)
+def test_measure_says_what_is_wrong_in_one_sentence(arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    refused(fopru_cli("measure", *arguments), *words)
+
+
+def test_measure_says_what_attention_is_not_installed():
+    result = fopru_cli("measure", "--attention", "flash_attention_2")
+    assert result.exit_code == 2
+    assert "fopru: attention='flash_attention_2': " in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_measure_says_what_it_would_run():
+    result = fopru_cli("measure", "--dry-run", "--weights", "none", "--weights", "mass")
+    assert result.exit_code == 0, result.output
+    assert "batch 1: full, fopru, fopru-mass at 0.5, 0.25, 0.1" in result.stdout
+
+
+def test_several_metrics_in_one_task_are_shown(tmp_path):
+    asked, lines = questions(tmp_path, 3)
+    for line, metric in zip(lines, ("relaxed", "accuracy", "anls"), strict=True):
+        line["metric"] = metric
+    asked.write_text("\n".join(map(json.dumps, lines)))
+    result = fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+    assert result.exit_code == 0, result.output
+    for metric in ("relaxed", "accuracy", "anls"):
+        assert re.search(rf"{metric}\s+\d+\.0", result.stdout)
+
+
+def test_one_picture_has_no_interval(tmp_path):
+    asked, _ = questions(tmp_path)
+    result = fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+    assert "one picture" in result.stdout and "nan" not in result.stdout
+
+
+def test_no_picture_that_can_be_read(tmp_path):
+    asked, _ = questions(tmp_path, 2)
+    for i in range(2):
+        (tmp_path / f"p{i}.png").unlink()
+    result = fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+    assert result.exit_code == 1
+    for i in range(2):
+        assert f"p{i}.png: no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stopped_run_says_that_it_goes_on(tmp_path, monkeypatch):
+    asked, _ = questions(tmp_path)
+    options = ("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fopru.evaluation.runner.Batch", stop)
+        result = fopru_cli(*options)
+    assert result.exit_code == 130
+    assert "fopru: stopped; the same command goes on." in result.stderr
+    assert fopru_cli(*options).exit_code == 0
+
+
+def test_warnings_come_after_the_progress(tmp_path):
+    asked, lines = questions(tmp_path)
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    asked.write_text(json.dumps({**lines[0], "image": "a.gif"}))
+    result = fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+    assert result.exit_code == 0, result.output
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("fopru: ") and last.endswith("a.gif: the first of 2 frames is taken.")
+
+
+def test_evaluate_takes_weights_device_and_dtype(tmp_path):
+    asked, _ = questions(tmp_path)
+    out = tmp_path / "found.parquet"
+    options = ("--weights", "none", "--weights", "mass", "--device", "cpu", "--dtype", "bfloat16")
+    result = fopru_cli("evaluate", asked, *QUICK, *options, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert pd.read_parquet(out).method.tolist() == ["full", "uniform", "uniform-mass"]
+
+
 def test_sample_writes_more_questions(tmp_path):
     out = tmp_path / "more.parquet"
     result = fopru_cli("pocket", "sample", out, "--task", "charts", "--n", 5, "--seed", 3)
@@ -316,3 +468,29 @@ def test_sample_writes_more_questions(tmp_path):
     assert result.exit_code == 0, result.output
     assert "relaxed" in result.stdout
     assert len(pd.read_parquet(found)) == 5 * 4
+
+
+def test_names_are_imported_when_they_are_used():
+    code = (
+        "import sys, fopru\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'pandas'} & sys.modules.keys()\n"
+        "assert set(fopru.__all__) <= set(dir(fopru))\n"
+        "from fopru.evaluation import evaluate\n"
+        "from fopru.pruner import METHODS\n"
+        "assert len(METHODS) == len(fopru.METHODS) > 15\n"
+        "values = [getattr(fopru, name) for name in fopru.__all__]\n"
+        "assert fopru.evaluate is evaluate and fopru.plots.overlay and fopru.widgets.Explorer\n"
+        "try: fopru.prun\n"
+        "except AttributeError as error: print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "module 'fopru' has no attribute 'prun'\n", done.stderr
+
+
+@pytest.mark.slow
+def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
+    out = tmp_path / "scores.parquet"
+    result = fopru_cli("pocket", "score", "--n", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
+    assert len(pd.read_parquet(out)) > 100

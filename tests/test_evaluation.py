@@ -1,21 +1,21 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
-import zoo
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import fopru
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import generate, inputs, prompts, shareable
+from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
-from fopru.evaluation.runner import settings
 from fopru.families import Grid
 from fopru.families.base import View
+from fopru.methods import FastV
 
 
 def examples(n=5):
@@ -189,17 +189,122 @@ def test_blind_controls_show_other_pictures():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"methods": ("foopru",)}, "methods='foopru': must be one of .*'fopru'.*'oracle'"),
+        ({"methods": ("foopru",)}, "methods='foopru': .* Did you mean 'fopru'.*Those.*oracle"),
         ({"blind": ("dark",)}, "blind='dark': must be one of 'none', 'grey', 'swapped'"),
         ({"retentions": (0.5, 1.5)}, r"retention=1.5: must be a number in \(0, 1\]"),
-        ({"methods": ("fopru-later",)}, "methods='fopru-later': must be .*'fopru-shuffled'"),
-        ({"methods": ("fastv-later",)}, "'fastv-later' needs several .* 'q4' and 0 others"),
+        ({"methods": [controls.Later(FastV())]}, "'fastv-later' needs several .* 'q4' and 0 oth"),
+        ({"methods": "fopru"}, r"methods='fopru': must be a list; write \['fopru'\]"),
+        ({"methods": fopru.FoPru()}, r"methods=FoPru\(.*: must be a list"),
+        ({"methods": [5]}, "methods: 5 is neither a name nor a pruner"),
+        ({"methods": ["fopru", fopru.FoPru()]}, "methods: two of them are called 'fopru'"),
+        ({"methods": {"full": "fopru"}}, "methods: 'full' cannot be a label"),
+        ({"methods": [fopru.FoPru(k=9)]}, "methods: 'fopru' has k=9.*leave k out"),
+        ({"retentions": 0.5}, r"retentions=0.5: must be a list"),
+        ({"retentions": ()}, r"retentions=\[\]: 'fopru' needs at least one"),
+        ({"seeds": 3}, r"seeds=3: must be a list"),
+        ({"seeds": ()}, r"seeds=\[\]: 'random' needs at least one"),
+        ({"blind": "grey"}, r"blind='grey': must be a list"),
+        ({"blind": ("grey", "grey")}, r"blind=\['grey', 'grey'\]: each may stand there once"),
+        ({"batch_size": 0}, "batch_size=0: must be an integer of at least 1"),
+        ({"max_new_tokens": 0.5}, "max_new_tokens=0.5: must be an integer of at least 1"),
+        ({"examples": []}, r"examples=\[\]: there is no question"),
+        ({"examples": examples()[0]}, "examples=Example.*: must be a list"),
+        ({"examples": ["q0"]}, "examples: 'q0' is no fopru.evaluation.Example"),
         ({"examples": examples() * 2}, "examples: id 'q0' stands there 2 times"),
+        (
+            {"examples": [replace(examples()[0], question="what is <image> ?")]},
+            "examples: question 'q0' holds '<image>', which stands for the picture",
+        ),
+        (
+            {"examples": examples()[:2], "blind": ["swapped"]},
+            "blind='swapped': task 'reading' has one picture only",
+        ),
     ],
 )
-def test_bad_arguments(arguments, message):
+def test_bad_arguments(arguments, message, monkeypatch):
+    """Before anything is computed."""
+    monkeypatch.setattr(torch.nn.Module, "__call__", None)
     with pytest.raises(ValueError, match=message):
         evaluate(tiny.model(), tiny.processor(), **{"examples": examples(), **arguments})
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_swapped_never_shows_the_true_picture(n):
+    """Two questions a picture, each with a copy of it, as the rows of a dataset have them."""
+    asked = [
+        Example(str(i), "t", tiny.image(40, 40, seed=i // 2), "w1", "w2") for i in range(2 * n)
+    ]
+    shown = [np.asarray(e.image) for e in controls.swapped(asked)]
+    for e, image in zip(asked, shown, strict=True):
+        assert not np.array_equal(np.asarray(e.image), image)
+    assert len({image.tobytes() for image in shown}) == n
+
+
+def test_methods_may_be_names_pruners_and_labels():
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    arguments = {"retentions": (0.25,), "seeds": (3,), "max_new_tokens": 1}
+    pruners = [
+        fopru.FoPru(0.9, layer=0),
+        fopru.Random(),
+        Kept(chosen=tuple(range(16))),
+        fopru.FoPru(weights="mass"),
+        controls.Shuffled(fopru.FoPru()),
+    ]
+    found = evaluate(model, processor, asked, pruners, **arguments)
+    labels = ["fopru, layer=0", "random", f"Kept, chosen={tuple(range(16))}", "fopru-mass"]
+    assert found.method.unique().tolist() == ["full", *labels, "fopru-shuffled"]
+    assert set(found.retention) == {0.25, 1.0}
+    named = evaluate(
+        model, processor, asked, {"a": fopru.FoPru(layer=0), "b": "random"}, **arguments
+    )
+    for label, name in (("fopru, layer=0", "a"), ("random", "b")):
+        one, other = found[found.method == label], named[named.method == name]
+        assert one.seed.tolist() == other.seed.tolist()
+        np.testing.assert_allclose(one.loglik, other.loglik, atol=1e-5)
+
+
+def test_an_answer_is_generated_and_not_supposed():
+    """Where the right answer is what the model says, its length and settings count all the same."""
+    model, processor, asked = tiny.model(), tiny.processor(), examples()
+    said = list(answer(model, processor, asked, max_new_tokens=3))
+    asked = [replace(e, answer=s.upper()) for e, s in zip(asked, said, strict=True)]
+    for n in (1, 3):
+        found = evaluate(model, processor, asked, (), max_new_tokens=n)
+        assert found.prediction.tolist() == [" ".join(s.split()[:n]) for s in said]
+    assert found.correct.all() and (found.score == 1).all()
+    model.generation_config.suppress_tokens += [tiny.WORDS.index(s.split()[1]) for s in said]
+    expected = list(answer(model, processor, asked, max_new_tokens=3))
+    assert evaluate(model, processor, asked, (), max_new_tokens=3).prediction.tolist() == expected
+
+
+def test_the_answer_follows_the_prompt_as_the_model_would_go_on():
+    processor = tiny.processor()
+    tokens = processor.tokenizer
+
+    def words(prompt, text):
+        return tokens.convert_ids_to_tokens(answer_ids(processor, prompt, text))
+
+    assert words("USER: w1 ASSISTANT:", "w7 w8") == ["w7", "w8", "</s>"]
+    assert words("USER: w1 ASSISTANT: ", "w7") == ["w7", "</s>"]
+    assert words("USER: w1 </s>", "w7") == ["w7", "</s>"]
+    assert words("USER: w1 ASSISTANT:", "") == ["</s>"]
+    for prompt, whole in (
+        ("assistant\n", "assistant\nw7</s>"),  # one character, one token
+        ("ASSISTANT:", "ASSISTANT: w7</s>"),
+    ):
+        seen = SimpleNamespace(tokenizer=Letters())
+        assert prompt + "".join(map(chr, answer_ids(seen, prompt, "w7"))) == whole
+    with pytest.raises(ValueError, match="answer='\\\\nw7': the tokenizer joins its beginning"):
+        answer_ids(SimpleNamespace(tokenizer=Letters()), "assistant\n", "\nw7")
+
+
+class Letters:
+    """A tokenizer of single characters, but for two line feeds that follow one another."""
+
+    eos_token, all_special_tokens = "</s>", ["</s>"]
+
+    def __call__(self, text):
+        return SimpleNamespace(input_ids=list(map(ord, text.replace("\n\n", "\r"))))
 
 
 def test_no_picture_is_no_tokens():
@@ -262,12 +367,14 @@ def test_asked_later_the_other_question_has_decided(method):
     model, processor = tiny.model(layers=4), tiny.processor()
     asked = examples()[:4]
     arguments = {"retentions": (0.25,), "max_new_tokens": 2}
-    found = evaluate(model, processor, asked, (method, f"{method}-later"), **arguments)
+    pruner = fopru.METHODS[method](0.25)
+    both = (method, controls.Later(pruner))
+    found = evaluate(model, processor, asked, both, **arguments)
     now, later = (found[found.method == m] for m in (method, f"{method}-later"))
     # tokens that one question chose, and the other answers by
     swapped = [1, 0, 3, 2]
     same = [fopru.evaluation.Example(**{**vars(e), "question": "w1"}) for e in asked]
-    alike = evaluate(model, processor, same, (method, f"{method}-later"), **arguments)
+    alike = evaluate(model, processor, same, both, **arguments)
     for part in (now, later):
         assert (part.kept == 16).all()
     for one, other in zip(
@@ -275,7 +382,6 @@ def test_asked_later_the_other_question_has_decided(method):
     ):
         assert one == pytest.approx(other, abs=1e-5)
     assert not np.allclose(now.loglik, later.loglik, atol=1e-6)
-    pruner = fopru.METHODS[method](0.25)
     for row, other in enumerate(swapped):
         texts = [f"USER: <image> {asked[i].question} ASSISTANT:" for i in (row, other)]
         mine, yours = (
@@ -519,14 +625,13 @@ def test_flips_f1_and_the_area_under_the_curve():
     areas = statistics.area(pd.concat([table, short])).set_index("method")
     assert areas.start.unique().tolist() == [64]
     assert areas.area["fopru"] == pytest.approx(0.5)
-    assert statistics.above_chance(0.75, 0.5) == 0.5
 
 
 def test_weighted_answers_are_those_inside_with():
     """The comparison prefills the shared picture once; generate inside `with` knows no sharing."""
     net, processor = fopru.load("pocket")
     asked = fopru.pocket.benchmark("validation", task="counting")[:8]
-    found = evaluate(net, processor, asked, ("fopru-mass",), (0.1,))
+    found = evaluate(net, processor, asked, [fopru.FoPru(weights="mass")], (0.1,))
     said = found[found.method == "fopru-mass"].prediction.tolist()
     expected = []
     for e in asked:
@@ -536,14 +641,49 @@ def test_weighted_answers_are_those_inside_with():
     assert said == expected
 
 
-@pytest.mark.parametrize("name", ["tome-mass", "fastv-mass"])
-def test_what_does_not_select_has_no_weighted_variant(name):
-    with pytest.raises(ValueError, match=f"methods='{name}': must be one of"):
-        settings((name,), (0.5,))
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (controls.Shuffled(FastV()), "methods='fastv-shuffled': tokens are dropped inside"),
+        (controls.Later(fopru.FoPru()), "methods='fopru-later': the same tokens are kept"),
+        (controls.Later(controls.Oracle()), "methods='oracle-later': the same tokens are kept"),
+    ],
+)
+def test_controls_are_put_on_what_they_make_sense_for(method, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny.model(), tiny.processor(), examples()[:4], [method], (0.25,))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
-def test_families_whose_prompts_it_cannot_share_are_refused(family):
-    asked = zoo.inputs(family, [tiny.image(64, 32)], ["USER: <image> w1 ASSISTANT:"])
-    with pytest.raises(fopru.UnsupportedModelError, match=r"does not take .* yet.*lmms-eval"):
-        shareable(zoo.model(family), asked)
+def two_numberings():
+    """Rows of one method with both kinds of position ids, and one that could not be asked."""
+    rows = [
+        (f"q{i}", f"p{i}", "t", method, retention, 0, i % 2 == 0)
+        for i in range(6)
+        for method, retention in (("full", 1.0), ("grey", 1.0), ("fopru", 0.5), ("fopru", 0.25))
+    ]
+    names = {"metric": "accuracy", "prediction": "a", "answer": "a", "loglik": -1.0, "score": 1.0}
+    table = results(rows).assign(**names, positions="reindex", error=None)
+    table["kept"] = (100 * table.retention).astype(int)
+    return table
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        *(statistics.means, statistics.accuracy, statistics.bands, statistics.per_question),
+        *(statistics.retained, statistics.scores, statistics.flips, statistics.area, statistics.f1),
+        lambda table: statistics.difference(table, ("fopru", 0.5), ("full", 1.0)),
+    ],
+)
+def test_position_ids_are_not_averaged_and_failures_not_counted(function):
+    table = two_numberings()
+    expected = function(table)
+    failed = table.assign(id="q9", error="no such file", **dict.fromkeys(["correct", "kept"]))
+    found = function(pd.concat([table, failed]))
+    if isinstance(expected, pd.DataFrame):
+        pd.testing.assert_frame_equal(found, expected, check_dtype=False)
+    else:
+        np.testing.assert_equal(found, expected)
+    both = table.assign(positions="preserve")
+    with pytest.raises(ValueError, match="'f.*' has rows with positions 'reindex' and 'preserve'"):
+        function(pd.concat([table, both]))

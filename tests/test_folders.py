@@ -11,8 +11,10 @@ import torch
 import transformers
 import zoo
 from transformers.utils import is_torchvision_available
+from typer.testing import CliRunner
 
 import fopru
+from fopru.cli import app
 from fopru.evaluation import Example, chat
 
 RETENTION = 0.25
@@ -147,7 +149,7 @@ def test_a_video_without_torchvision_is_refused_in_one_sentence(family, folder):
     name = getattr(processor, "video_token", "<video>")
     frames = np.zeros((4, 32, 32, 3), np.uint8)
     with pytest.raises(ImportError, match="videos need torchvision.*pip install torchvision"):
-        processor(videos=[frames], text=[f"USER: {name} w1"], return_tensors="pt")
+        processor(videos=[[frames]], text=[f"USER: {name} w1"], return_tensors="pt")
 
 
 def test_with_torchvision_the_video_processor_is_transformers_own(folder, monkeypatch):
@@ -252,6 +254,15 @@ def test_a_folder_without_one_of_its_files(missing, words, tmp_path):
     refused(error, str(tmp_path), words)
 
 
+def test_weights_that_are_damaged(tmp_path):
+    folders.save("llava", tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(OSError) as error:
+        fopru.load(tmp_path)
+    refused(error, str(tmp_path), "its weights cannot be loaded")
+
+
 def test_types_without_an_adapter_are_refused_before_their_weights_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "blip-2"}))
     with pytest.raises(fopru.UnsupportedModelError, match="'blip-2'; .*: gemma3"):
@@ -260,3 +271,39 @@ def test_types_without_an_adapter_are_refused_before_their_weights_are_read(tmp_
     with pytest.raises(OSError) as error:
         fopru.load(tmp_path)
     refused(error, "its configuration cannot be loaded", "never-heard")
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_folder_can_be_asked_from_the_command_line(family, folder, tmp_path):
+    tiny.image(60, 40).save(tmp_path / "a.png")
+    told = ["--model", str(folder(family)), "--max-new-tokens", "3", "--json"]
+    overlay = ["--overlay", str(tmp_path / "kept.png")]
+    result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), "w1 w2", *told, *overlay])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert 0 < found["pruned"]["visual_tokens"] < found["full"]["visual_tokens"]
+    assert (tmp_path / "kept.png").stat().st_size > 1000
+    tokenizer = fopru.load(folder(family))[1].tokenizer
+    token = tokenizer.convert_ids_to_tokens(zoo.IMAGE_TOKEN_ID)
+    result = CliRunner().invoke(app, ["ask", str(tmp_path / "a.png"), f"{token} w2", *told])
+    assert result.exit_code == 2 and f"{token} stands for the picture" in result.stderr
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_what_is_in_the_cache_loads_without_a_network(family, tmp_path, monkeypatch):
+    """As huggingface_hub lays a downloaded model out."""
+
+    class Session:
+        def head(self, *args, **kwargs):
+            raise ConnectionError
+
+    monkeypatch.setattr(fopru.loading.huggingface_hub, "get_session", Session)
+    repository, commit = tmp_path / "models--some--tiny-one", "c" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    folders.save(family, repository / "snapshots" / commit)
+    model, processor = fopru.load("some/tiny-one", cache_dir=tmp_path)
+    with fopru.FoPru(RETENTION)(model) as run:
+        model.generate(**asked(processor, "w1 w2"), max_new_tokens=2)
+    assert run.last.images[0].n_kept < run.last.images[0].n_full

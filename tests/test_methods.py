@@ -1,19 +1,27 @@
 """Selections and mergers against brute force, written here from the formulas."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
+import reference
 import tiny
 import torch
 import torch.nn.functional as F
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import fopru
+from fopru import picking
 from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid, UnsupportedModelError, View
+from fopru.methods import pool, vispruner
 from fopru.picking import greedy_map, lattice, unit
 
 CASES = tiny.method_cases()
-MERGERS = {"pool", "tome", "visionzip", "prumerge", "prumerge+"}
+BEFORE = sorted({method for method, _ in CASES})
+"""Methods that work before the language model."""
 
 
 def batch(family):
@@ -24,10 +32,10 @@ def batch(family):
     return tiny.inputs(family, images, texts)
 
 
-def picture(seed=0, height=6, width=8, d=48):
+def picture(seed=0, height=6, width=8, dtype=torch.float32):
     """One encoded picture with everything that a method may ask for, made of noise."""
     torch.manual_seed(seed)
-    n, model = height * width, tiny.model()
+    n, model = height * width, tiny.model(dtype=dtype)
     family = Family.of(model)
     heads = family.tower.config.num_attention_heads
     read, last = family.block(None), family.block(-1)
@@ -35,7 +43,7 @@ def picture(seed=0, height=6, width=8, d=48):
     scores |= {Tap(b, "keys"): torch.randn(n, heads * 8) for b in (read, last)}
     scores |= {Tap(last, "cls_wide"): torch.rand(n) ** 12, VISION: torch.randn(n, 32)}
     grid = Grid((View(height, width),))
-    return EncodedImage(family, 0, torch.randn(n, d), grid, scores, text=torch.randn(5, d))
+    return EncodedImage(family, 0, torch.randn(n, 48), grid, scores, text=torch.randn(5, 48))
 
 
 def kept(pruner, image):
@@ -43,28 +51,6 @@ def kept(pruner, image):
 
 
 # The matrix
-
-
-@pytest.mark.parametrize("method, family", CASES)
-def test_count_order_and_places(method, family):
-    model, inputs = tiny.model(family), batch(family)
-    pruner = fopru.METHODS[method](retention=0.3)
-    pruned = pruner.prune(model, inputs)
-    for image, features in zip(pruned.images, pruned.features, strict=True):
-        assert image.n_kept == len(features) == pruner.n_keep(image.grid)
-        assert (image.kept.diff() > 0).all()
-        assert features.dtype == torch.float32
-        assert features.isfinite().all()
-        assert not features.requires_grad
-        assert len(image.sources) == image.n_kept
-        for place, members in zip(image.kept.tolist(), image.sources, strict=True):
-            assert 0 <= members.min() <= members.max() < image.n_full
-            assert method in MERGERS or members.tolist() == [place]
-    again = pruner.prune(model, inputs)
-    assert all(
-        torch.equal(a.kept, b.kept) for a, b in zip(pruned.images, again.images, strict=True)
-    )
-    assert not model.model.multi_modal_projector._forward_pre_hooks
 
 
 @pytest.mark.parametrize("method, family", CASES)
@@ -114,26 +100,6 @@ def test_divprune_is_max_min(seed, k):
     assert kept(fopru.METHODS["divprune"](k=k), image).tolist() == sorted(chosen)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_dpp_maximises_determinants_greedily(seed):
-    x = torch.randn(12, 16, generator=torch.Generator().manual_seed(seed)).double()
-    weights = torch.rand(12, generator=torch.Generator().manual_seed(seed)).double()
-    x = F.normalize(x, dim=1) * weights[:, None]
-    kernel = x @ x.T
-    chosen = []
-    for _ in range(6):
-        rest = [j for j in range(12) if j not in chosen]
-        chosen.append(
-            max(rest, key=lambda j: torch.linalg.det(kernel[[*chosen, j]][:, [*chosen, j]]))
-        )
-    assert greedy_map(F.normalize(x, dim=1), 6, weights).tolist() == sorted(chosen)
-
-
-def test_dpp_has_an_order_even_where_features_depend_on_each_other():
-    x = unit(torch.randn(20, 3))
-    assert len(set(greedy_map(x, 15).tolist())) == 15
-
-
 @pytest.mark.parametrize("sign", [1, -1])
 def test_cdpruner_weighs_by_relevance_to_the_text(sign):
     image = picture()
@@ -155,8 +121,30 @@ def test_cdpruner_reads_the_question():
     assert not torch.equal(one.significance, other.significance)
 
 
+def test_cdpruner_needs_a_question():
+    image = replace(picture(), text=torch.empty(0, 48))
+    with pytest.raises(ValueError, match="'cdpruner' weighs visual tokens by the prompt's"):
+        kept(fopru.METHODS["cdpruner"](0.5), image)
+    inputs = tiny.inputs(texts="<image>")
+    with pytest.raises(ValueError, match="the prompt of row 0 has none"):
+        fopru.METHODS["cdpruner"](0.5).prune(tiny.model(), inputs)
+
+
+def test_the_text_of_a_prompt_is_what_no_config_names():
+    """Of bos, eos (of the config or of generation), padding and placeholders nothing is left."""
+    model = tiny.model()
+    model.generation_config.eos_token_id = [3, 7]
+    inputs = tiny.inputs(texts=["<s> USER: <image> w1 </s> \n w2", "USER: w3"])
+    encoded = fopru.encode(model, inputs, [fopru.FoPru()])
+    table = model.get_input_embeddings().weight
+    for row, words in enumerate((["USER:", "w1", "w2"], ["USER:", "w3"])):
+        assert torch.equal(encoded.text(row), table[[tiny.WORDS.index(word) for word in words]])
+
+
+@pytest.mark.parametrize("listed", [32, 2])
 @pytest.mark.parametrize("k", [1, 7, 20, 31, 48])
-def test_vispruner_by_hand(k):
+def test_vispruner_by_hand(monkeypatch, k, listed):
+    monkeypatch.setattr(vispruner, "LISTED", listed)
     image = picture(1)
     cls = image.tap("cls").tolist()
     order = sorted(range(48), key=lambda i: -cls[i])
@@ -193,7 +181,18 @@ def test_pool_averages_cells_and_says_how_many():
         assert len(members) == 4
         torch.testing.assert_close(feature, image.features[members].mean(0))
     assert pruned.kept[0] == 0
-    assert all(k in m for k, m in zip(pruned.kept, pruned.sources, strict=True))
+
+
+def test_every_token_is_in_a_cell_of_the_pool_that_holds_it():
+    image = picture(height=5, width=7)
+    for k in range(1, 36):
+        pruner = fopru.METHODS["pool"](k=k)
+        pruned, _ = pruner._prune_image(image)
+        high, wide = pool.shape(5, 7, pruned.n_kept)
+        for token, cell in enumerate(pruned.owner.tolist()):
+            (row, column), (i, j) = divmod(token, 7), divmod(cell, wide)
+            assert i * 5 // high <= row < -(-(i + 1) * 5 // high)
+            assert j * 7 // wide <= column < -(-(j + 1) * 7 // wide)
 
 
 @pytest.mark.parametrize("k", [1, 5, 24, 30, 47])
@@ -204,6 +203,27 @@ def test_tome_conserves_mass_and_covers_every_token_once(k):
     for members, place, feature in zip(pruned.sources, pruned.kept, features, strict=True):
         assert place == members.min()
         torch.testing.assert_close(feature, image.features[members].mean(0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("k", [4, 11, 23, 40])
+def test_tome_by_hand(k):
+    """Groups of tokens in place of owners, and pairs one by one."""
+    image = picture(5)
+    groups = [[i] for i in range(48)]
+    while len(groups) > k:
+        means = torch.stack([image.features[members].double().mean(0) for members in groups])
+        x = F.normalize(means, dim=1)
+        pairs = []
+        for a in range(0, len(groups), 2):
+            b = max(range(1, len(groups), 2), key=lambda j, a=a: x[a] @ x[j])
+            pairs.append((x[a] @ x[b], a, b))
+        pairs.sort(reverse=True)
+        gone = pairs[: min(len(groups) // 2, len(groups) - k)]
+        for _, a, b in gone:
+            groups[b] = sorted(groups[b] + groups[a])
+        groups = sorted(g for i, g in enumerate(groups) if i not in {a for _, a, _ in gone})
+    pruned, _ = fopru.METHODS["tome"](k=k)._prune_image(image)
+    assert [members.tolist() for members in pruned.sources] == groups
 
 
 def test_tome_merges_the_most_alike_pair_first():
@@ -248,13 +268,18 @@ def test_prumerge_by_hand():
     chosen = sorted(a.sort(descending=True).indices[:9].tolist())
     dropped = [i for i in range(48) if i not in chosen]
     keys = F.normalize(image.tap("keys", -1), dim=1)
-    expected = {}
+    expected, neighbours = {}, {}
     for i in chosen:
         alike = keys @ keys[i]
         near = [j for j in alike.sort(descending=True).indices.tolist() if j != i][:32]
         expected[i] = image.vision[i] + sum(a[j] * image.vision[j] for j in near)
+        neighbours[i] = near
     expected[dropped[-1]] = sum(a[j] * image.vision[j] for j in dropped)
     assert pruned.kept.tolist() == sorted(expected)
+    for j in dropped[:-1]:  # of those that took it in, the one most like it; else the sum of all
+        near = [i for i in chosen if j in neighbours[i]]
+        owner = max(near, key=lambda i, j=j: float(keys[i] @ keys[j])) if near else dropped[-1]
+        assert pruned.kept[pruned.owner[j]] == owner
     for place, feature in zip(pruned.kept.tolist(), features, strict=True):
         torch.testing.assert_close(
             feature, image.family.projector(expected[place]), atol=1e-4, rtol=1e-4
@@ -283,9 +308,26 @@ def test_adaptive_prumerge_keeps_outliers(method):
         assert len(chosen) <= len(expected) + 1
 
 
+@pytest.mark.parametrize("method", ["prumerge", "prumerge+"])
+@pytest.mark.parametrize("size, outlying", [((6, 8), 11), ((3, 3), 2), ((1, 1), 1)])
+def test_adaptive_prumerge_with_many_outliers(method, size, outlying):
+    """With more than a sixth of them, prumerge+ takes every token, and none is left to merge."""
+    image = picture(0, *size)
+    n, tap = len(image.features), Tap(3, "cls_wide")
+    cls = torch.full((n,), 0.001)
+    cls[:outlying] = 1.0
+    image = replace(image, scores=image.scores | {tap: cls})
+    pruned, features = fopru.METHODS[method](adaptive=True)._prune_image(image)
+    every = method == "prumerge+" or n == 1
+    assert pruned.n_kept == len(features) == (n if every else outlying + 1)
+    assert features.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "method, arguments, message",
     [
+        ("vispruner", {"ratio": "half"}, r"ratio='half': must be a number in \[0, 1\]"),
+        ("random", {"seed": 1.5}, "seed=1.5: must be an integer"),
         ("vispruner", {"ratio": 1.5}, r"ratio=1.5: must be a number in \[0, 1\]"),
         ("visionzip", {"contextual": 1.0}, r"contextual=1.0: must be a number in \[0, 1\)"),
         ("cdpruner", {"sign": 0}, "sign=0: must be 1 or -1"),
@@ -300,16 +342,152 @@ def test_bad_arguments(method, arguments, message):
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["llava", "llava_next"])
 def test_keys_and_features_of_the_tower_stand_where_their_tokens_do(family):
-    """Projecting what is tapped before the projector gives the tokens; keys are the block's own."""
+    """Projecting the tower's features gives the tokens, and block 3, which gets these features,
+    makes its keys of them."""
     model, inputs = tiny.model(family), batch(family)
-    pruner = fopru.METHODS["vispruner"](0.5)
-    dart = fopru.METHODS["dart"](0.5)
-    for image in fopru.encode(model, inputs, [pruner, dart]).images:
+    pruners = [fopru.METHODS["vispruner"](0.5), fopru.METHODS["dart"](0.5, layer=3)]
+    for image in fopru.encode(model, inputs, pruners).images:
         patches = image.patches
-        again = image.family.projector(image.vision[patches])
+        vision = image.vision[patches]
+        again = image.family.projector(vision)
         torch.testing.assert_close(again, image.features[patches], atol=1e-5, rtol=1e-4)
-        layer = image.family.blocks[image.family.block(None)]
-        before = image.family.tower.config.num_hidden_layers
-        assert image.keys().shape == (len(patches), 4, 8)
-        assert before == 4
-        assert layer.self_attn.k_proj.out_features == 32
+        block, keys = image.family.blocks[3], image.keys(3)
+        expected = block.self_attn.k_proj(block.layer_norm1(vision)).unflatten(1, (4, 8))
+        torch.testing.assert_close(keys[patches], expected, atol=1e-5, rtol=1e-4)
+        for place in (~patches).nonzero().flatten().tolist():  # a newline has its row's mean
+            row = (image.grid.view == image.grid.view[place]) & patches
+            row &= image.grid.rows == image.grid.rows[place]
+            torch.testing.assert_close(keys[place], keys[row].mean(0), atol=1e-5, rtol=1e-4)
+    assert not model.model.multi_modal_projector._forward_pre_hooks
+
+
+# Ties, and what they must not hang on
+
+
+def tied(dtype=torch.float32, constant=False):
+    """A picture in which every token has duplicates, or is like all others."""
+    image = picture(8, 24, 24, dtype)
+    draw = torch.Generator().manual_seed(0)
+    of = torch.zeros(576).long() if constant else torch.randint(120, (576,), generator=draw)
+    scores = {tap: values[of].to(dtype) for tap, values in image.scores.items()}
+    return replace(image, features=image.features[of].to(dtype), scores=scores)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("method", BEFORE)
+def test_the_last_bit_picks_nothing(monkeypatch, method, dtype, constant):
+    """Neither the number of threads, nor the size of a product, nor noise in the last bit."""
+    image, pruner = tied(dtype, constant), fopru.METHODS[method](0.25)
+    expected, _ = pruner._prune_image(image)
+    draw = torch.Generator().manual_seed(1)
+    attention = {Tap(b, a) for b in range(4) for a in ("received", "given", "cls", "cls_wide")}
+    threads = torch.get_num_threads()
+    try:
+        for number, block, held in ((2, 2**22, 2**24), (1, 5000, 0), (2, 577, 2**24)):
+            torch.set_num_threads(number)
+            monkeypatch.setattr(picking, "BLOCK_ELEMENTS", block)
+            monkeypatch.setattr(picking, "HELD_ELEMENTS", held)
+            scores = {
+                tap: values.float() * (1 + 2e-7 * torch.rand(576, generator=draw))
+                if tap in attention
+                else values
+                for tap, values in image.scores.items()
+            }
+            found, _ = pruner._prune_image(replace(image, scores=scores))
+            assert torch.equal(found.kept, expected.kept)
+            assert torch.equal(found.owner, expected.owner)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("method", ["fopru", "cls", "dart", "divprune", "dpp", "cdpruner"])
+def test_of_tokens_that_are_all_alike_the_first_stay(method):
+    assert kept(fopru.METHODS[method](k=40), tied(constant=True)).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("method", BEFORE)
+def test_a_picture_of_one_color_in_a_batch_and_alone(method):
+    model, pruner = tiny.model(), fopru.METHODS[method](0.25)
+    grey = Image.new("RGB", (40, 40), (90, 120, 60))
+    alone = pruner.prune(model, tiny.inputs(images=[grey])).images[0]
+    texts = ["USER: <image> w1 w2 w3 ASSISTANT:"] * 2
+    both = pruner.prune(model, tiny.inputs(images=[grey, grey], texts=texts)).images
+    assert [torch.equal(image.kept, alone.kept) for image in both] == [True, True]
+
+
+# What it costs
+
+
+@pytest.mark.parametrize("method", BEFORE)
+def test_no_tensor_of_all_pairs(method):
+    """Of 16,384 tokens."""
+    n = 128 * 128
+    image = picture(9, 128, 128)
+    k = n - 64 if method in ("vispruner", "tome") else 128
+    with reference.LargestTensor() as made, torch.no_grad():
+        fopru.METHODS[method](k=k)._prune_image(image)
+    assert made.elements <= 2**22
+
+
+@pytest.mark.parametrize("method", [m for m in BEFORE if fopru.METHODS[m].selects()])
+def test_nothing_is_compared_where_all_are_kept(method):
+    image = picture()
+    image = replace(image, features=torch.full_like(image.features, torch.nan))
+    if method != "cdpruner":  # whose score reads the features
+        assert kept(fopru.METHODS[method](1.0), image).tolist() == list(range(48))
+        pruned, _ = fopru.METHODS[method](1.0, weights="mass")._prune_image(image)
+        assert pruned.owner.tolist() == list(range(48))
+
+
+class NoFloat64(TorchFunctionMode):
+    """Tensors with `gpu` set are as on Apple's GPU: making float64 there is an error.
+
+    Whatever an operation makes of such a tensor is one too, unless it moves to the CPU.
+    """
+
+    gpu = torch.device("mps")
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        leaves, spec = tree_flatten((args, kwargs or {}))
+        there = any(getattr(leaf, "gpu", False) for leaf in leaves if torch.is_tensor(leaf))
+        if func == torch.Tensor.device.__get__ and there:
+            return self.gpu
+        devices = [leaf for leaf in leaves if isinstance(leaf, torch.device)]
+        there |= self.gpu in devices
+        args, kwargs = tree_unflatten(
+            ["cpu" if isinstance(leaf, torch.device) else leaf for leaf in leaves], spec
+        )
+        out = func(*args, **kwargs)
+        if func == torch.Tensor.cpu or torch.device("cpu") in devices:
+            return out.clone()
+        for leaf in tree_leaves(out):
+            if torch.is_tensor(leaf) and there:
+                assert leaf.dtype != torch.float64, f"{func.__name__} made float64 there"
+                leaf.gpu = True
+        return out
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", BEFORE)
+def test_no_float64_on_a_gpu_that_has_none(method):
+    image = picture(3)
+    arguments = [{}, {"weights": "mass"}] if fopru.METHODS[method].selects() else [{}]
+    for more in arguments:
+        expected, _ = fopru.METHODS[method](0.3, **more)._prune_image(image)
+        tensors = [
+            image.features.clone(),
+            image.text.clone(),
+            *map(torch.clone, image.scores.values()),
+        ]
+        for tensor in tensors:
+            tensor.gpu = True
+        features, text, *values = tensors
+        there = replace(
+            image, features=features, text=text, scores=dict(zip(image.scores, values, strict=True))
+        )
+        with NoFloat64():
+            found, tokens = fopru.METHODS[method](0.3, **more)._prune_image(there)
+            assert tokens.gpu
+        assert torch.equal(found.kept, expected.kept)
+        assert torch.equal(found.owner, expected.owner)

@@ -178,6 +178,13 @@ def test_one_tile_alone_is_not_drawn_over_the_whole_picture():
         plots.overlay(image, images[0], Processor("idefics3"))
 
 
+def test_crops_of_pan_and_scan_are_refused():
+    image = tiny.image(200, 50)
+    assert frames(image, Processor("gemma3"), 1) == [(0, 0, 200, 50)]
+    with pytest.raises(ValueError, match="n_views=3: .* pan-and-scan .* the first view alone"):
+        frames(image, Processor("gemma3"), 3)
+
+
 def test_evidence_falls_on_the_tile_that_shows_it():
     image = Image.new("RGB", (128, 32))
     grid = Grid((View(4, 4),) * 5)

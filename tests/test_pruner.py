@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass, replace
 
 import pytest
 import reference
@@ -6,8 +7,10 @@ import tiny
 import torch
 
 import fopru
+from fopru import methods
 from fopru.families import Grid, View
-from fopru.picking import floor_share, top
+from fopru.picking import floor_share
+from fopru.pruner import Merged
 
 FAMILIES = ["llava", "llava_next"]
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w5 ASSISTANT:"]
@@ -81,11 +84,6 @@ def test_llava_rank_from_the_eager_towers_attention_alone():
             assert reference.near(scores, image.kept, floor_share(64, retention))
 
 
-def test_ties_go_to_the_lower_index():
-    assert top(torch.tensor([1.0, 3.0, 3.0, 3.0, 0.0]), 2).tolist() == [1, 2]
-    assert top(torch.zeros(300), 7).tolist() == list(range(7))
-
-
 @pytest.mark.parametrize("retention", [0.01, 0.1, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("method, family", tiny.method_cases())
 def test_every_method_keeps_its_budget_per_view_in_order(family, method, retention):
@@ -98,8 +96,26 @@ def test_every_method_keeps_its_budget_per_view_in_order(family, method, retenti
         assert image.n_kept == pruner.n_keep(image.grid) == sum(pruner.budgets(image.grid))
         per_view = image.view[image.kept].bincount(minlength=len(image.grid.views)).tolist()
         assert per_view == pruner.budgets(image.grid)
-        assert image.significance is None or image.significance.shape == (image.n_full,)
-    assert [f.shape[0] for f in pruned.features] == [image.n_kept for image in pruned.images]
+        if image.significance is not None:
+            assert image.significance.shape == (image.n_full,)
+            assert image.significance.dtype == torch.float32
+        assert image.owner[image.kept].tolist() == list(range(image.n_kept))
+        dropped = torch.ones(image.n_full, dtype=torch.bool)
+        dropped[image.kept] = False
+        if pruner.selects():
+            assert (image.owner[dropped] == -1).all()
+        else:  # what is merged stays in its view
+            merged = image.owner >= 0
+            assert torch.equal(image.view[merged], image.view[image.kept[image.owner[merged]]])
+        assert image.mass.sum() == (image.owner >= 0).sum()
+        assert [len(members) for members in image.sources] == image.mass.tolist()
+        for i, members in enumerate(image.sources):
+            assert torch.equal(members, (image.owner == i).nonzero().flatten())
+    for image, features in zip(pruned.images, pruned.features, strict=True):
+        assert features.shape[0] == image.n_kept
+        assert features.dtype == torch.float32
+        assert features.isfinite().all()
+        assert not features.requires_grad
 
 
 def test_a_method_of_ones_own_in_a_few_lines():
@@ -110,9 +126,6 @@ def test_a_method_of_ones_own_in_a_few_lines():
 
         def score(self, image):
             return image.tap("cls", self.layer)
-
-        def select(self, image, k):
-            return top(image.significance, k)
 
     model, inputs = tiny.model(), tiny.inputs()
     image = Corners(k=9, layer=1).prune(model, inputs).images[0]
@@ -169,8 +182,6 @@ def test_retention_one_is_token_identical(family, method, attention, padding_sid
 def test_logits_equal_the_full_length_run_with_dropped_columns_masked(
     family, pruner, positions, padding_side
 ):
-    from dataclasses import replace
-
     model, inputs = tiny.model(family), batch(family, padding_side)
     pruned = replace(pruner, positions=positions).prune(model, inputs)
     expected = reference.masked_logits(model, inputs, pruned, positions)
@@ -348,6 +359,29 @@ def test_bad_layer(layer):
         fopru.FoPru(layer=layer)
 
 
+@pytest.mark.parametrize("method", sorted(fopru.METHODS))
+def test_layer_is_for_methods_that_read_a_block(method):
+    reads = fopru.METHODS[method].needs - {"vision", "text"}
+    if reads:
+        assert fopru.METHODS[method](layer=2).layer == 2
+    else:
+        with pytest.raises(ValueError, match=f"layer=2: method '{method}' reads no block"):
+            fopru.METHODS[method](layer=2)
+
+
+@pytest.mark.parametrize("method", [m for m, cls in sorted(fopru.METHODS.items()) if cls.selects()])
+def test_a_pruner_is_replaced_as_if_it_were_written_anew(method):
+    """The default retention is not there as if it had been given."""
+    kind = fopru.METHODS[method]
+    assert replace(kind(), k=10) == kind(k=10)
+    assert replace(kind(k=10), k=None, retention=0.5) == kind(0.5)
+    assert replace(kind(), weights="mass") == kind(weights="mass")
+    assert (kind().share, kind(0.5).share, kind(k=3).share) == (0.25, 0.5, None)
+    assert kind().budgets(Grid((View(8, 8),))) == kind(0.25).budgets(Grid((View(8, 8),)))
+    with pytest.raises(ValueError, match="retention=0.5 and k=3: give one"):
+        replace(kind(0.5), k=3)
+
+
 def test_position_ids_cannot_be_reindexed():
     inputs = tiny.inputs()
     positions = torch.arange(inputs["input_ids"].shape[1])[None]
@@ -361,9 +395,109 @@ def test_an_attention_mask_of_another_shape():
         fopru.FoPru().prune(tiny.model(), inputs)
 
 
-def test_a_name_is_registered_once():
-    with pytest.raises(ValueError, match="'fopru': FoPru has that name already"):
+def test_a_name_belongs_to_one_class():
+    with pytest.raises(ValueError, match="'fopru': FoPru of fopru.methods.fopru has that"):
         type("Other", (fopru.Pruner,), {}, name="fopru")
+
+
+def test_a_class_that_is_defined_again_replaces_itself():
+    """As when a notebook's cell runs twice."""
+
+    def cell(share):
+        @dataclass(frozen=True)
+        class Mine(fopru.Pruner, name="mine"):
+            spread: float = share
+
+        return Mine
+
+    try:
+        for share in (0.1, 0.2):
+            assert cell(share) is fopru.METHODS["mine"]
+            assert fopru.METHODS["mine"]().spread == share
+        with pytest.raises(ValueError, match="name='mine': .*Mine of .* has that name already"):
+            type("Yours", (fopru.Pruner,), {}, name="mine")
+    finally:
+        del fopru.METHODS["mine"]
+
+
+def test_an_unknown_method():
+    with pytest.raises(KeyError, match="no method is called 'divprun'. Did you mean 'divprune'"):
+        fopru.METHODS["divprun"]
+    assert "divprun" not in fopru.METHODS
+    assert fopru.METHODS.get("divprun") is None
+
+
+def test_a_method_without_a_name_is_called_by_its_class():
+    class Mine(fopru.FoPru):
+        pass
+
+    assert (Mine.name, fopru.FoPru.name) == ("Mine", "fopru")
+    assert Mine not in fopru.METHODS.values()
+
+
+def test_every_method_is_a_public_name():
+    kinds = {getattr(methods, name) for name in methods.__all__}
+    assert set(fopru.METHODS.values()) <= kinds
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_scores_that_cannot_be_ranked(value):
+    class Mine(fopru.Pruner):
+        def score(self, image):
+            return torch.ones(image.grid.n_tokens).index_fill(0, torch.tensor([3]), value)
+
+    with pytest.raises(ValueError, match="Mine.score gave NaN or infinity for 1 of 64 visual"):
+        Mine().prune(tiny.model(), tiny.inputs())
+
+
+def test_scores_of_another_shape():
+    class Mine(fopru.Pruner):
+        def score(self, image):
+            return torch.ones(3)
+
+    with pytest.raises(ValueError, match="Mine.score must return one value for each of 64"):
+        Mine().prune(tiny.model(), tiny.inputs())
+
+
+def test_a_method_that_does_nothing():
+    class Mine(fopru.Pruner):
+        pass
+
+    with pytest.raises(NotImplementedError, match="Mine must override one of `score`, `select`"):
+        Mine().prune(tiny.model(), tiny.inputs())
+
+
+@pytest.mark.parametrize(
+    "merged",
+    [
+        ([0, 1], 3, [0, 1] + [-1] * 62),
+        ([0, 1], 2, [0, 2] + [-1] * 62),
+        ([0, 1], 2, [0, 1] + [-2] * 62),
+        ([0, 1], 2, [0, 1]),
+    ],
+)
+def test_a_merging_method_that_breaks_its_promise_is_told(merged):
+    kept, n, owner = merged
+
+    class Broken(fopru.Pruner):
+        def merge(self, image, k):
+            return Merged(torch.tensor(kept), image.features[:n], torch.tensor(owner))
+
+    with pytest.raises(ValueError, match="Broken.merge must return 2 tokens, and for each of 64"):
+        Broken(k=2).prune(tiny.model(), tiny.inputs())
+
+
+def test_pictures_are_compared_and_shown_as_things():
+    """By identity and in one line, though they hold tensors."""
+    model, inputs = tiny.model(), tiny.inputs()
+    encoded = fopru.encode(model, inputs, [fopru.FoPru()])
+    again = fopru.encode(model, inputs, [fopru.FoPru()])
+    (image,), (other,) = fopru.FoPru().compact(encoded).images, fopru.FoPru().compact(again).images
+    for one, two in ((encoded, again), (encoded.images[0], again.images[0]), (image, other)):
+        assert one == one and one != two and len({one, two}) == 2
+    assert repr(image) == "PrunedImage(16 of 64 visual tokens, row 0)"
+    assert repr(encoded.images[0]) == "EncodedImage(64 visual tokens, row 0)"
+    assert repr(encoded) == "Encoded(LLaVA-1.5, 1 picture(s))"
 
 
 @pytest.mark.parametrize("chosen", [[3, 1], [0, 0], [0, 64], [0], [-1, 2]])

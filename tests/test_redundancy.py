@@ -2,11 +2,15 @@
 
 import math
 
+import folders
 import pytest
+import tiny
 import torch
 
 import fopru
 from fopru import redundancy
+from fopru.evaluation import Example
+from fopru.evaluation.asking import inputs, prompts
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +62,6 @@ def test_likelihoods_are_those_of_the_comparison(asked):
     found = fopru.evaluate(model, processor, [example], ["fopru"], [0.25], seeds=[0])
     by = found.set_index("method").loglik
     assert answers.loglik(range(answers.n_tokens)) == pytest.approx(by["full"], abs=1e-3)
-    from fopru.evaluation.asking import inputs, prompts
-
     kept = pruner.prune(model, inputs(processor, [example], prompts(processor, [example])))
     assert answers.loglik(kept.images[0].kept) == pytest.approx(by["fopru"], abs=1e-3)
 
@@ -72,3 +74,23 @@ def test_insertion_and_deletion_meet(asked):
     assert redundancy.deletion(answers, order, [0])[0] == pytest.approx(first[1], abs=1e-5)
     with pytest.raises(ValueError, match=r"kept=\(\): must be places in \[0, 255\]"):
         answers.loglik([])
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3"])
+def test_given_tokens_in_other_families(family, tmp_path):
+    model, processor = fopru.load(folders.save(family, tmp_path))
+    example = Example("q", "t", tiny.image(60, 40), "w1 w2", "w7 w9")
+    found = fopru.evaluate(model, processor, [example], ["fopru"], [0.4]).set_index("method")
+    answers = redundancy.Answers(model, processor, example)
+    assert answers.loglik(range(answers.n_tokens)) == pytest.approx(found.loglik["full"], abs=1e-4)
+    kept = fopru.FoPru(0.4).prune(
+        model, inputs(processor, [example], prompts(processor, [example]))
+    )
+    assert answers.loglik(kept.images[0].kept) == pytest.approx(found.loglik["fopru"], abs=1e-4)
+
+
+def test_a_picture_in_tiles_is_refused(tmp_path):
+    model, processor = fopru.load(folders.save("internvl", tmp_path))
+    example = Example("q", "t", tiny.image(60, 40), "w1 w2", "w7 w9")
+    with pytest.raises(fopru.UnsupportedModelError, match="take pictures of one view"):
+        redundancy.Answers(model, processor, example)

@@ -1,7 +1,6 @@
 import pytest
+import reference
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fopru import significance
 from fopru.significance import attention_scores, wider
@@ -70,23 +69,11 @@ def test_wider_takes_the_larger_variance_and_does_not_count_newlines():
     assert torch.equal(wider(outlier, wide, torch.tensor([True, True, True, False])), wide)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation makes under it."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor)]
-        self.elements = max(self.elements, *sizes, 0)
-        return out
-
-
 @pytest.mark.slow
 def test_no_tensor_comes_near_the_attention_map():
     heads, length = 16, 16384
     query, key = torch.randn(1, heads, length, 64), torch.randn(1, heads, length, 64)
-    with LargestTensor() as made:
+    with reference.LargestTensor() as made:
         attention_scores(query, key, 0.125, 0, {"received", "given"})
     # Fewer than five of these live at a time, so together they stay below 5 % of the map.
     assert 0 < made.elements <= 0.01 * heads * length**2

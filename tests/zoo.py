@@ -222,7 +222,7 @@ def undefined(name, family):
     newlines = family in ("llava_next", "llava_onevision")
     if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
         return "no CLS token"
-    if name in ("visionzip", "prumerge", "prumerge+"):
+    if "vision" in cls.needs and not cls.selects():
         if newlines:
             return "newline tokens"
         if family == "internvl":

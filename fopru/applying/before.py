@@ -69,8 +69,9 @@ class Before(Session):
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
         chosen = during("selection", lambda: self.pruner.choose(encoded))
-        self.last = during("compaction", lambda: self._shortened(encoded, *chosen))
-        return self.last
+        pruned = during("compaction", lambda: self._shortened(encoded, *chosen))
+        self.last = pruned  # another thread's may take its place before this one returns
+        return pruned
 
     def _shortened(self, encoded: Encoded, *chosen: Any) -> PrunedInputs:
         pruned = self.pruner.shortened(encoded, *chosen)
@@ -99,8 +100,6 @@ class Before(Session):
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         if self.generating:  # a model that drafts for itself
             return generate(**kwargs)
-        if (ids := kwargs.pop("inputs", None)) is not None:
-            kwargs["input_ids"] = ids
         cache, config = cache_of(kwargs), self._config(kwargs)
         known = conversation(cache) if n_past(cache) else None
         if known is None and not self.shows(kwargs):

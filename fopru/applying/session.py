@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, ClassVar
 from weakref import WeakSet
@@ -152,7 +152,8 @@ def at_work(session: Session) -> Iterator[Session]:
     model = session.model
     if model in _ACTIVE:
         raise RuntimeError(
-            f"another pruner is at work on this {type(model).__name__}: leave its `with` block."
+            f"another pruner is at work on this {type(model).__name__}: leave its `with` block, or "
+            "call `remove()` of its handle."
         )
     _ACTIVE.add(model)
     try:
@@ -160,6 +161,20 @@ def at_work(session: Session) -> Iterator[Session]:
             yield session
     finally:
         _ACTIVE.discard(model)
+
+
+class Handle:
+    """A pruner that is attached to a model, outside of any `with` block."""
+
+    def __init__(self, session: Session):
+        self.session = session
+        """What happened since, as in the block."""
+        self._stack = ExitStack()
+        self._stack.enter_context(at_work(session))
+
+    def remove(self) -> None:
+        """Take the pruner off the model, which is then as it was; a second call does nothing."""
+        self._stack.close()
 
 
 @contextmanager
@@ -207,7 +222,10 @@ def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..
     def call(*args: Any, **kwargs: Any) -> Any:
         if len(args) > len(names):
             return method(*args, **kwargs)  # which says what is wrong
-        return act(method, dict(zip(names, args, strict=False)) | kwargs)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        if (ids := named.pop("inputs", None)) is not None:  # what `generate` may call them
+            named["input_ids"] = ids
+        return act(method, named)
 
     return torch.compiler.disable(call, recursive=False)
 

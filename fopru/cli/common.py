@@ -50,6 +50,49 @@ def device_of(name: str | None) -> torch.device:
 def check_parquet(out: Path) -> None:
     if out.suffix != ".parquet":
         raise ValueError(f"out {out}: must end in .parquet.")
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out {out}: there is no folder {out.parent}.")
+
+
+def check_out(out: Path, columns: frozenset[str]) -> None:
+    """Refuse early what results cannot go to, or what is not theirs to overwrite.
+
+    Args:
+        out: The table's file; what it was made with goes to the .json beside it.
+        columns: Those by which a table of this command is known.
+
+    Raises:
+        ValueError: A file that is there and holds something else, or a name without .parquet.
+        OSError: The folder is missing.
+    """
+    check_parquet(out)
+    if out.exists() and not columns <= _columns(out):
+        raise ValueError(f"out {out}: is there and holds other things: name another file.")
+    beside = out.with_suffix(".json")
+    if beside.exists() and not _is_provenance(beside):
+        raise ValueError(
+            f"out {out}: {beside} is there and is not of fopru, and would be overwritten: name "
+            "another file."
+        )
+
+
+def _columns(path: Path) -> set[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return set(pq.read_schema(path).names)
+    except (pa.ArrowInvalid, OSError):
+        return set()
+
+
+def _is_provenance(path: Path) -> bool:
+    """Whether a .json is one that `keep` wrote."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        return False
+    return isinstance(found, dict) and {"fopru", "torch", "command"} <= found.keys()
 
 
 def keep(results: pd.DataFrame, out: Path) -> None:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import pandas as pd
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from fopru import evaluation, load
-from fopru.arguments import hint
-from fopru.cli.common import check_parquet, keep, one_sentence
+from fopru.arguments import check_choice, hint
+from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
-from fopru.evaluation.runner import launched, settings
+from fopru.evaluation.controls import BLIND, CONTROLS
+from fopru.evaluation.runner import launched
+from fopru.evaluation.settings import as_pruner, settings
+from fopru.evaluation.store import check_results_file
 from fopru.pocket import benchmark, pocketbench
 from fopru.pocket.scenes import TASKS
+from fopru.pruner import METHODS
+
+TABLE = frozenset({"id", "method", "prediction", "loglik"})
+"""Columns by which a table of answers is known."""
 
 
 def evaluate(
@@ -27,7 +37,13 @@ def evaluate(
             help="Tasks of PocketBench, or files: .jsonl of your own, .parquet of `pocket sample`."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Results, .parquet; a stopped run goes on.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            help="Results, .parquet. Beside it .json says how they were made, and .sqlite keeps "
+            "all answers: a stopped run goes on."
+        ),
+    ],
     model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
     method: Annotated[
         list[str] | None, typer.Option(help="Once per method; fopru, fopru-row, random if none.")
@@ -35,30 +51,48 @@ def evaluate(
     retention: Annotated[
         list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
+    ] = None,
     positions: Annotated[
         str | None, typer.Option(help="reindex or preserve; the family's default if not given.")
     ] = None,
     blind: Annotated[list[str] | None, typer.Option(help="none, grey or swapped.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Of methods that draw at random.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="How often methods draw at random.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task.")] = None,
     split: Annotated[str, typer.Option(help="Of PocketBench: test or validation.")] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 8,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, ...; a GPU if there is one.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights, as bfloat16; auto is that of the files.")
+    ] = "auto",
 ) -> None:
     """Accuracy against retention, with intervals, beside the full model."""
-    with one_sentence():
-        check_parquet(out)
-        examples = [e for task in _questions(tasks, split) for e in task[:limit]]
-        methods = method or ["fopru", "fopru-row", "random"]
+    with one_sentence(), stoppable(), noted():
+        check_out(out, TABLE)
+        check_results_file(out.with_suffix(".sqlite"))
+        pruners = [
+            as_pruner(name, {**METHODS, **CONTROLS}, weights=kind, positions=positions)
+            for kind in weights or ["none"]
+            for name in method or ["fopru", "fopru-row", "random"]
+        ]
         retentions = retention or [0.5, 0.25, 0.1]
-        settings(methods, retentions, positions)  # refused before a model is loaded
+        settings(pruners, retentions)  # refused before a model is loaded
+        for control in blind or ():
+            check_choice("blind", control, tuple(BLIND))
+        examples = [e for task in _questions(tasks, split) for e in task[:limit]]
         processes = launched()
-        net, processor = load(model)
+        place = processes.device if device is None else device_of(device)
+        net, processor = load(model, dtype=dtype)
         results = evaluation.evaluate(
-            net.to(processes.device),
+            net.to(place),
             processor,
             examples,
-            methods,
+            pruners,
             retentions,
             positions,
             seeds=range(seeds),
@@ -71,20 +105,53 @@ def evaluate(
         if not processes.is_main_process:
             return
         keep(results, out)
-    broken, whole = (results[results["error"].notna() == bad] for bad in (True, False))
-    scores = statistics.scores(whole).set_index(["task", "method", "retention"])
-    table = Table("task", "method", "kept", "accuracy (%)", "95 %", "own metric (%)")
-    for row in statistics.accuracy(whole).itertuples():
-        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-        own = scores.loc[(row.task, row.method, row.retention)]
-        shown = (f"{row.kept:.0f}", f"{100 * row.mean:.1f}", interval)
-        table.add_row(row.task, row.method, *shown, f"{own.metric} {100 * own.score:.1f}")
-    Console(file=sys.stdout).print(table)
+    failed = results["error"].dropna().unique()
+    if len(failed) < results["error"].nunique(dropna=False):
+        _show(results)
     typer.echo(f"{len(results)} answers: {out}")
-    if len(broken):
-        for reason in broken["error"].unique():
-            typer.echo(f"fopru: {reason}", err=True)
+    for reason in failed:
+        typer.echo(f"fopru: {reason}", err=True)
+    if len(failed):
         raise typer.Exit(1)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Ctrl-C ends the command with a sentence and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("fopru: stopped; the same command goes on.", err=True)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Warnings are told at the end, each once and in one line, not amid the progress."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
+                typer.echo(f"fopru: {' '.join(text.split())}", err=True)
+
+
+def _show(results: pd.DataFrame) -> None:
+    """A line for each task, method and retention."""
+    cells = ["task", "method", "retention"]
+    own = statistics.scores(results).groupby(cells, sort=False)
+    scores = {key: part for key, part in own}
+    table = Table("task", "method", "kept", "accuracy (%)", "95 %", "own metric (%)")
+    for row in statistics.accuracy(results).itertuples():
+        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
+        part = scores[row.task, row.method, row.retention]
+        judged = ", ".join(f"{s.metric} {100 * s.score:.1f}" for s in part.itertuples())
+        shown = interval if row.low == row.low else "one picture"
+        table.add_row(
+            row.task, row.method, f"{row.kept:.0f}", f"{100 * row.mean:.1f}", shown, judged
+        )
+    Console(file=sys.stdout).print(table)
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:

@@ -14,10 +14,14 @@ from rich.table import Table
 
 from fopru import efficiency, load
 from fopru.arguments import check_integer
-from fopru.cli.common import check_parquet, keep, one_sentence
+from fopru.cli.common import check_out, device_of, keep, one_sentence
 from fopru.evaluation.asking import inputs, prompts
-from fopru.evaluation.runner import settings
+from fopru.evaluation.settings import as_pruner, label, settings
 from fopru.pocket import sample
+from fopru.pruner import METHODS
+
+TABLE = frozenset({"method", "stage", "seconds"})
+"""Columns by which a table of times is known."""
 
 
 def measure(
@@ -34,11 +38,18 @@ def measure(
     retention: Annotated[
         list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
     ] = None,
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
+    ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Once per batch size; 1 if none.")] = None,
     text: Annotated[int, typer.Option(help="Tokens of a shape's prompt beside the picture.")] = 44,
     new_tokens: Annotated[int, typer.Option(help="Length of the answers.")] = 8,
     turns: Annotated[int, typer.Option(help="How often each stage is timed.")] = 7,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Of a model's weights, as bfloat16; auto is that of the files.")
+    ] = "auto",
     attention: Annotated[str, typer.Option(help="sdpa, eager, flash_attention_2.")] = "sdpa",
     out: Annotated[Path | None, typer.Option(help="Results, .parquet; more are added.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
@@ -50,18 +61,26 @@ def measure(
         for size in batch or [1]:
             check_integer("batch", size, minimum=1)
         if out is not None:
-            check_parquet(out)
-        methods, retentions = method or ["fopru"], retention or [0.5, 0.25, 0.1]
+            check_out(out, TABLE)
+        retentions = retention or [0.5, 0.25, 0.1]
+        methods = [
+            as_pruner(name, METHODS, weights=kind)
+            for kind in weights or ["none"]
+            for name in method or ["fopru"]
+        ]
         pruners = [cell.pruner for cell in settings(methods, retentions)]
         if dry_run:
-            _say(shape or model, device, methods, retentions, batch or [1])
+            _say(shape or model, device, [*map(label, methods)], retentions, batch or [1])
             return
         if shape is None:
-            net, processor = load(model)
-            net.to(_checked(device))
+            net, processor = load(model, dtype=dtype)
+            net.to(device_of(device))
         else:
             net, processor = efficiency.build(shape, device), None
-        net.set_attn_implementation(attention)
+        try:
+            net.set_attn_implementation(attention)
+        except ImportError as error:
+            raise ValueError(f"attention={attention!r}: {error}") from None
         tables = []
         for size in batch or [1]:
             if processor is None:
@@ -78,12 +97,6 @@ def measure(
             before = [pd.read_parquet(out)] if out.exists() else []
             keep(pd.concat([*before, results], ignore_index=True), out)
     _show(results)
-
-
-def _checked(device: str) -> torch.device:
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: there is no CUDA device here; use 'cpu'.")
-    return torch.device(device)
 
 
 def _named(device: str) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
-from fopru.families import Family, UnsupportedModelError
 
 
 def chat(question: str) -> list[dict[str, Any]]:
@@ -37,34 +36,74 @@ def answer(
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
-    """Each question in the processor's chat template, the answer's beginning included."""
+    """Each question in the processor's chat template, the answer's beginning included.
+
+    Raises:
+        ValueError: A question holds a token that stands for the picture, such as "<image>": the
+            message names the question.
+    """
+    reserved = _reserved(processor)
+    for e in examples:
+        for token in reserved:
+            if token in e.question:
+                raise ValueError(
+                    f"examples: question {e.id!r} holds {token!r}, which stands for the picture in "
+                    "this model's prompts: write it in another way."
+                )
     chats = [chat(e.question) for e in examples]
     return processor.apply_chat_template(chats, add_generation_prompt=True)
 
 
+def _reserved(processor: ProcessorMixin) -> list[str]:
+    """Tokens that stand for pictures or frame them, as far as the processor names them."""
+    found = {
+        str(token)
+        for name, token in vars(processor).items()
+        if name.endswith("_token") and isinstance(token, str | AddedToken)
+    }
+    return sorted(found - {""}, key=len, reverse=True)
+
+
+def pictureless(processor: ProcessorMixin, prompt: str) -> str:
+    """A prompt without what stands for the picture in it."""
+    for token in _reserved(processor):
+        prompt = prompt.replace(token, "")
+    return prompt
+
+
 def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
     """The processor's output, padded on the left so that all texts end together."""
-    images = [e.image for e in examples]
+    images = [[e.image] for e in examples]
     return processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
     )
 
 
-def shareable(model: PreTrainedModel, asked: Any) -> Any:
-    """The processor's output on the model's device, if questions on a picture can share it.
+def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
+    """Token ids of an answer with its end, as they follow the prompt.
+
+    A space parts the answer from a prompt that ends in a word, as after "ASSISTANT:"; none does
+    where a template ends its prompt with white space or a special token.
+
+    Args:
+        prompt: One of `prompts`.
+        text: The answer.
 
     Raises:
-        UnsupportedModelError: its pictures are not one row of pixels each, or its visual tokens are
-            numbered in several dimensions: `fopru.evaluate` cannot share their prompts.
+        ValueError: The tokenizer joins the end of the prompt with the answer.
     """
-    family, pixels = Family.of(model), asked["pixel_values"]
-    if family.spatial or len(pixels) != len(asked["input_ids"]):
-        raise UnsupportedModelError(
-            f"fopru.evaluate does not take {family.title} yet: it wants one row of pixels for each "
-            "picture and plain position ids, as in LLaVA-1.5 and LLaVA-NeXT. lmms-eval takes it: "
-            "`lmms-eval --model fopru`."
+    tokenizer = processor.tokenizer
+    parted = (
+        not text or prompt[-1:].isspace() or prompt.endswith(tuple(tokenizer.all_special_tokens))
+    )
+    whole = f"{prompt}{'' if parted else ' '}{text}{tokenizer.eos_token or ''}"
+    before, ids = (tokenizer(words).input_ids for words in (prompt, whole))
+    if ids[: len(before)] != before:
+        raise ValueError(
+            f"answer={text!r}: the tokenizer joins its beginning with the end of the prompt "
+            f"({prompt[-20:]!r}), so its likelihood is not defined."
         )
-    return asked.to(model.device)
+    return ids[len(before) :]
 
 
 def generate(

@@ -3,15 +3,16 @@
 - "none", "grey" and "swapped" ask blind: without a picture, about a grey one, about another one.
 - "oracle" keeps the tokens under the evidence first, as if it knew where to look.
 - "smaller" shrinks the picture until it has no more patches than are kept, and prunes nothing.
-- "-shuffled" after a method's name: its tokens lose their order.
-- "-later" after one that reads the question: another question on the picture was asked first.
+- `Shuffled` takes the order of the kept tokens away.
+- `Later` lets another question on the same picture decide what is kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,10 @@ from PIL import Image
 from torch import Tensor
 
 from fopru.encoding import EncodedImage, Tap
-from fopru.evaluation.tasks import Example
+from fopru.evaluation.keys import picture
+from fopru.evaluation.tasks import Example, plain
 from fopru.families import Grid, UnsupportedModelError
+from fopru.pictures import load_image
 from fopru.pruned import PrunedInputs
 from fopru.pruner import Merged, Pruner
 
@@ -42,17 +45,45 @@ def grey(examples: Sequence[Example]) -> list[Example]:
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about another question's picture: within each task, the one half a task
-    further on."""
-    places: dict[str, list[int]] = {}
-    for i, e in enumerate(examples):
-        places.setdefault(e.task, []).append(i)
-    out = list(examples)
-    for here in places.values():
-        half = len(here) // 2
-        for i, other in zip(here, here[half:] + here[:half], strict=True):
-            out[i] = replace(examples[i], image=examples[other].image, evidence=())
-    return out
+    """The same questions about another question's picture: within each task, that of the picture
+    half a task further on. Pictures of the same pixels are one picture.
+
+    Raises:
+        ValueError: A task has one picture only, so that there is no other one to show.
+    """
+    looks: dict[Any, str] = {}
+    tasks: dict[str, dict[str, Example]] = {}
+    """Task -> look of each of its pictures -> the first question on it."""
+    for e in examples:
+        if same_picture(e) not in looks:
+            looks[same_picture(e)] = _look(e.image)
+        tasks.setdefault(e.task, {}).setdefault(looks[same_picture(e)], e)
+    others: dict[tuple[str, str], Example] = {}
+    for task, pictures in tasks.items():
+        if len(pictures) < 2:
+            raise ValueError(
+                f"blind='swapped': task {task!r} has one picture only, and no other to show."
+            )
+        names, half = list(pictures), len(pictures) // 2
+        for name, other in zip(names, names[half:] + names[:half], strict=True):
+            others[task, name] = pictures[other]
+    return [
+        replace(e, image=others[e.task, looks[same_picture(e)]].image, evidence=())
+        for e in examples
+    ]
+
+
+def same_picture(e: Example) -> Path | int:
+    """What questions on one picture share: its file, or the picture itself."""
+    return e.image if isinstance(e.image, Path) else id(e.image)
+
+
+def _look(image: Image.Image | Path) -> str:
+    """The digest of a picture's pixels; of a file that cannot be read, its path."""
+    try:
+        return picture(load_image(image) if isinstance(image, Path) else plain(image))
+    except ValueError:
+        return str(image)
 
 
 BLIND = {"none": list, "grey": grey, "swapped": swapped}
@@ -96,6 +127,11 @@ class Smaller(Pruner):
         family = image.family
         height, width = self._size(image.grid)
         (view,) = image.grid.views
+        if PIXELS not in image.scores or family.merges:
+            raise UnsupportedModelError(
+                f"'smaller' takes models of which each patch is a token, and {family.title} merges "
+                "them: give it smaller pictures instead."
+            )
         side = family.config.vision_config.patch_size
         pixels = image.scores[PIXELS][None]  # (1, 3, H, W)
         small = F.interpolate(pixels, (height * side, width * side), mode="bicubic", antialias=True)
@@ -124,26 +160,46 @@ CONTROLS = {"oracle": Oracle, "smaller": Smaller}
 """Name -> what only `fopru.evaluate` can do."""
 
 
+@dataclass(frozen=True)
+class Shuffled:
+    """A method whose kept tokens lose their order before the language model gets them. Methods
+    inside the language model drop tokens where they stand, and cannot be shuffled."""
+
+    pruner: Pruner
+
+
+@dataclass(frozen=True)
+class Later:
+    """A method that reads the question, when another question on the same picture was asked first:
+    the next one on it, after the last the first."""
+
+    pruner: Pruner
+
+
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
     """The same with the kept tokens of each picture in random order.
 
-    Position ids, where there are any, go with their tokens: with "reindex" only the order says
-    where a token was, with "preserve" only its position id.
+    Position ids, where there are any, and weights go with their tokens: with "reindex" only the
+    order says where a token was, with "preserve" only its position id.
     """
     text: dict[str, Any] = {n: v for n, v in pruned.items() if n != "mm_encoder_outputs"}
     generator = torch.Generator().manual_seed(seed)
     orders = [torch.randperm(len(f), generator=generator) for f in pruned.features]
     features = [f[order.to(f.device)] for f, order in zip(pruned.features, orders, strict=True)]
-    if text.get("position_ids") is not None:
-        text["position_ids"] = _with_tokens(text, pruned, orders)
-    return PrunedInputs(text, pruned.family, features, pruned.images)
-
-
-def _with_tokens(text: Mapping[str, Any], pruned: PrunedInputs, orders: list[Tensor]) -> Tensor:
-    """Position ids (B, L') with those of visual tokens in the new orders."""
-    positions = text["position_ids"].clone()
-    visual = text["input_ids"] == pruned.family.image_token_id
+    visual = text["input_ids"] == pruned.family.image_token_id  # (B, L)
+    columns, source = torch.arange(visual.shape[1]), torch.empty(visual.shape, dtype=torch.int64)
+    source[:] = columns  # the column that each place gets its values from
+    used = [0] * len(visual)
     for image, order in zip(pruned.images, orders, strict=True):
-        (places,) = visual[image.sample].nonzero(as_tuple=True)
-        positions[image.sample, places] = positions[image.sample, places[order.to(places.device)]]
-    return positions
+        (places,) = visual[image.sample].cpu().nonzero(as_tuple=True)
+        places = places[used[image.sample] :][: len(order)]
+        used[image.sample] += len(order)
+        source[image.sample, places] = places[order]
+    source = source.to(visual.device)
+    for name in ("attention_mask", "position_ids"):  # the mask has the weights
+        if (values := text.get(name)) is not None:
+            moved = values.gather(-1, source.expand_as(values))
+            if values.dim() == 3:  # M-RoPE: the first row counts the columns
+                moved[0] = values[0]
+            text[name] = moved
+    return PrunedInputs(text, pruned.family, features, pruned.images, pruned.columns)

@@ -55,10 +55,16 @@ def frames(image: Image.Image, processor: ProcessorMixin, n_views: int) -> list[
             each tile is a picture of its own (Idefics3, SmolVLM).
 
     Raises:
-        ValueError: the processor makes another number of views of this picture.
+        ValueError: the processor makes another number of views of this picture, or they are crops
+            of Gemma 3's pan-and-scan.
     """
     whole, cut = frame(image, processor), tiles(image, processor)
     if cut is None:
+        if n_views > 1 and hasattr(processor.image_processor, "do_pan_and_scan"):
+            raise ValueError(
+                f"n_views={n_views}: where the crops of Gemma 3's pan-and-scan lie is not known; "
+                "give the first view alone, or turn do_pan_and_scan off."
+            )
         return [whole] * n_views
     rows, columns = cut
     width, height = image.width / columns, image.height / rows

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import gather_object, parse_flag_from_env
 from PIL import Image
 from tqdm import tqdm
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.arguments import check_choice
-from fopru.evaluation.batch import Batch, Setting
-from fopru.evaluation.controls import BLIND, CONTROLS
-from fopru.evaluation.store import KEY, Store, provenance, weights_hash
-from fopru.evaluation.tasks import Example
+from fopru.arguments import check_choice, check_integer
+from fopru.evaluation import keys
+from fopru.evaluation.asking import prompts
+from fopru.evaluation.batch import Batch
+from fopru.evaluation.controls import BLIND, same_picture
+from fopru.evaluation.settings import Method, Setting, distinct, settings
+from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
+from fopru.evaluation.tasks import Example, plain
 from fopru.families import Family
-from fopru.in_llm import InLLMPruner
 from fopru.methods import Random
 from fopru.pictures import load_image
-from fopru.pruner import METHODS, Pruner
+
+COLUMNS = (
+    *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
+    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "correct", "metric"),
+    *("score", "loglik", "kl", "error"),
+)
+"""Columns of `evaluate`'s table."""
 
 
 def launched() -> PartialState:
@@ -34,59 +42,16 @@ def launched() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
-def known() -> dict[str, type[Pruner]]:
-    """All that `methods` may name, controls and variants included."""
-    table = {**METHODS, **CONTROLS}
-    for name, cls in METHODS.items():
-        inside = issubclass(cls, InLLMPruner)
-        if inside or "text" in cls.needs:
-            table[f"{name}-later"] = cls
-        if not inside:
-            table[f"{name}-shuffled"] = cls
-    selecting = {name: cls for name, cls in {**METHODS, **CONTROLS}.items() if cls.selects()}
-    return table | {f"{name}-mass": cls for name, cls in selecting.items()}
-
-
-def settings(
-    methods: Sequence[str],
-    retentions: Sequence[float],
-    positions: str | None = None,
-    seeds: Sequence[int] = (0,),
-) -> list[Setting]:
-    """Every method at every retention, and those that draw at random with every seed.
-
-    Raises:
-        ValueError: an unknown method, or a retention outside (0, 1] or twice.
-    """
-    if len(set(retentions)) < len(retentions):
-        raise ValueError(f"retentions={list(retentions)}: each may stand there once.")
-    cells = []
-    there = known()
-    for method in methods:
-        check_choice("methods", method, tuple(there))
-        cls = there[method]
-        variant = {v: method.endswith(f"-{v}") for v in ("later", "shuffled")}
-        seeded = "seed" in {field.name for field in fields(cls)}
-        for retention in retentions:
-            for seed in seeds if seeded else (0,):
-                arguments = {"seed": seed} if seeded else {}
-                if method.endswith("-mass"):
-                    arguments["weights"] = "mass"
-                pruner = cls(retention, positions=positions, **arguments)
-                cells.append(Setting(method, pruner, retention, seed, **variant))
-    return cells
-
-
 @torch.no_grad()
 def evaluate(
     model: PreTrainedModel,
     processor: ProcessorMixin,
     examples: Sequence[Example],
-    methods: Sequence[str] = ("fopru", "fopru-row", "random"),
-    retentions: Sequence[float] = (0.5, 0.25, 0.1),
+    methods: Iterable[Method] | Mapping[str, Method] = ("fopru", "fopru-row", "random"),
+    retentions: Iterable[float] = (0.5, 0.25, 0.1),
     positions: str | None = None,
-    seeds: Sequence[int] = (0, 1, 2, 3, 4),
-    blind: Sequence[str] = (),
+    seeds: Iterable[int] = (0, 1, 2, 3, 4),
+    blind: Iterable[str] = (),
     batch_size: int = 64,
     max_new_tokens: int = 8,
     out: str | Path | None = None,
@@ -100,75 +65,110 @@ def evaluate(
     all return the whole table. (On CPUs set ACCELERATE_USE_CPU=1.)
 
     Args:
-        examples: as of `fopru.pocket.benchmark`, `fopru.pocket.sample` or `read_jsonl`.
-        methods: names from `fopru.METHODS` and `fopru.evaluation.controls`.
-        retentions: shares of each picture's visual tokens to keep, in (0, 1].
-        positions: as for `fopru.Pruner`.
-        seeds: those of methods that have one.
+        examples: Such as those of `fopru.pocket.benchmark`, `fopru.pocket.sample`, `read_jsonl` or
+            `read_rows`.
+        methods: Names from `fopru.METHODS` and `fopru.evaluation.controls`, pruners such as
+            `fopru.FoPru(layer=3)`, or `{"label": pruner}` to say what the table calls each. A
+            pruner's retention and seed are replaced by those below.
+        retentions: Shares of each picture's visual tokens to keep, in (0, 1].
+        positions: As for `fopru.Pruner`; None leaves each pruner its own.
+        seeds: Those of methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
-        batch_size: questions at a time; those on one picture stay together.
-        max_new_tokens: longest answer.
-        out: SQLite file to which answers go as they come; a run that was stopped goes on from it,
-            and more methods can be added to it.
+        batch_size: Questions at a time; those on one picture stay together.
+        max_new_tokens: The longest answer, in tokens.
+        out: SQLite file to which answers go as they come. A run that was stopped goes on from it,
+            and other runs of the same model can share it: a row is taken from the file only where
+            question, answers, picture and settings are the same. Of a method it knows the name and
+            the arguments: write to another file after a change of its code. A question whose
+            picture could not be read is asked again by the next run.
 
     Returns:
         One row per question and setting, in their order: id, task, variant, image, method,
         retention, positions ("reindex" or "preserve", as was done), seed, kept and tokens (visual
         tokens, kept and in all; inside the language model, those that its last layer sees),
         layer_weighted (mean over its layers of those seen), evidence (patches under it), found
-        (share of these among the kept, NaN where there are none), prediction, answer, correct,
-        metric and score (by the example's own metric), loglik (of the right answer with its end, in
-        nats), kl (from the full model's distribution to this one's on the right answer, nats per
-        token), error (why a picture could not be read, else None). "full" is the method with all
-        tokens.
+        (share of these among the kept, NaN where there are none), prediction, answer, correct (the
+        prediction is one of the right answers, in lower case), metric and score (by the example's
+        own metric), loglik (of the right answer with its end, in nats), kl (from the full model's
+        distribution to this one's on the right answer, nats per token), error (why a picture could
+        not be read, else None). "full" is the method with all tokens.
 
     Raises:
-        UnsupportedModelError: a family whose pictures are not one row of pixels each, or with
-            M-RoPE.
-        ValueError: an unknown method or control, a retention outside (0, 1] or twice, an id twice,
-            a "-later" method where a picture has one question only, several processes without
-            `out`, or an `out` that is damaged or holds results of another model or version.
+        UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
+        ValueError: Bad arguments: no examples, an id twice, a question with a token that stands for
+            pictures, what `settings` refuses, an unknown control, `Later` where a picture has one
+            question only, "swapped" where a task has one picture only, several processes without
+            `out`, or an `out` that is damaged, something else, or of another model or version.
+        OSError: `out` cannot be written, or its folder is missing.
     """
-    for control in blind:
-        check_choice("blind", control, tuple(BLIND))
     cells = settings(methods, retentions, positions, seeds)
+    controls = distinct("blind", blind)
+    for control in controls:
+        check_choice("blind", control, tuple(BLIND))
+    check_integer("batch_size", batch_size, minimum=1)
+    check_integer("max_new_tokens", max_new_tokens, minimum=1)
     _check_examples(examples, cells)
+    processes = launched()
+    if out is not None:
+        check_results_file(Path(out))
+    elif processes.num_processes > 1:
+        raise ValueError(f"out=None: {processes.num_processes} processes need a file to share.")
+    family = Family.of(model)
+    for cell in cells:
+        _check_cell(model, family, cell)
+    texts = dict(zip((e.id for e in examples), prompts(processor, examples), strict=True))
     full = Setting("full", Random(1.0, positions=positions), 1.0)
     parts = [(examples, [full, *cells])]
-    for control in blind:
+    for control in controls:
         share = 0.0 if control == "none" else 1.0
-        asked = [replace(full, method=control, retention=share, blind=True)]
-        parts.append((BLIND[control](examples), asked))
+        parts.append(
+            (BLIND[control](examples), [replace(full, method=control, retention=share, blind=True)])
+        )
     work = [(batch, asked) for part, asked in parts for batch in _batches(part, batch_size)]
-    processes = launched()
-    if processes.num_processes > 1 and out is None:
-        raise ValueError(f"out=None: {processes.num_processes} processes need a file to share.")
     work = work[processes.process_index :: processes.num_processes]
-    total = sum(len(batch) * len(asked) for batch, asked in work)
-    family = Family.of(model)
+    conditions = keys.conditions(model, processor, max_new_tokens)
     with processes.main_process_first():
         manifest = {**provenance(), "weights": weights_hash(model)} if out is not None else {}
         store = Store(out if out is not None else ":memory:", manifest)
-    done = store.done()
+    total = sum(len(batch) * len(asked) for batch, asked in work)
     quiet = not processes.is_main_process
     bar = tqdm(total=total, desc="evaluate", unit="answer", disable=quiet)
+    places: dict[tuple[Any, ...], str | dict[str, Any]] = {}
+    """Question and cell -> the key of its row, or the row of one that could not be asked."""
     with closing(store), bar:
+        done = store.done()
         for some, asked in work:
-            left = [s for s in asked if any(s.key(e, family) not in done for e in some)]
             whole, broken = _loaded(some)
-            if whole and left:
+            found = _keys(whole, asked, texts, conditions)
+            places |= found
+            places |= {
+                (e.id, *s.cell): _failed(e, s, family, why) for e, why in broken for s in asked
+            }
+            left = [s for s in asked if any(found[e.id, *s.cell] not in done for e in whole)]
+            if left:
                 batch = Batch(model, processor, whole, left)
-            bar.update(len(some) * (len(asked) - len(left)))
             for setting in left:
-                rows = list(batch.rows(setting, max_new_tokens)) if whole else []
-                rows += [_failed(e, setting, family, reason) for e, reason in broken]
-                store.add(rows)
+                rows = batch.rows(setting, max_new_tokens)
+                store.add({found[row["id"], *setting.cell]: row for row in rows})
                 bar.update(len(some))
+            bar.update(len(some) * (len(asked) - len(left)))
         processes.wait_for_everyone()
-        return _ordered(store.frame(), examples, [s for _, asked in parts for s in asked])
+        for other in gather_object([places]):
+            places |= other
+        rows = store.rows({place for place in places.values() if isinstance(place, str)})
+    order = [places[e.id, *s.cell] for e in examples for _, asked in parts for s in asked]
+    table = [rows[place] if isinstance(place, str) else place for place in order]
+    return pd.DataFrame(table, columns=COLUMNS)
 
 
 def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
+    if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
+        raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
+    if not examples:
+        raise ValueError("examples=[]: there is no question to ask.")
+    for e in examples:
+        if not isinstance(e, Example):
+            raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
@@ -181,11 +181,26 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
         )
 
 
+def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
+    """Whether a setting can act on the model at all: refused before anything is computed."""
+    cell.pruner.numbering(family)
+    with cell.pruner(model) as session:
+        if cell.shuffled and not session.shortens:
+            raise ValueError(
+                f"methods={cell.method!r}: tokens are dropped inside the language model, where "
+                "their order is fixed. Shuffle a method that prunes before it."
+            )
+        if cell.later and session.shortens and "text" not in cell.pruner.needs:
+            raise ValueError(
+                f"methods={cell.method!r}: the same tokens are kept whatever is asked. Take a "
+                "method that reads the question."
+            )
+
+
 def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
     pictures: dict[Any, list[Example]] = {}
     for e in examples:
-        key = e.image if isinstance(e.image, Path) else id(e.image)
-        pictures.setdefault(key, []).append(e)
+        pictures.setdefault(same_picture(e), []).append(e)
     return list(pictures.values())
 
 
@@ -201,34 +216,19 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         yield batch
 
 
-def _ordered(
-    rows: pd.DataFrame, examples: Sequence[Example], asked: Sequence[Setting]
-) -> pd.DataFrame:
-    """Question by question, each in the order of its settings; what else there is comes last."""
-    questions = {e.id: i for i, e in enumerate(examples)}
-    cells = {(s.method, s.retention, s.seed): i for i, s in enumerate(asked)}
-    keys = zip(rows["method"], rows["retention"], rows["seed"], strict=True)
-    places = pd.DataFrame(
-        {"question": rows["id"].map(questions), "cell": [cells.get(key) for key in keys]}
-    )
-    order = places.sort_values(["question", "cell"], kind="stable").index
-    return rows.loc[order].reset_index(drop=True)
-
-
 def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
-    """Pictures read from their files; those that cannot be, with the reason."""
+    """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
+    reason."""
     whole, broken = [], []
-    pictures: dict[Path, Image.Image | ValueError] = {}
+    pictures: dict[Any, Image.Image | ValueError] = {}
     for e in examples:
-        if isinstance(e.image, Image.Image):
-            whole.append(e)
-            continue
-        if e.image not in pictures:
+        name = same_picture(e)
+        if name not in pictures:
             try:
-                pictures[e.image] = load_image(e.image)
+                pictures[name] = load_image(name) if isinstance(name, Path) else plain(e.image)
             except ValueError as error:
-                pictures[e.image] = error
-        found = pictures[e.image]
+                pictures[name] = error
+        found = pictures[name]
         if isinstance(found, ValueError):
             broken.append((e, str(found)))
         else:
@@ -236,11 +236,37 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
     return whole, broken
 
 
+def _keys(
+    examples: Sequence[Example], asked: Sequence[Setting], texts: Mapping[str, str], conditions: str
+) -> dict[tuple[Any, ...], str]:
+    """Question and cell -> key, for questions whose pictures are in memory."""
+    found = {}
+    for group in _by_picture(examples):
+        pixels = keys.picture(group[0].image)
+        together = [texts[e.id] for e in group]
+        for e in group:
+            content = keys.question(e, texts[e.id], pixels)
+            for setting in asked:
+                others = together if setting.later else None
+                found[e.id, *setting.cell] = keys.digest(
+                    content, others, setting.told(), conditions
+                )
+    return found
+
+
 def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[str, Any]:
+    """The row of a question whose picture cannot be read."""
     return {
-        **dict(zip(KEY, setting.key(e, family), strict=True)),
+        **dict.fromkeys(COLUMNS),
+        "id": e.id,
         "task": e.task,
+        "variant": e.scene.get("variant", ""),
         "image": e.scene.get("image_id", e.id),
-        "answer": e.answer,
+        "method": setting.method,
+        "retention": setting.retention,
+        "positions": setting.pruner.numbering(family),
+        "seed": setting.seed,
+        "answer": e.right[0],
+        "metric": e.metric,
         "error": reason,
     }

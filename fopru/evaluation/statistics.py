@@ -11,6 +11,30 @@ from scipy.stats import bootstrap
 RESAMPLES = 2000
 
 
+def answered(results: pd.DataFrame) -> pd.DataFrame:
+    """The rows of questions that could be asked, of one way to number positions for each method.
+
+    Every function here that takes the rows of `fopru.evaluate` takes these of them.
+
+    Raises:
+        ValueError: No question was answered, or a method has rows with two kinds of position ids,
+            which would be averaged as if they were seeds.
+    """
+    if "error" in results:
+        results = results[results["error"].isna()]
+    if results.empty:
+        raise ValueError("results: no question was answered.")
+    if "positions" in results:
+        kinds = results.groupby("method", sort=False)["positions"].unique()
+        for method, found in kinds.items():
+            if len(found) > 1:
+                raise ValueError(
+                    f"results: method {method!r} has rows with positions "
+                    f"{' and '.join(map(repr, found))}: take those of one."
+                )
+    return results
+
+
 def interval(
     values: pd.Series, images: pd.Series, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
@@ -50,6 +74,7 @@ def per_question(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
         results: as `fopru.evaluate` gives them.
         value: the column to average.
     """
+    results = answered(results)
     each = _per_cell(results, ["task", "method", "retention"], value)
     index, columns = ["task", "image", "id"], ["method", "retention"]
     return each.pivot(index=index, columns=columns, values="value").sort_index(axis=1)
@@ -65,6 +90,7 @@ def means(
     Returns:
         The keys, n (questions), kept (mean of the tokens really kept), mean.
     """
+    results = answered(results)
     keys = [*by, "method", "retention"]
     return _means(results, _per_cell(results, keys, value), keys)
 
@@ -90,6 +116,7 @@ def accuracy(
     results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "correct"
 ) -> pd.DataFrame:
     """As `means`, with 95 % intervals over pictures: low, high."""
+    results = answered(results)
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
     cells = each.groupby(keys, sort=False, observed=True)
@@ -126,6 +153,7 @@ def bands(
     Pictures are drawn once for all cells, and every band is as many standard errors wide as the
     worst of the cells needs (the maximum of the studentised deviations).
     """
+    results = answered(results)
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
     cells = _means(results, each, keys)
@@ -142,11 +170,6 @@ def bands(
     far = np.abs(drawn - cells["mean"].to_numpy()) / np.where(errors > 0, errors, np.inf)
     width = np.quantile(np.nanmax(far, axis=1), confidence) * errors
     return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
-
-
-def above_chance(share: float, chance: float) -> float:
-    """A share of right answers on a scale where guessing is 0 and always right is 1."""
-    return (share - chance) / (1 - chance)
 
 
 def retained(results: pd.DataFrame, blind: str = "grey") -> pd.DataFrame:
@@ -175,7 +198,7 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     keys = ["task", "method", "retention", "metric"]
-    for key, cell in results.groupby(keys, sort=False):
+    for key, cell in answered(results).groupby(keys, sort=False):
         if key[-1] == "f1":
             score = np.mean([f1(part) for _, part in cell.groupby("seed")])
         else:
@@ -186,6 +209,7 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
 
 def f1(results: pd.DataFrame, positive: str = "yes") -> float:
     """F1 of the answer `positive` (POPE's metric), over all rows given."""
+    results = answered(results)
     said, right = results["prediction"] == positive, results["answer"] == positive
     both = 2 * (said & right).sum() + (said & ~right).sum() + (~said & right).sum()
     return float(2 * (said & right).sum() / both) if both else np.nan
@@ -198,6 +222,7 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
         Per task, method and retention: agrees (same answer), lost (right became wrong), gained
         (wrong became right), and nats (mean fall of the right answer's log-likelihood).
     """
+    results = answered(results)
     full = results[results.method == "full"].drop_duplicates("id").set_index("id")
     others = results[~results.method.isin(["full"])]
     before = full.loc[others["id"]]

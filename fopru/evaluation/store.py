@@ -8,14 +8,14 @@ import platform
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -61,88 +61,144 @@ def _processor() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor()
 
 
-KEY = ("id", "method", "retention", "positions", "seed")
-"""What makes a row: nothing is asked twice."""
-
 SAME = ("weights", "torch", "transformers", "fopru")
 """Parts of the manifest in which all rows of one file agree."""
 
+MAGIC = b"SQLite format 3\x00"
+APPLICATION = 0x666F7072
+"""SQLite's `application_id` of a results file: it stands in bytes 68 to 71 of the file."""
+
 
 class Store:
-    """Rows in an SQLite file (WAL mode), added in transactions: what is in it survives a kill.
+    """Answers in an SQLite file, added in transactions: what is in it survives a kill.
+
+    Every row has a key that stands for all that it depends on (`fopru.evaluation.keys`), so a file
+    never answers for another question, picture or setting. Several processes may write to one file.
 
     Args:
-        path: made if there is none; otherwise the run in it goes on.
-        manifest: how the rows are made: `provenance()` and "weights".
+        path: The file. It is made if there is none; otherwise the run in it goes on.
+        manifest: How the rows are made: `provenance()` and "weights".
 
     Raises:
-        ValueError: the file is damaged, is no such file, or holds rows of another model or version.
+        ValueError: The file is damaged, is no results file, or holds rows of another model or
+            version. Nothing is written to such a file.
+        OSError: The file cannot be opened or written; a folder that is missing is named.
     """
 
     def __init__(self, path: str | Path, manifest: Mapping[str, Any]):
         self.path = Path(path)
-        try:
+        if str(path) != ":memory:":
+            check_results_file(self.path)
+        with self._named():
             self._open(manifest)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of SQLite become sentences with the file's name."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # no room, no rights, locked for a minute
+            raise OSError(f"{self.path} cannot be used: {error}.") from None
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{self.path} is damaged or no results file ({error}): move it away to start anew."
             ) from None
 
     def _open(self, manifest: Mapping[str, Any]) -> None:
-        self.database = sqlite3.connect(self.path, timeout=60)  # other processes write too
-        self.database.execute("PRAGMA journal_mode=WAL")
-        (state,) = self.database.execute("PRAGMA integrity_check").fetchone()
+        # other processes write too: wait up to a minute for them; transactions are explicit
+        self.database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        self.database.execute("PRAGMA synchronous=NORMAL")
+        (state,) = self.database.execute("PRAGMA quick_check").fetchone()
         if state != "ok":
             raise sqlite3.DatabaseError(state)
-        with self.database:
-            self.database.execute("CREATE TABLE IF NOT EXISTS manifest (json TEXT)")
-            columns = ", ".join(f"{name} NOT NULL" for name in KEY)
+        with self._transaction():
+            self.database.execute(f"PRAGMA application_id={APPLICATION}")
+            self.database.execute("CREATE TABLE IF NOT EXISTS manifest (json TEXT NOT NULL)")
             self.database.execute(
-                f"CREATE TABLE IF NOT EXISTS rows ({columns}, json TEXT NOT NULL, "
-                f"crc INTEGER NOT NULL, PRIMARY KEY ({', '.join(KEY)}))"
+                "CREATE TABLE IF NOT EXISTS rows "
+                "(key TEXT NOT NULL PRIMARY KEY, json TEXT NOT NULL, crc INTEGER NOT NULL)"
             )
-        found = self.database.execute("SELECT json FROM manifest").fetchone()
-        if found is None:
-            with self.database:
+            found = self.database.execute("SELECT json FROM manifest").fetchone()
+            if found is None:
                 self.database.execute("INSERT INTO manifest VALUES (?)", [json.dumps(manifest)])
-            return
-        there = json.loads(found[0])
+                return
+        stored = json.loads(found[0])
         for name in SAME:
-            if there.get(name) != manifest.get(name):
+            if stored.get(name) != manifest.get(name):
                 raise ValueError(
-                    f"{self.path} holds results with {name} {there.get(name)!r}, and this run has "
+                    f"{self.path} holds results with {name} {stored.get(name)!r}, and this run has "
                     f"{manifest.get(name)!r}: they do not mix. Write to another file."
                 )
 
-    def done(self) -> set[tuple[Any, ...]]:
-        """Keys of the rows that are there."""
-        return set(self.database.execute(f"SELECT {', '.join(KEY)} FROM rows"))
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.database.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            self.database.execute("ROLLBACK")
+            raise
+        self.database.execute("COMMIT")
 
-    def add(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """All of these rows, or none."""
+    def done(self) -> set[str]:
+        """The keys of all rows in the file."""
+        with self._named():
+            return {key for (key,) in self.database.execute("SELECT key FROM rows")}
+
+    def add(self, rows: Mapping[str, Mapping[str, Any]]) -> None:
+        """Add all of these rows, key -> row, or none of them."""
         values = []
-        for row in rows:
+        for key, row in rows.items():
             text = json.dumps(row)
-            values.append((*(row[name] for name in KEY), text, crc32(text.encode())))
-        places = ", ".join("?" * (len(KEY) + 2))
-        with self.database:
-            self.database.executemany(f"INSERT OR REPLACE INTO rows VALUES ({places})", values)
+            values.append((key, text, crc32(text.encode())))
+        with self._named(), self._transaction():
+            self.database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", values)
 
-    def frame(self) -> pd.DataFrame:
-        """All rows, in the order in which they were first added.
+    def rows(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
+        """The rows with these keys, as far as the file has them: key -> row.
 
         Raises:
-            ValueError: a row is not what was written.
+            ValueError: A row is not what was written.
         """
-        found = []
-        for text, crc in self.database.execute("SELECT json, crc FROM rows ORDER BY rowid"):
-            if crc32(text.encode()) != crc:
-                raise ValueError(
-                    f"{self.path} is damaged: row {len(found)} is not what was written. Move the "
-                    "file away to start anew."
-                )
-            found.append(json.loads(text))
-        return pd.DataFrame(found)
+        wanted, found = set(keys), {}
+        with self._named():
+            cursor = self.database.execute("SELECT key, json, crc FROM rows ORDER BY rowid")
+            for number, (key, text, crc) in enumerate(cursor):
+                if crc32(text.encode()) != crc:
+                    raise ValueError(
+                        f"{self.path} is damaged: row {number} is not what was written. Move the "
+                        "file away to start anew."
+                    )
+                if key in wanted:
+                    found[key] = json.loads(text)
+        return found
 
     def close(self) -> None:
         self.database.close()
+
+
+def check_results_file(path: Path) -> None:
+    """Look whether results can go to this file, without opening it as a database.
+
+    Raises:
+        ValueError: The file is there and holds something else.
+        OSError: Its folder is missing, or the path is a folder.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"out={str(path)!r}: there is no folder {path.parent}.")
+    if path.is_dir():
+        raise IsADirectoryError(f"out={str(path)!r}: is a folder; name a file.")
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        header = file.read(72)
+    if header and not header.startswith(MAGIC):
+        raise ValueError(
+            f"{path} is damaged or no results file: move it away to start anew, or write to "
+            "another file."
+        )
+    if header and int.from_bytes(header[68:72]) != APPLICATION:
+        raise ValueError(
+            f"{path} is a database of something else, or of an earlier fopru: move it away, or "
+            "write to another file."
+        )

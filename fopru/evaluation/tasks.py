@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import Image, ImageOps
+
+from fopru.pictures import to_rgb
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one picture."""
+    """One question about one picture.
+
+    Raises:
+        ValueError: A picture that is neither a PIL image nor a path, a question or answer that is
+            no text, or an unknown metric.
+    """
 
     id: str
     task: str
     image: Image.Image | Path = field(repr=False)
-    """RGB, or the file that holds it, which is read when the question is asked."""
+    """The picture, or the file that holds it (a path), which is read when the question is asked."""
     question: str
     answer: str
-    """Right when the decoded answer, stripped and lower-cased, equals it."""
+    """The right answer. What the model says is compared with it stripped and in lower case."""
     choices: tuple[str, ...] | None = None
     evidence: tuple[tuple[int, int, int, int], ...] = ()
     """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on; empty where there is
@@ -33,12 +41,33 @@ class Example:
     metric: str = "accuracy"
     """One of `METRICS`."""
 
+    def __post_init__(self):
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
+        if not isinstance(self.image, Image.Image | Path):
+            raise ValueError(f"image={self.image!r}: must be a PIL image or the path of a file.")
+        for name in ("question", "answer"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be a text.")
+        if self.metric not in METRICS:
+            raise ValueError(f"metric={self.metric!r}: must be one of {', '.join(METRICS)}.")
+
+    @property
+    def right(self) -> tuple[str, ...]:
+        """All right answers, stripped and in lower case, as the model's are."""
+        return tuple(text.strip().lower() for text in (self.answer, *self.also))
+
     def score(self, said: str) -> float:
-        """How right an answer is, in [0, 1]: the best over all right answers."""
-        return max(METRICS[self.metric](said, right.lower()) for right in (self.answer, *self.also))
+        """How right an answer is, in [0, 1]: the best over all right answers.
+
+        Args:
+            said: The model's answer, stripped and in lower case.
+        """
+        return max(METRICS[self.metric](said, right) for right in self.right)
 
 
 def exact(said: str, right: str) -> float:
+    """1 where both are the same, else 0."""
     return float(said == right)
 
 
@@ -51,11 +80,22 @@ def anls(said: str, right: str) -> float:
 
 
 def relaxed(said: str, right: str) -> float:
-    """Exact, or for numbers within 5 % of the right one (ChartQA's metric, Masry et al., 2022)."""
-    try:
-        return float(abs(float(said) - float(right)) <= 0.05 * abs(float(right)))
-    except ValueError:
+    """1 for the same text, or for a number within 5 % of the right one; "45%" is 0.45 (ChartQA's
+    metric, Masry et al., 2022)."""
+    number, goal = _number(said), _number(right)
+    if said == right or number is None or goal is None:
         return exact(said, right)
+    return float(abs(number - goal) <= 0.05 * abs(goal))
+
+
+def _number(text: str) -> float | None:
+    """The finite number that a text stands for, or None: "nan" and "inf" are words."""
+    percent = text.endswith("%")
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        return None
+    return (value / 100 if percent else value) if math.isfinite(value) else None
 
 
 METRICS: dict[str, Callable[[str, str], float]] = {
@@ -64,6 +104,7 @@ METRICS: dict[str, Callable[[str, str], float]] = {
     "anls": anls,
     "relaxed": relaxed,
 }
+"""Metric -> how right an answer is beside one right answer, both stripped and in lower case."""
 
 
 def _edits(a: str, b: str) -> int:
@@ -76,96 +117,174 @@ def _edits(a: str, b: str) -> int:
     return row[-1]
 
 
+def plain(image: Image.Image) -> Image.Image:
+    """A picture in memory as `load_image` gives one in a file: upright, RGB, transparency on white,
+    deep grey scaled to 8 bits."""
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
 def read_jsonl(path: str | Path) -> list[Example]:
     """Questions of your own, one JSON object a line, with the fields of `read_rows`.
 
-    "image" is a file, relative to this one.
+    "image" is a file, relative to this one. A question without "id" is called by this file's name
+    and its line. The text is UTF-8, with or without a byte order mark.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line that is no such object: the message names file, line and field.
+        FileNotFoundError: There is no such file.
+        ValueError: A line is no such object (the message names file, line and field), or the file
+            is no UTF-8 text.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
-    pictures: dict[str, Path] = {}
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: is no UTF-8 text ({error.reason}): save it as UTF-8.") from None
+    lines = {number: line for number, line in enumerate(text.split("\n"), start=1) if line.strip()}
+    if not lines:
+        raise ValueError(f"{path} holds no questions.")
+    examples: dict[str, Example] = {}
+    pictures: dict[str, tuple[Any, int]] = {}
+    for number, line in lines.items():
+        try:
             try:
                 row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("must be an object.")
-                if not isinstance(row.get("image"), str):
-                    raise ValueError("field 'image' is missing or not a text.")
-                name = row["image"]
-                row["image"] = pictures.setdefault(name, path.parent / name)
-                examples.append(_parsed({"image_id": name, **row}, number))
-            except (ValueError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: {error}") from None
-    if not examples:
-        raise ValueError(f"{path} holds no questions.")
-    return examples
+            except json.JSONDecodeError as error:
+                raise ValueError(f"is no JSON ({error.msg}, column {error.colno}).") from None
+            if not isinstance(row, dict):
+                raise ValueError("must be an object, as {...}.")
+            row.setdefault("id", None)
+            if row["id"] is None:
+                row["id"] = f"{path.name}:{number}"
+            if isinstance(row.get("image"), str) and row["image"]:
+                row["image"] = path.parent / row["image"]
+            _add(row, number, "line", examples, pictures)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return list(examples.values())
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     """Questions from a Hugging Face dataset, or from any other rows.
 
-    Fields: "image" (a PIL image or a file), "question", "answers" (a list, the first is the one
-    whose likelihood is measured) or "answer"; and, if you like, "id", "task", "choices", "evidence"
-    (boxes in pixels), "metric" (one of `METRICS`) and "image_id" (rows that agree in it share the
-    first one's picture).
+    Fields: "image" (a PIL image or a file), "question", "answers" (a list of texts, the first is
+    the one whose likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an
+    integer, the row's number if there is none), "task", "choices", "evidence" (boxes in pixels),
+    "metric" (one of `METRICS`) and "image_id" (rows that agree in it are on the same picture). A
+    field that is None counts as missing.
 
     Raises:
-        ValueError: a row without these: the message names row and field.
+        ValueError: There are no rows, or one is not like this: the message names row and field.
     """
-    pictures: dict[Any, Any] = {}
-    examples = []
+    if isinstance(rows, Mapping):
+        raise ValueError("rows: must be a list of rows, not one.")
+    examples: dict[str, Example] = {}
+    pictures: dict[str, tuple[Any, int]] = {}
     for number, row in enumerate(rows):
         try:
-            image = row.get("image")
-            if isinstance(image, Image.Image):
-                image = image.convert("RGB")
-            elif isinstance(image, str | Path):
-                image = Path(image)
-            else:
-                raise ValueError("field 'image' is missing, or neither a PIL image nor a file.")
-            name = row.get("image_id", str(image) if isinstance(image, Path) else f"row {number}")
-            image = pictures.setdefault(name, image)
-            examples.append(_parsed({**row, "image": image, "image_id": name}, number))
-        except (ValueError, TypeError) as error:
+            if not isinstance(row, Mapping):
+                raise ValueError(f"is {type(row).__name__}, not a mapping of fields.")
+            _add(row, number, "row", examples, pictures)
+        except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
-    return examples
+    if not examples:
+        raise ValueError("rows: there are none.")
+    return list(examples.values())
 
 
-def _parsed(row: Mapping[str, Any], number: int) -> Example:
-    if not isinstance(row.get("question"), str):
-        raise ValueError("field 'question' is missing or not a text.")
-    answers = row.get("answers", [row["answer"]] if "answer" in row else None)
-    if not isinstance(answers, list) or not answers or not all(isinstance(a, str) for a in answers):
-        raise ValueError("field 'answers' is missing or not a list of texts.")
-    if row.get("metric", "accuracy") not in METRICS:
-        raise ValueError(f"field 'metric' is {row['metric']!r}, not one of {', '.join(METRICS)}.")
-    return Example(
-        id=str(row.get("id", number)),
+def _add(
+    row: Mapping[str, Any],
+    number: int,
+    unit: str,
+    examples: dict[str, Example],
+    pictures: dict[str, tuple[Any, int]],
+) -> None:
+    """Read one row into `examples`, id -> question; `pictures` are those of the rows before it,
+    image_id -> picture and number of its first row."""
+    row = {name: value for name, value in row.items() if value is not None}
+    image = row.get("image")
+    if isinstance(image, Image.Image):
+        image = plain(image)
+    elif isinstance(image, str | Path) and str(image):
+        image = Path(image)
+    else:
+        raise ValueError("field 'image' is missing, or neither a PIL image nor a file.")
+    default = str(image) if isinstance(image, Path) else f"{unit} {number}"
+    name = str(row.get("image_id", default))
+    first, where = pictures.setdefault(name, (image, number))
+    if not _same(first, image):
+        raise ValueError(f"field 'image_id' is {name!r} as in {unit} {where}, on another picture.")
+    identity = row.get("id", number)
+    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
+        raise ValueError(f"field 'id' is {identity!r}, which is no text or integer.")
+    identity = str(identity)
+    if identity in examples:
+        raise ValueError(f"field 'id' is {identity!r}, as that of a question before.")
+    answers = _answers(row)
+    metric = row.get("metric", "accuracy")
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise ValueError(f"field 'metric' is {metric!r}, not one of {', '.join(METRICS)}.")
+    examples[identity] = Example(
+        id=identity,
         task=str(row.get("task", "questions")),
-        image=row["image"],
-        question=row["question"],
-        answer=answers[0].strip().lower(),
-        choices=_texts(row.get("choices")),
-        evidence=tuple(_box(box) for box in row.get("evidence", ())),
-        scene={"image_id": row["image_id"]},
-        also=tuple(a.strip().lower() for a in answers[1:]),
-        metric=row.get("metric", "accuracy"),
+        image=first,
+        question=_text(row, "question"),
+        answer=answers[0],
+        choices=_choices(row.get("choices")),
+        evidence=_boxes(row.get("evidence", ())),
+        scene={"image_id": name},
+        also=tuple(answers[1:]),
+        metric=metric,
     )
 
 
-def _texts(choices: Sequence[str] | None) -> tuple[str, ...] | None:
-    return None if choices is None else tuple(map(str, choices))
+def _same(one: Image.Image | Path, other: Image.Image | Path) -> bool:
+    """Whether two pictures are one: the same path, or the same pixels."""
+    if one is other or isinstance(one, Path) or isinstance(other, Path):
+        return one == other
+    return one.size == other.size and one.tobytes() == other.tobytes()
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    if not isinstance(row.get(name), str):
+        raise ValueError(f"field {name!r} is missing or not a text.")
+    return row[name]
+
+
+def _answers(row: Mapping[str, Any]) -> list[str]:
+    """Right answers, stripped and in lower case."""
+    if "answers" not in row:
+        answers = [_text(row, "answer")]
+    else:
+        answers = row["answers"]
+        listed = isinstance(answers, list | tuple) and len(answers) > 0
+        if not listed or not all(isinstance(answer, str) for answer in answers):
+            raise ValueError("field 'answers' is not a list of texts.")
+    if not answers[0].strip():
+        raise ValueError("the right answer is an empty text.")
+    return [answer.strip().lower() for answer in answers]
+
+
+def _choices(choices: Any) -> tuple[str, ...] | None:
+    if choices is None:
+        return None
+    if not isinstance(choices, list | tuple):
+        raise ValueError(f"field 'choices' is {choices!r}, which is no list.")
+    return tuple(map(str, choices))
+
+
+def _boxes(boxes: Any) -> tuple[tuple[int, int, int, int], ...]:
+    if not isinstance(boxes, list | tuple):
+        raise ValueError(f"field 'evidence' is {boxes!r}, which is no list of boxes.")
+    return tuple(_box(box) for box in boxes)
 
 
 def _box(box: Sequence[int]) -> tuple[int, int, int, int]:
-    if len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
-        raise ValueError(f"field 'evidence' holds {box}, which is no box (x0, y0, x1, y1).")
-    x0, y0, x1, y1 = map(int, box)
+    try:
+        x0, y0, x1, y1 = map(int, box)
+    except (TypeError, ValueError):
+        x0 = y0 = x1 = y1 = 0
+    if not (x0 < x1 and y0 < y1):
+        raise ValueError(f"field 'evidence' holds {box!r}, which is no box (x0, y0, x1, y1).")
     return x0, y0, x1, y1

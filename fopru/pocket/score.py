@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,7 +95,13 @@ def report(results: pd.DataFrame, stands_out: pd.DataFrame) -> str:
 
 
 def _cell(row: pd.Series) -> str:
-    return f"{100 * row['mean']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return _within(row["mean"], row["low"], row["high"])
+
+
+def _within(mean: float, low: float, high: float, sign: str = "") -> str:
+    """Percent with their interval, which there is none of for a single picture."""
+    ends = "" if math.isnan(low) else f" [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+    return f"{100 * mean:{sign}.1f}{ends}"
 
 
 def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -146,9 +153,7 @@ def _differences(results: pd.DataFrame) -> str:
     for task, part in results.groupby("task", sort=False):
         pairs = (("full", 1.0), ("random", 0.25), ("uniform", 0.25), ("fopru-row", 0.25))
         gaps = [difference(part, ("fopru", 0.25), other) for other in pairs]
-        lines.append(
-            [task, *(f"{100 * m:+.1f} [{100 * a:+.1f}, {100 * b:+.1f}]" for m, a, b in gaps)]
-        )
+        lines.append([task, *(_within(*gap, "+") for gap in gaps)])
     return _table(["task", "less all tokens", "less random", "less uniform", "less row"], lines)
 
 

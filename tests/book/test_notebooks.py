@@ -93,12 +93,14 @@ def test_the_readmes_code_runs():
 def test_the_recipe_for_a_method_works():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     source = text.split("```python\n")[1].split("```")[0]
+    before = dict(fopru.METHODS)
     try:
-        exec(compile(source, "CONTRIBUTING.md", "exec"), {"__name__": "recipe"})
+        exec(compile(source, "CONTRIBUTING.md", "exec"), {"__name__": "fopru.methods.glance"})
         model, processor = fopru.load("pocket")
         (example,) = fopru.pocket.sample("reading", n=1)
         inputs = processor(images=example.image, text="<image>", return_tensors="pt")
         (image,) = fopru.METHODS["glance"](0.25).prune(model, inputs).images
         assert image.n_kept == image.n_full // 4
     finally:
-        fopru.METHODS.pop("glance", None)
+        fopru.METHODS.clear()
+        fopru.METHODS.update(before)

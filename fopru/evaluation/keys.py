@@ -1,0 +1,54 @@
+"""What an answer depends on, as one key: a results file is asked by it and by nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from PIL import Image
+from transformers import PreTrainedModel, ProcessorMixin
+
+from fopru.evaluation.tasks import Example
+
+
+def digest(*parts: Any) -> str:
+    """The sha256 of values that JSON can hold, in hexadecimal."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def picture(image: Image.Image) -> str:
+    """The sha256 of a picture's mode, size and pixels."""
+    found = hashlib.sha256(f"{image.mode} {image.size} ".encode())
+    found.update(image.tobytes())
+    return found.hexdigest()
+
+
+def question(e: Example, prompt: str, pixels: str) -> str:
+    """The digest of all that a row takes from its question.
+
+    Args:
+        e: The question.
+        prompt: Its text as the processor's chat template writes it.
+        pixels: `picture` of the picture that is shown.
+    """
+    scene = [e.scene.get("variant"), e.scene.get("image_id")]
+    judged = [e.answer, list(e.also), e.choices and list(e.choices), e.metric]
+    boxes = [[float(edge) for edge in box] for box in e.evidence]
+    return digest(e.id, e.task, prompt, judged, boxes, scene, pixels)
+
+
+def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> str:
+    """The digest of all that the rows of a run take from model and processor.
+
+    The weights are not in it, nor versions: a file holds those of one model and version only.
+    """
+    config = model.config.to_dict()
+    config.pop("_name_or_path", None)  # a folder may be moved
+    parts = {"all": model.config, **{n: getattr(model.config, n) for n in model.config.sub_configs}}
+    attention = {name: part._attn_implementation for name, part in parts.items()}
+    generation = model.generation_config.to_dict()
+    images = processor.image_processor.to_dict()
+    told = [repr(sorted(values.items())) for values in (config, generation, images)]
+    return digest(told, attention, str(model.dtype), max_new_tokens)

@@ -1,0 +1,157 @@
+"""What is compared: methods, each at every retention and with every seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fopru.arguments import check_integer, check_list, hint
+from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
+from fopru.pruner import METHODS, Pruner
+
+Method = str | Pruner | Later | Shuffled
+"""What `evaluate` compares: a name, a pruner, or a pruner under a control."""
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One cell of the comparison."""
+
+    method: str
+    """As the table names it."""
+    pruner: Pruner
+    retention: float
+    seed: int = 0
+    blind: bool = False
+    """Whether the true picture is not shown."""
+    later: bool = False
+    """Whether the next question on the same picture decides what is kept."""
+    shuffled: bool = False
+    """Whether the kept tokens lose their order."""
+
+    @property
+    def cell(self) -> tuple[str, float, int]:
+        """Its place in the table."""
+        return self.method, self.retention, self.seed
+
+    def told(self) -> list[Any]:
+        """All that this cell says of its rows, for `fopru.evaluation.keys`."""
+        kind = type(self.pruner)
+        names = (self.method, kind.__module__, kind.__qualname__, repr(self.pruner))
+        return [*names, self.retention, self.seed, self.blind, self.later, self.shuffled]
+
+
+def label(method: Pruner | Later | Shuffled) -> str:
+    """What tables call a method: its name, "-mass" where it is weighted, other arguments that are
+    not their defaults, and "-later" or "-shuffled". A class without a name is called by its own."""
+    if isinstance(method, Later | Shuffled):
+        return f"{label(method.pruner)}-{type(method).__name__.lower()}"
+    names = {cls: name for name, cls in CONTROLS.items()}
+    text = names.get(type(method), method.name)
+    if method.weights != "none":
+        text += f"-{method.weights}"
+    columns = ("retention", "k", "positions", "seed", "weights")
+    for field in fields(method):
+        value = getattr(method, field.name)
+        if field.name not in columns and value != field.default:
+            text += f", {field.name}={value}"
+    return text
+
+
+def as_pruner(name: str, allowed: Mapping[str, type[Pruner]], **arguments: Any) -> Pruner:
+    """The pruner of a registered name.
+
+    Raises:
+        ValueError: A name that is not among the allowed ones, or arguments that it does not take.
+    """
+    if name not in allowed:
+        raise ValueError(
+            f"methods={name!r}: there is no such method.{hint(name, allowed)} Those there are: "
+            f"{', '.join(allowed)}."
+        )
+    return allowed[name](**arguments)
+
+
+def settings(
+    methods: Iterable[Method] | Mapping[str, Method],
+    retentions: Iterable[float],
+    positions: str | None = None,
+    seeds: Iterable[int] = (0,),
+) -> list[Setting]:
+    """Every method at every retention, and those that draw at random with every seed.
+
+    Args:
+        methods, retentions, positions, seeds: As for `evaluate`.
+
+    Raises:
+        ValueError: An unknown method, two of one label, one with `k`, a retention outside (0, 1],
+            anything twice, or a single value where a list is meant.
+    """
+    shares = [float(share) for share in distinct("retentions", retentions)]
+    numbers = list(distinct("seeds", seeds))
+    for seed in numbers:
+        check_integer("seeds", seed)
+    cells = []
+    for name, method in _labelled(methods).items():
+        later, shuffled = isinstance(method, Later), isinstance(method, Shuffled)
+        pruner = method.pruner if later or shuffled else method
+        if pruner.k is not None:
+            raise ValueError(
+                f"methods: {name!r} has k={pruner.k}, and here `retentions` say how much is kept: "
+                "leave k out."
+            )
+        seeded = "seed" in {field.name for field in fields(pruner)}
+        if not shares or (seeded and not numbers):
+            empty = "seeds" if shares else "retentions"
+            raise ValueError(f"{empty}=[]: {name!r} needs at least one.")
+        changes = {} if positions is None else {"positions": positions}
+        for share in shares:
+            for seed in numbers if seeded else (0,):
+                drawn = {"seed": int(seed)} if seeded else {}
+                cell = replace(pruner, retention=share, **changes, **drawn)
+                cells.append(Setting(name, cell, share, int(seed), False, later, shuffled))
+    return cells
+
+
+def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any]:
+    """Label -> pruner, or pruner under a control."""
+    if isinstance(methods, Mapping):
+        pairs = list(methods.items())
+    else:
+        check_list("methods", methods)
+        pairs = [(None, method) for method in methods]
+    found: dict[str, Any] = {}
+    for name, method in pairs:
+        match method:
+            case str():
+                method = as_pruner(method, {**METHODS, **CONTROLS})
+            case Pruner() | Later() | Shuffled():
+                pass
+            case _:
+                raise ValueError(
+                    f"methods: {method!r} is neither a name nor a pruner, such as fopru.FoPru()."
+                )
+        name = label(method) if name is None else name
+        if not isinstance(name, str) or name in ("full", *BLIND):
+            raise ValueError(f"methods: {name!r} cannot be a label: choose another text.")
+        if name in found:
+            raise ValueError(
+                f"methods: two of them are called {name!r}: give each a label of its own, as in "
+                "{'label': pruner}."
+            )
+        found[name] = method
+    return found
+
+
+def distinct(argument: str, value: Any) -> list[Any]:
+    """The values of a list-like argument.
+
+    Raises:
+        ValueError: A single text, number or object where a list is meant, or a value twice.
+    """
+    check_list(argument, value)
+    values = list(value)
+    if len(set(values)) < len(values):
+        raise ValueError(f"{argument}={values}: each may stand there once.")
+    return values

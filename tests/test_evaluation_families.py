@@ -1,0 +1,222 @@
+"""`evaluate` on every family: several questions on a picture are each question by itself."""
+
+import importlib.util
+from dataclasses import replace
+
+import folders
+import numpy as np
+import pytest
+import tiny
+import torch
+import zoo
+
+import fopru
+from fopru.applying import cache_name
+from fopru.evaluation import Example, answer, controls, evaluate
+from fopru.evaluation.asking import answer_ids, inputs, prompts
+from fopru.evaluation.batch import Batch
+from fopru.evaluation.settings import settings
+from fopru.methods import FastV
+
+METHODS = {
+    "full": fopru.Random(1.0),
+    "fopru": fopru.FoPru(0.3),
+    "fopru, ids kept": fopru.FoPru(0.3, positions="preserve"),
+    "fopru-mass": fopru.FoPru(0.3, weights="mass"),
+    "tome": fopru.METHODS["tome"](0.3),
+    "cdpruner": fopru.METHODS["cdpruner"](0.3),
+    "fastv": FastV(0.3),
+    "pyramiddrop": fopru.METHODS["pyramiddrop"](0.3),
+}
+"""All kinds: before the language model, weighted, merging, reading the question, inside."""
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    made = {}
+
+    def of(family):
+        if family == "smolvlm" and importlib.util.find_spec("num2words") is None:
+            pytest.skip("SmolVLM's processor wants num2words, which is not installed")
+        if family not in made:
+            made[family] = fopru.load(folders.save(family, tmp_path_factory.mktemp(family)))
+        return made[family]
+
+    return of
+
+
+def examples():
+    """Two pictures of other shapes, two questions on each, of unequal lengths all."""
+    pictures = [tiny.image(60, 40, 0), tiny.image(40, 64, 1)]
+    return [
+        Example(
+            f"q{i}",
+            "t",
+            pictures[i // 2],
+            " ".join(f"w{i + j}" for j in range(1 + i)),
+            ("w20", "w21 w7")[i % 2],
+            evidence=((0, 0, 30, 20),),
+            scene={"image_id": str(i // 2)},
+        )
+        for i in range(4)
+    ]
+
+
+def by_hand(model, processor, pruner, e):
+    """Inside `with pruner(model)`, a token at a time: the log-likelihood of the right answer, and
+    how many visual tokens were kept."""
+    text = prompts(processor, [e])
+    asked = dict(inputs(processor, [e], text))
+    total = 0.0
+    with pruner(model) as session, torch.no_grad():
+        for token in answer_ids(processor, text[0], e.answer):
+            out = model(**asked, use_cache=True)
+            total += out.logits[0, -1].double().log_softmax(-1)[token].item()
+            asked = {
+                "input_ids": torch.tensor([[token]]),
+                cache_name(model): out.past_key_values,
+            }
+        return total, len(session.kept[0])
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_questions_on_one_picture_are_each_by_itself(family, method, loaded):
+    model, processor = loaded(family)
+    pruner, asked = METHODS[method], examples()
+    methods = {} if method == "full" else {method: pruner}
+    try:
+        found = evaluate(model, processor, asked, methods, (0.3,), max_new_tokens=3)
+    except fopru.UnsupportedModelError as error:
+        assert family == "qwen3_vl" and method == "tome", error
+        pytest.skip(str(error))
+    rows = found[found.method == method]
+    with pruner(model):
+        said = list(answer(model, processor, asked, batch_size=1, max_new_tokens=3))
+    assert rows.prediction.tolist() == said
+    expected = [by_hand(model, processor, pruner, e) for e in asked]
+    assert rows.kept.tolist() == [kept for _, kept in expected]
+    np.testing.assert_allclose(rows.loglik, [loglik for loglik, _ in expected], atol=1e-4)
+    singly = [evaluate(model, processor, [e], methods, (0.3,), max_new_tokens=3) for e in asked]
+    for row, table in zip(rows.itertuples(), singly, strict=True):
+        (alone,) = table[table.method == method].itertuples()
+        assert (row.prediction, row.kept, row.found) == (alone.prediction, alone.kept, alone.found)
+        assert row.loglik == pytest.approx(alone.loglik, abs=1e-4)
+        assert row.kl == pytest.approx(alone.kl, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_pictures_share_their_part_of_the_prompt(family, loaded):
+    """The language model gets each picture once for all questions on it, in every family."""
+    model, processor = loaded(family)
+    (cell,) = settings(["fopru"], [0.5])
+    batch = Batch(model, processor, examples(), [cell])
+    seen = []
+    handle = model.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(bool(kwargs.get("mm_encoder_outputs"))),
+        with_kwargs=True,
+    )
+    with torch.no_grad():
+        list(batch.rows(cell, 1))
+    handle.remove()
+    assert batch.prefix is not None
+    assert batch.prefix["input_ids"].shape[0] == 2 and sum(seen) == 2  # once for "full"
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_controls_in_every_family(family, loaded):
+    model, processor = loaded(family)
+    asked = examples()
+    methods = [
+        *("oracle", "random", controls.Shuffled(fopru.FoPru()), controls.Later(FastV())),
+        controls.Later(fopru.METHODS["cdpruner"]()),
+        controls.Shuffled(fopru.FoPru(weights="mass")),
+    ]
+    found = evaluate(
+        model,
+        processor,
+        asked,
+        methods,
+        (0.3,),
+        seeds=(0,),
+        blind=("none", "grey", "swapped"),
+        max_new_tokens=1,
+    )
+    assert np.isfinite(found.loglik).all() and found.error.isna().all()
+    assert len(found) == 4 * (1 + len(methods) + 3)
+    by = {name: part.reset_index(drop=True) for name, part in found.groupby("method")}
+    assert (by["oracle"].evidence > 0).all()
+    assert (by["oracle"].found >= by["random"].found).all()
+    assert (by["none"].kept == 0).all()
+    logliks = {name: tuple(part.loglik.round(4)) for name, part in by.items()}
+    assert len(set(logliks.values())) == len(logliks)  # each does something
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "llava"])
+def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
+    """With original ids the order says nothing to a model that goes by ids alone, but for the
+    causal mask: shuffling back gives the inputs of before."""
+    model, processor = loaded(family)
+    asked = inputs(processor, examples(), prompts(processor, examples()))
+    pruner = fopru.FoPru(0.4, positions="preserve", weights="mass")
+    with pruner(model) as session:
+        plain = session.arguments(fopru.encode(model, asked, [pruner]))
+    mixed = controls.shuffled(plain, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    orders = [torch.randperm(len(f), generator=generator) for f in plain.features]
+    visual = plain["input_ids"] == model.config.image_token_id
+    for row, order in enumerate(orders):
+        assert order.tolist() != sorted(order.tolist())
+        for name in ("attention_mask", "position_ids"):
+            one, other = plain[name], mixed[name]
+            if one.dim() == 3:
+                assert torch.equal(one[0], other[0])
+                one, other = one[1:], other[1:]
+            assert torch.equal(other[..., row, visual[row]], one[..., row, visual[row]][..., order])
+            assert torch.equal(other[..., row, ~visual[row]], one[..., row, ~visual[row]])
+        torch.testing.assert_close(mixed.features[row], plain.features[row][order])
+
+
+def test_smaller_pictures_only_where_a_patch_is_a_token(loaded):
+    for family in set(zoo.FAMILIES) - {"llava", "smolvlm"}:
+        with pytest.raises(fopru.UnsupportedModelError, match="'smaller' (takes|makes new)"):
+            evaluate(*loaded(family), examples(), ("smaller",), (0.5,), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("method", ["full", "fopru", "fopru-mass"])
+def test_sequences_that_fill_a_window_are_asked_one_by_one(method, loaded, monkeypatch):
+    """Gemma 3's layers with a window forget the beginning: nothing is shared or taken back."""
+    _, processor = loaded("gemma3")
+    config = zoo.config("gemma3")
+    config.text_config.sliding_window = 12
+    monkeypatch.setattr(zoo, "config", lambda family: config)
+    model, asked = zoo.model("gemma3"), examples()
+    pruner = METHODS[method]
+    methods = {} if method == "full" else {method: pruner}
+    found = evaluate(model, processor, asked, methods, (0.3,), max_new_tokens=3)
+    rows = found[found.method == method]
+    with pruner(model):
+        said = list(answer(model, processor, asked, batch_size=1, max_new_tokens=3))
+    assert rows.prediction.tolist() == said
+    singly = [evaluate(model, processor, [e], methods, (0.3,), max_new_tokens=3) for e in asked]
+    alone = [table[table.method == method].loglik.item() for table in singly]
+    np.testing.assert_allclose(rows.loglik, alone, atol=1e-4)
+    expected = [by_hand(model, processor, pruner, e)[0] for e in asked]
+    np.testing.assert_allclose(rows.loglik, expected, atol=1e-4)
+    wide = evaluate(*loaded("gemma3"), asked, methods, (0.3,), max_new_tokens=3)
+    assert not np.allclose(wide[wide.method == method].loglik, rows.loglik, atol=1e-3)
+
+
+def test_a_prompt_that_differs_before_the_picture_is_not_shared():
+    """Where a template puts the question first, each prompt goes through the model by itself."""
+    model, processor = tiny.model(), tiny.processor()
+    processor.chat_template = (
+        "{% for m in messages %}USER: {% for c in m.content | reverse %}"
+        "{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}{% endfor %}"
+        "{% endfor %}ASSISTANT:"
+    )
+    asked = [replace(e, image=examples()[0].image) for e in examples()]
+    found = evaluate(model, processor, asked, ["fopru"], (0.3,), max_new_tokens=2)
+    rows = found[found.method == "fopru"]
+    expected = [by_hand(model, processor, fopru.FoPru(0.3), e)[0] for e in asked]
+    np.testing.assert_allclose(rows.loglik, expected, atol=1e-4)
