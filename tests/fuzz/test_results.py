@@ -450,11 +450,7 @@ def results(case):
         for run in case.runs:
             try:
                 if run.interrupted and run.door != "command":
-                    stopped(
-                        model(case.family),
-                        run.interrupted,
-                        lambda r=run: table_of(case, r, place, out),
-                    )
+                    stopped(case, run, place, out)
                 check(case, run, table_of(case, run, place, out))
             except Exception as error:
                 if not refused(error, (case, run), RESULTS):
