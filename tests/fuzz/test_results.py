@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from pathlib import Path
 
+import folders
 import numpy as np
 import pandas as pd
 import tiny
@@ -28,9 +29,8 @@ from typer.main import get_command
 
 import fopru
 from fopru.cli import app
-from fopru.evaluation import Example, evaluate, read_jsonl, read_rows
+from fopru.evaluation import Example, chat, evaluate, read_jsonl, read_rows
 
-FAMILIES = ["llava", "llava_next"]
 PICTURES = ["plain", "other", "deep", "clear", "turned", "missing", "broken"]
 TEXTS = [
     "w1 w2",
@@ -56,7 +56,7 @@ ANSWERS = [
     None,
 ]
 METHODS = [("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]
-BESIDE = [None, None, None, "json", "sqlite", "parquet", "times", "no folder"]
+BESIDE = [None] * 10 + ["json", "sqlite", "parquet", "times", "no folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,29 +98,32 @@ class Case(Short):
 def drawn_case(draws):
     one = draws.choice
 
+    named = draws.once_in(3)
+
     def question():
         return Question(
             picture=one(range(3)),
-            text=one([0, 0, 1, 1, 2, 3, 3, *range(len(TEXTS))]),
-            answer=one(range(10)) if draws.once_in(8) else one([0, 1, 2, 3, 3, 4, 5, 5, 6]),
-            name=one([None, None, None, None, "a", "b", 7, "\u00e4 1"]),
+            text=one(range(9)) if draws.once_in(6) else one(range(8)),
+            answer=one(range(10)) if draws.once_in(12) else one([0, 1, 2, 3, 3, 4, 5, 5, 6]),
+            name=one([None, None, "a", "b", 7, "\u00e4 1"]) if named else None,
             metric=one([None, None, "accuracy", "anls", "relaxed"]),
             listed=one([True, False]),
         )
 
     def run():
+        methods = one(METHODS)
         kinds = PICTURES if draws.once_in(2) else PICTURES[:5]
         return Run(
             questions=tuple(question() for _ in range(one([1, 2, 3, 4]))),
             pictures=tuple(one(kinds) for _ in range(3)),
-            methods=one(METHODS),
-            weights=one(["none", "none", "mass"]),
+            methods=methods,
+            weights=one(["none", "mass"]) if methods[:1] not in (("tome",), ("fastv",)) else "none",
             retention=one([0.25, 0.5, 1.0]),
             positions=one([None, None, "preserve", "reindex"]),
             tokens=one([2, 1, 4]),
             batch=one([64, 1, 2]),
             door=one(["jsonl", "rows", "command"]),
-            encoding=one(["utf-8"] * 4 + ["utf-8-sig"] * 2 + ["utf-16"]),
+            encoding=one(["utf-8"] * 5 + ["utf-8-sig"] * 3 + ["utf-16"]),
             line=one(["\n", "\n", "\r\n", "\n\n"]),
             interrupted=one([None, None, None, 1, 3, 6]),
         )
@@ -128,33 +131,33 @@ def drawn_case(draws):
     runs = [run() for _ in range(one([1, 2, 2, 3]))]
     for i in range(1, len(runs)):  # the same run again, but for one thing
         if not draws.once_in(3):
-            name = one(["questions", "pictures", "methods", "retention", "positions", "tokens"])
+            name = one(
+                ["questions", "questions", "pictures", "methods", "retention", "tokens", "door"]
+            )
             runs[i] = replace(runs[i - 1], **{name: getattr(runs[i], name)})
-    return Case("results", one(FAMILIES), tuple(runs), one(BESIDE))
+    return Case("results", one(zoo.FAMILIES), tuple(runs), one(BESIDE))
 
 
 # Models, pictures and what they say
 
 
 @cache
-def model(family):
-    net = tiny.model(family, layers=5)
-    net.generate(**tiny.inputs(family), max_new_tokens=1)
-    return net
-
-
-@cache
-def processor(family):
-    return tiny.processor(family)
-
-
-@cache
 def folder(family):
     """A saved model, for the commands."""
-    path = Path(tempfile.mkdtemp(prefix="fopru-fuzz-"))
-    model(family).save_pretrained(path)
-    processor(family).save_pretrained(path)
-    return path
+    return folders.save(family, Path(tempfile.mkdtemp(prefix="fopru-fuzz-")))
+
+
+@cache
+def loaded(family):
+    """Its model and processor, after a first picture."""
+    net, processor = fopru.load(str(folder(family)))
+    told = processor.apply_chat_template(chat("w1"), add_generation_prompt=True)
+    net.generate(**processor(images=[tiny.image()], text=[told], return_tensors="pt"))
+    return net, processor
+
+
+def text_of(family, text):
+    return TEXTS[text].replace("<image>", loaded(family)[1].image_token)
 
 
 @cache
@@ -200,26 +203,22 @@ def pruner(method, retention, positions, weights):
 
 
 def prompt_of(family, kind, text):
-    told = processor(family).apply_chat_template(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": TEXTS[text]}]}],
-        add_generation_prompt=True,
-    )
-    return dict(processor(family)(images=shown(kind), text=told, return_tensors="pt"))
+    processor = loaded(family)[1]
+    told = processor.apply_chat_template(chat(text_of(family, text)), add_generation_prompt=True)
+    return dict(processor(images=[shown(kind)], text=[told], return_tensors="pt"))
 
 
 @lru_cache(maxsize=2000)
 def said(family, kind, text, told, tokens):
     """What the model says to one question alone, (text, kept)."""
-    net, inputs = model(family), prompt_of(family, kind, text)
+    (net, processor), inputs = loaded(family), prompt_of(family, kind, text)
     if told[0] == "full":
         out, kept = net.generate(**inputs, max_new_tokens=tokens, do_sample=False), None
     else:
         with pruner(*told)(net) as run:
             out = net.generate(**inputs, max_new_tokens=tokens, do_sample=False)
             kept = len(run.kept[0])
-    words = processor(family).decode(
-        out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-    )
+    words = processor.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     n = int((inputs["input_ids"] == zoo.IMAGE_TOKEN_ID).sum())
     return words.strip(), n if kept is None else kept, n
 
@@ -228,8 +227,8 @@ def said(family, kind, text, told, tokens):
 @torch.no_grad()
 def loglik(family, kind, text, told, answer):
     """Of the answer with its end, one step at a time."""
-    net, inputs = model(family), prompt_of(family, kind, text)
-    ids = processor(family).tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids
+    (net, processor), inputs = loaded(family), prompt_of(family, kind, text)
+    ids = processor.tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids
 
     def steps():
         total, out = 0.0, net(**inputs, use_cache=True)
@@ -237,10 +236,7 @@ def loglik(family, kind, text, told, answer):
             total += out.logits[0, -1].double().log_softmax(-1)[token].item()
             if i + 1 < len(ids):
                 new = torch.tensor([[token]])
-                more = {}
-                if told[2] == "preserve" and told[0] != "full":
-                    more["position_ids"] = torch.tensor([[inputs["input_ids"].shape[1] + i]])
-                out = net(input_ids=new, past_key_values=out.past_key_values, **more)
+                out = net(input_ids=new, past_key_values=out.past_key_values)
         return total
 
     if told[0] == "full":
@@ -269,7 +265,7 @@ def rows_of(case, run, pictures):
     """The questions as rows of a file or of a dataset."""
     rows = []
     for q in run.questions:
-        row = {"image": pictures[q.picture], "question": TEXTS[q.text]}
+        row = {"image": pictures[q.picture], "question": text_of(case.family, q.text)}
         answer = right_answer(case, run, q)
         row |= {"answers": [answer, "w5"]} if q.listed else {"answer": answer}
         row |= {} if q.name is None else {"id": q.name}
@@ -291,7 +287,7 @@ def table_of(case, run, place, out):
     """The rows that the run gives."""
     for i, kind in enumerate(run.pictures):
         write(kind, place / f"p{i}.png")
-    net = model(case.family)
+    net, processor = loaded(case.family)
     if run.door == "command":
         path = written(case, run, place)
         told = [
@@ -324,7 +320,7 @@ def table_of(case, run, place, out):
     ]
     return evaluate(
         net,
-        processor(case.family),
+        processor,
         asked,
         methods,
         (run.retention,),
@@ -359,7 +355,7 @@ def stopped(case, run, place, out):
         if left[0] == 0:
             raise Stop
 
-    handle = model(case.family).base_model.register_forward_pre_hook(hook, with_kwargs=True)
+    handle = loaded(case.family)[0].base_model.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         table_of(case, run, place, out)
     except Stop:
@@ -443,7 +439,7 @@ def lay(case, place):
 
 def results(case):
     warnings.simplefilter("ignore")
-    before = state(model(case.family))
+    before = state(loaded(case.family)[0])
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         out, own = lay(case, place)
@@ -458,12 +454,12 @@ def results(case):
             for file, content in own.items():
                 if not (place / file).exists() or (place / file).read_bytes() != content:
                     raise Wrong(f"{file} of the user's own was changed by {run.door}")
-    if state(model(case.family)) != before:
+    if state(loaded(case.family)[0]) != before:
         raise Wrong("something is left on the model")
 
 
 def forget():
-    for cached in (model, processor, folder, said, loglik):
+    for cached in (loaded, said, loglik):
         cached.cache_clear()
 
 
@@ -579,7 +575,7 @@ def ask(case):
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "p\u00e4.png"
         write(case.picture, path)
-        told = ["ask", str(path), TEXTS[case.question], "--model", str(folder("llava"))]
+        told = ["ask", str(path), text_of("llava", case.question), "--model", str(folder("llava"))]
         told += ["--retention", str(case.retention), "--max-new-tokens", "2"]
         told += ["--json"] if case.as_json else []
         out = command(told, case.charset).stdout
