@@ -91,6 +91,11 @@ def _beside(*names: str) -> Callable[[Any], bool]:
 
 RESULTS = [
     Refusal(
+        r"positions='reindex'.*time, height",
+        "M-RoPE ids have three rows and cannot be numbered anew.",
+        lambda d: _qwen(d[0]) and d[1].positions == "reindex",
+    ),
+    Refusal(
         r"holds no questions|rows: there are none|examples=\[\]: there is no question",
         "Nothing was asked.",
         lambda d: not d[1].questions,
