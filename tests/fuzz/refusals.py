@@ -91,6 +91,11 @@ def _beside(*names: str) -> Callable[[Any], bool]:
 
 RESULTS = [
     Refusal(
+        r"undefined here",
+        "The method has no meaning on the family.",
+        lambda d: any(zoo.undefined(name, d[0].family) for name in d[1].methods),
+    ),
+    Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
         lambda d: _qwen(d[0]) and d[1].positions == "reindex",
@@ -131,7 +136,7 @@ RESULTS = [
         lambda d: d[1].weights == "mass" and set(d[1].methods) & {"tome", "fastv"},
     ),
     Refusal(
-        r"'<image>'.*stands for|stands for .*'<image>'|question .*<image>",
+        r"question '.*' holds '.*', which stands for the picture",
         "A question cannot hold the picture's placeholder.",
         _some(lambda q: q.text == 8),
     ),
@@ -145,7 +150,7 @@ ASK = [
     Refusal(r"retention=2\.0: must be a number in \(0, 1\]", "", lambda c: c.retention == 2),
     Refusal(r"question='': ask something", "There is no question.", lambda c: c.question == 7),
     Refusal(
-        r"question.*'<image>'",
+        r"question='.*': <image> stands for the picture; leave it out",
         "A question cannot hold the picture's placeholder.",
         lambda c: c.question == 8,
     ),

@@ -256,6 +256,7 @@ def right_answer(case, run, q):
         kind = run.pictures[q.picture]
         kind = "plain" if kind in ("missing", "broken") else kind
         found = said(case.family, kind, q.text, ("full", 1.0, None, "none"), 2)[0]
+        found = found or "w7"
         return found.upper() if answer.isupper() else found
     return answer
 
