@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -265,7 +266,13 @@ def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
     if not wanted:
         yield seen
         return
-    hook = family.projector.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    thread = threading.get_ident()  # in others, methods may project by themselves
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() == thread:
+            seen.append(args[0])
+
+    hook = family.projector.register_forward_pre_hook(note)
     try:
         yield seen
     finally:

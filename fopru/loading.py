@@ -28,8 +28,8 @@ from transformers import (
 from transformers.utils import is_torchvision_available
 
 from fopru import pocket
+from fopru.arguments import hint
 from fopru.families import Family
-from fopru.pruner import hint
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 """Keyword arguments that say where files come from: they hold for the processor too."""

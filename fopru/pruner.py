@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fopru.applying import Before, Handle, Session, at_work
+from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
@@ -236,9 +236,17 @@ class Pruner:
 
         Raises:
             ValueError: `encode` did not learn what this method needs, `score` gave values that are
-                not finite, or `select` did not give k sorted, distinct places.
+                not finite, `select` did not give k sorted, distinct places, or the prompts are
+                padded and have no attention_mask.
         """
         self._refuse_weights()
+        ids, config = encoded.inputs["input_ids"], encoded.family.model.generation_config
+        hidden = encoded.inputs.get("attention_mask") is None
+        if hidden and not bool(inferred_mask(ids, config, {}).all()):
+            raise ValueError(
+                "attention_mask is missing, and input_ids hold padding: give the attention_mask "
+                "that the processor returned."
+            )
         return self.shortened(encoded, *self.choose(encoded))
 
     def choose(self, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:

@@ -311,6 +311,33 @@ def test_threads_do_not_see_each_other(family, pruner):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
+def test_threads_may_project_tokens_of_their_own():
+    """PruMerge projects what it made while another thread listens at the projector."""
+    model, merging = zoo.model("llava"), fopru.METHODS["prumerge"](0.25)
+    expected = merging.prune(model, asked("llava")).features[0]
+    listening = fopru.METHODS["visionzip"](0.25)
+    wanted, heard = threading.Event(), threading.Event()
+    pictures = Family.pictures
+
+    def slow(self, inputs):
+        wanted.set()
+        heard.wait(timeout=60)
+        return pictures(self, inputs)
+
+    encoded, found = fopru.encode(model, asked("llava"), [merging]), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Family, "pictures", slow)
+        thread = threading.Thread(
+            target=lambda: found.append(fopru.encode(model, asked("llava"), [merging, listening]))
+        )
+        thread.start()
+        wanted.wait(timeout=60)
+        torch.testing.assert_close(merging.compact(encoded).features[0], expected)
+        heard.set()
+        thread.join()
+    torch.testing.assert_close(merging.compact(found[0]).features[0], expected)
+
+
 @pytest.mark.parametrize("pruner", ALL, ids=called)
 def test_answers_stream_out_of_a_thread(pruner):
     model, inputs = zoo.model("llava"), asked("llava")
@@ -484,6 +511,28 @@ def test_what_does_not_go_with_dropping_tokens_between_layers(pruner, options, r
         options = {"assistant_model": model}
     with pruner(model), pytest.raises(ValueError, match=reason):
         model.generate(**asked("llava"), max_new_tokens=2, **options)
+
+
+@pytest.mark.parametrize("pruner", ALL, ids=called)
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_embeddings_in_place_of_ids_are_refused_with_pictures(family, pruner):
+    model, inputs = zoo.model(family), dict(asked(family))
+    embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))
+    with pruner(model), pytest.raises(ValueError, match="pictures were given with inputs_embeds"):
+        model.generate(inputs_embeds=embeddings, **inputs)
+    with pruner(model), pytest.raises(ValueError, match="pictures were given with inputs_embeds"):
+        model(inputs_embeds=embeddings, **inputs)
+
+
+def test_padded_prompts_without_a_mask_are_not_pruned_outside_of_a_block():
+    model, inputs = zoo.model("llava"), dict(pair("llava"))
+    expected = PLAIN.prune(model, inputs)
+    del inputs["attention_mask"]
+    with pytest.raises(ValueError, match="attention_mask is missing, and input_ids hold padding"):
+        PLAIN.prune(model, inputs)
+    single = {n: v for n, v in asked("llava").items() if n != "attention_mask"}
+    assert PLAIN.prune(model, single)["attention_mask"].all()
+    assert expected["attention_mask"].shape[0] == 2
 
 
 @pytest.mark.parametrize("pruner", INSIDE, ids=called)

@@ -161,10 +161,8 @@ def test_a_picture_of_what_was_kept_is_drawn_for_methods_without_scores_too(pict
     with Image.open(overlay) as drawn:
         assert 500 < drawn.width < 1000
     overlay.unlink()
-    refused(
-        fopru_cli("ask", picture, QUESTION, "--method", "fastv", "--overlay", overlay), "--overlay"
-    )
-    assert not overlay.exists()
+    result = fopru_cli("ask", picture, QUESTION, "--method", "fastv", "--overlay", overlay)
+    assert result.exit_code == 0 and overlay.exists()
 
 
 def test_words_that_the_model_does_not_know_are_named(picture):
@@ -490,7 +488,7 @@ def test_names_are_imported_when_they_are_used():
 @pytest.mark.slow
 def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
     out = tmp_path / "scores.parquet"
-    result = fopru_cli("pocket", "score", "--n", 2, "--out", out)
+    result = fopru_cli("pocket", "score", "--n", 4, "--out", out)
     assert result.exit_code == 0, result.output
     assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
     assert len(pd.read_parquet(out)) > 100

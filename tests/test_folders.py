@@ -101,10 +101,7 @@ def test_generation_from_a_folder(family, folder):
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
-def test_evaluation_from_a_folder(family, folder, request):
-    if family not in ("llava", "llava_next", "llava_onevision"):
-        why = "evaluate does not take every family yet (issue 17, point 5)"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
+def test_evaluation_from_a_folder(family, folder):
     model, processor = fopru.load(folder(family))
     found = fopru.evaluate(
         model, processor, examples(), ["fopru"], [RETENTION], max_new_tokens=2, batch_size=2
@@ -119,10 +116,7 @@ def test_evaluation_from_a_folder(family, folder, request):
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
-def test_measurement_from_a_folder(family, folder, request):
-    if family.startswith("qwen"):
-        why = "measure decodes without M-RoPE position ids (issue 15, point 3)"
-        request.applymarker(pytest.mark.xfail(reason=why, strict=False))
+def test_measurement_from_a_folder(family, folder):
     model, processor = fopru.load(folder(family))
     found = fopru.measure(
         model, asked(processor, "w1 w2"), [fopru.FoPru(RETENTION)], new_tokens=3, turns=1

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from fopru.applying.conversation import Conversation, cache_of, conversation, mark, n_past
-from fopru.applying.session import During, Session, at_once, option
+from fopru.applying.session import During, Session, at_once, inferred_mask, option
 from fopru.attention import KERNELS, implementation, twinned, weighing
 from fopru.encoding import Encoded, encode
 from fopru.pruned import PrunedInputs, numbered
@@ -110,7 +110,7 @@ class Before(Session):
         if known is None:
             self._refuse_pictures_in(cache, prompt)
             if kwargs.get("attention_mask") is None:
-                kwargs["attention_mask"] = _shown(prompt, config, kwargs)
+                kwargs["attention_mask"] = inferred_mask(prompt, config, kwargs)
             pruned = self._pruned(kwargs)
             kwargs |= dict(pruned)
             known = _conversation(pruned, pruned.columns, prompt.shape[1])
@@ -234,16 +234,6 @@ def _conversation(
     ids, mask = inputs["input_ids"], _two_dimensional(inputs.get("attention_mask"))
     mask = torch.ones_like(ids) if mask is None else mask.to(torch.int64)
     return Conversation(mask, inputs.get("position_ids"), columns, length)
-
-
-def _shown(ids: Tensor, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Tensor:
-    """The attention mask that `generate` makes where it gets none: what is no padding, unless
-    padding also ends a sequence."""
-    pad, ends = (option(f"{name}_token_id", config, kwargs) for name in ("pad", "eos"))
-    ends = ends if isinstance(ends, list | tuple) else [ends]
-    if pad is None or pad in ends or not bool((ids == pad).any()):
-        return torch.ones_like(ids)
-    return (ids != pad).to(ids.dtype)
 
 
 def _shorter_lengths(

@@ -126,8 +126,18 @@ class Session:
         return [*PER_TOKEN, *pixels, *self.family.also]
 
     def shows(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call's arguments hold pictures or videos."""
-        return any(kwargs.get(reader.pixels[0]) is not None for reader in self._readers)
+        """Whether a call's arguments hold pictures or videos.
+
+        Raises:
+            ValueError: they do, and there are no token ids that say where these stand.
+        """
+        shown = any(kwargs.get(reader.pixels[0]) is not None for reader in self._readers)
+        if shown and (kwargs.get("input_ids") is None or kwargs.get("inputs_embeds") is not None):
+            raise ValueError(
+                "pictures were given with inputs_embeds or without input_ids: pruning finds their "
+                "places by the placeholders in input_ids, so give these and no inputs_embeds."
+            )
+        return shown
 
     def visual(self, ids: Tensor) -> Tensor:
         """(B, L) bool: where the placeholders of pictures and videos stand."""
@@ -233,3 +243,13 @@ def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..
 def option(name: str, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Any:
     """An option of `generate`, given by name or in its config."""
     return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
+
+
+def inferred_mask(ids: Tensor, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Tensor:
+    """The attention mask that `generate` makes where it gets none: what is no padding, unless
+    padding also ends a sequence."""
+    pad, ends = (option(f"{name}_token_id", config, kwargs) for name in ("pad", "eos"))
+    ends = ends if isinstance(ends, list | tuple) else [ends]
+    if pad is None or pad in ends or not bool((ids == pad).any()):
+        return torch.ones_like(ids)
+    return (ids != pad).to(ids.dtype)

@@ -19,6 +19,7 @@ from rich.text import Text
 from transformers.utils.logging import disable_progress_bar
 
 from fopru import METHODS, Pruner, load, plots
+from fopru.applying import Session
 from fopru.arguments import check_choice
 from fopru.cli.common import device_of
 from fopru.evaluation import chat
@@ -67,7 +68,7 @@ class Asked:
         prompt = processor.apply_chat_template(chat(question), add_generation_prompt=True)
         inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
         self.inputs = inputs.to(place)
-        self.run: Any = None
+        self.run: Session | None = None
 
     def notes(self) -> Iterator[str]:
         """What to know before trusting the answer."""
@@ -110,23 +111,15 @@ class Asked:
             **marks.stages(),
         }
 
-    def _visual(self, run: Any) -> float:
+    def _visual(self, run: Session | None) -> float:
         """Visual tokens that the language model sees: a mean over its layers, where they differ."""
         if run is None:
             return int((self.inputs["input_ids"] == Family.of(self.net).image_token_id).sum())
-        if hasattr(run, "layer_weighted"):
-            return round(run.layer_weighted[0], 1)
-        return sum(image.n_kept for image in run.last.images)
+        return round(run.layer_weighted[0], 1)
 
     def draw(self, path: Path) -> None:
-        """Write a picture of what was kept in the last answer.
-
-        Raises:
-            ValueError: the method chooses inside the language model.
-        """
-        if not hasattr(self.run, "last"):
-            raise ValueError("--overlay: this method chooses anew in several layers; ask without.")
-        images = self.run.last.images
+        """Write a picture of what was kept in the last answer."""
+        images = self.run.images
         ranked = all(image.significance is not None for image in images)
         figure = Figure(figsize=(9 if ranked else 4.5, 4.2), layout="constrained")
         axes = figure.subplots(1, 1 + ranked, squeeze=False)[0]

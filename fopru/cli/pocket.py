@@ -43,7 +43,7 @@ def train(
 
 @app.command()
 def score(
-    n: Annotated[int, typer.Option(min=2, help="Questions per task.")] = 200,
+    n: Annotated[int, typer.Option(min=4, help="Questions per task.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
     model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
     out: Annotated[
