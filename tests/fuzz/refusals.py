@@ -73,6 +73,16 @@ GENERATION = [
         lambda c: c.method in INSIDE and c.window is not None,
     ),
     Refusal(
+        r"attention_mask is missing, and input_ids hold padding",
+        "Outside of generate nothing says which token is padding.",
+        lambda c: not c.mask and len(c.rows) > 1 and c.way.startswith("inputs_"),
+    ),
+    Refusal(
+        r"pictures were given with inputs_embeds or without input_ids",
+        "Their places are found in the ids.",
+        lambda c: c.way == "embedded",
+    ),
+    Refusal(
         r"labels were given, and method '\w+' shortens the sequence inside",
         "The logits are fewer than the labels.",
         lambda c: c.way == "training" and c.method in INSIDE,

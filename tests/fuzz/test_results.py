@@ -58,7 +58,7 @@ ANSWERS = [
     None,
 ]
 METHODS = [("fopru",), ("random",), ("tome",), ("fastv",), ("divprune", "uniform"), ()]
-BESIDE = [None] * 10 + ["json", "sqlite", "parquet", "times", "no folder"]
+BESIDE = [None] * 20 + ["json", "sqlite", "parquet", "times", "no folder"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,7 +112,7 @@ def drawn_case(draws):
             listed=one([True, False]),
         )
 
-    def run():
+    def fresh():
         methods = one(METHODS)
         kinds = PICTURES if draws.once_in(2) else PICTURES[:5]
         return Run(
@@ -130,13 +130,24 @@ def drawn_case(draws):
             interrupted=one([None, None, None, 1, 3, 6]),
         )
 
-    runs = [run() for _ in range(one([1, 2, 2, 3]))]
-    for i in range(1, len(runs)):  # the same run again, but for one thing
-        if not draws.once_in(3):
-            name = one(
-                ["questions", "questions", "pictures", "methods", "retention", "tokens", "door"]
-            )
-            runs[i] = replace(runs[i - 1], **{name: getattr(runs[i], name)})
+    def another(thing, name, make):
+        """The same, but for one field."""
+        value = getattr(thing, name)
+        while value == getattr(thing, name):
+            value = getattr(make(), name)
+        return replace(thing, **{name: value})
+
+    def changed(run):
+        i = draws.randrange(len(run.questions))
+        if draws.once_in(2):
+            return another(run, one(["pictures", "methods", "retention", "tokens", "door"]), fresh)
+        asked = list(run.questions)
+        asked[i] = another(asked[i], one(["picture", "text", "answer", "metric"]), question)
+        return replace(run, questions=tuple(asked))
+
+    runs = [fresh()]
+    for _ in range(one([0, 1, 1, 2])):
+        runs.append(fresh() if draws.once_in(4) else changed(runs[-1]))
     return Case("results", one(FAMILIES), tuple(runs), one(BESIDE))
 
 
@@ -162,15 +173,19 @@ def text_of(family, text):
     return TEXTS[text].replace("<image>", loaded(family)[1].image_token)
 
 
+def holes():
+    """Where the transparent picture is so: no two of its patches are equal."""
+    return Image.fromarray(np.random.default_rng(0).random((40, 44)) < 0.4)
+
+
 @cache
 def shown(kind):
     """The picture as a viewer shows it: RGB."""
     if kind == "deep":
-        ramp = np.tile(np.arange(40, dtype=np.uint8) * 6, (40, 1))
-        return Image.fromarray(ramp).convert("RGB")
+        return tiny.image(40, 40, seed=6).convert("L").convert("RGB")
     if kind == "clear":
-        image = Image.new("RGB", (44, 40), (0, 60, 255))
-        image.paste((255, 255, 255), (20, 0, 44, 40))
+        image = tiny.image(44, 40, seed=7)
+        image.paste((255, 255, 255), mask=holes())
         return image
     if kind == "turned":
         return tiny.image(30, 60, seed=5)
@@ -186,8 +201,8 @@ def write(kind, path):
     elif kind == "deep":
         Image.fromarray(np.asarray(shown("deep"))[..., 0].astype(np.uint16) * 257).save(path)
     elif kind == "clear":
-        image = Image.new("RGBA", (44, 40), (0, 60, 255, 255))
-        image.paste((9, 9, 9, 0), (20, 0, 44, 40))
+        image = tiny.image(44, 40, seed=7).convert("RGBA")
+        image.paste((9, 9, 9, 0), mask=holes())
         image.save(path)
     elif kind == "turned":
         lying = shown("turned").transpose(Image.Transpose.ROTATE_90)
