@@ -100,13 +100,13 @@ class Case(Short):
 def drawn_case(draws):
     one = draws.choice
 
-    named = draws.once_in(3)
+    named = draws.once_in(6)
 
     def question():
         return Question(
             picture=one(range(3)),
-            text=one(range(9)) if draws.once_in(6) else one(range(8)),
-            answer=one(range(10)) if draws.once_in(12) else one([0, 1, 2, 3, 3, 4, 5, 5, 6]),
+            text=8 if draws.once_in(40) else one(range(8)),
+            answer=one(range(10)) if draws.once_in(25) else one([0, 1, 2, 3, 3, 4, 5, 5, 6]),
             name=one([None, None, "a", "b", 7, "\u00e4 1"]) if named else None,
             metric=one([None, None, "accuracy", "anls", "relaxed"]),
             listed=one([True, False]),
@@ -114,7 +114,7 @@ def drawn_case(draws):
 
     def fresh():
         methods = one(METHODS)
-        kinds = PICTURES if draws.once_in(2) else PICTURES[:5]
+        kinds = PICTURES if draws.once_in(4) else PICTURES[:5]
         return Run(
             questions=tuple(question() for _ in range(one([1, 2, 3, 4]))),
             pictures=tuple(one(kinds) for _ in range(3)),
@@ -125,7 +125,7 @@ def drawn_case(draws):
             tokens=one([2, 1, 4]),
             batch=one([64, 1, 2]),
             door=one(["jsonl", "rows", "command"]),
-            encoding=one(["utf-8"] * 5 + ["utf-8-sig"] * 3 + ["utf-16"]),
+            encoding=one(["utf-8"] * 8 + ["utf-8-sig"] * 4 + ["utf-16"]),
             line=one(["\n", "\n", "\r\n", "\n\n"]),
             interrupted=one([None, None, None, 1, 3, 6]),
         )
