@@ -9,7 +9,6 @@ is all that `compact` does before it builds the shorter inputs.
 """
 
 import argparse
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,7 +59,7 @@ def picture(of: Family, n: int, width: int, device: str) -> EncodedImage:
 
 
 def milliseconds(call: Callable[[], object], device: str) -> float:
-    """The median time of a call, after one to warm up."""
+    """The least time of several calls: whatever else the machine does only adds to it."""
     taken: list[float] = []
     while not taken or sum(taken) < SECONDS:
         start = time.perf_counter()
@@ -68,7 +67,7 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return 1e3 * statistics.median(taken[1:] or taken)
+    return 1e3 * min(taken)
 
 
 def times(pruner: Pruner, image: EncodedImage, device: str) -> tuple[float, float]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,9 @@ LEAST_VOLUME = 1e-6
 
 BLOCK_ELEMENTS = 2**22
 """Products of two tokens that are made at a time: 32 MiB of float64."""
+
+LIKELY = 64
+"""Tokens whose products with all others are made ahead, where there are too many to hold."""
 
 HELD_ELEMENTS = 2**24
 """Products of two tokens that may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
@@ -84,34 +88,29 @@ def remaining(chosen: Tensor, n: int) -> Tensor:
 # The largest of some values
 
 
-def _slack(values: Tensor) -> Tensor | float:
-    """How far values may lie from others that count as equal to them."""
-    if values.dtype == torch.float64:
-        return ABSOLUTE
-    return (values.abs() * RELATIVE).nan_to_num(posinf=0)
-
-
 def top(values: Tensor, k: int) -> Tensor:
     """The places of the k largest values, in their original order; ties go to the lower index.
 
     Args:
-        values: (..., N) float32 or float64; infinity always comes first.
+        values: (N,) float32 or float64; infinity always comes first.
         k: From 1 to N.
 
     Returns:
-        (..., k) int64 on the CPU, sorted along the last dimension.
+        (k,) int64 on the CPU, sorted.
     """
     values = values.cpu()
-    border = values.topk(k, sorted=False).values.amin(-1, keepdim=True)  # (..., 1)
-    slack = _slack(border)
-    chosen = values >= border - slack  # (..., N)
-    places = chosen.nonzero()[:, -1]
-    if len(places) > border.numel() * k:  # more are equal to the k-th than there is room for
-        above = values > border + slack
-        tied = chosen & ~above
-        room = k - above.sum(-1, keepdim=True)
-        places = (above | tied & (tied.cumsum(-1) <= room)).nonzero()[:, -1]
-    return places.unflatten(0, (*values.shape[:-1], k))
+    border = values.topk(k, sorted=False).values.min().item()
+    slack = 0 if math.isinf(border) else _slack(values.dtype, border)
+    chosen = (values >= border - slack).nonzero().flatten()
+    if len(chosen) > k:  # more are equal to the k-th than there is room for
+        above = values[chosen] > border + slack
+        chosen = chosen[above | ((~above).cumsum(0) <= k - above.sum())]
+    return chosen
+
+
+def _slack(dtype: torch.dtype, size: Any) -> Any:
+    """How far values may lie from one of this size and still count as equal to it."""
+    return ABSOLUTE if dtype == torch.float64 else abs(size) * RELATIVE
 
 
 def ranked(values: Tensor) -> Tensor:
@@ -124,7 +123,7 @@ def ranked(values: Tensor) -> Tensor:
         (N,) int64. A value counts as equal to the next larger one if rounding parts the two.
     """
     values, order = values.sort(descending=True, stable=True)
-    steps = values[:-1] - values[1:] > _slack(values[:-1])
+    steps = values[:-1] - values[1:] > _slack(values.dtype, values[:-1])
     level = F.pad(steps.cumsum(0), (1, 0))[: len(values)]
     return (level * len(values) + order).sort().values % max(1, len(values))
 
@@ -205,16 +204,26 @@ def owners(features: Tensor, kept: Tensor) -> Tensor:
     return owner
 
 
-def cosines_of(points: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from a token's place, (1,), to its products with all tokens, (N,).
+def cosines_of(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """A function that gives the products of one token with all, (N,), for greedy picking.
 
-    The products of all pairs are made once if there are at most 4,096 tokens; else each call makes
-    its own, and nothing of size N x N is held.
+    It takes the token's place, (1,), and the (N,) values by which tokens are picked. The products
+    of all pairs are made once if there are at most 4,096 tokens. Else those of 64 tokens are made
+    at a time, the ones that are likely to be picked next, and nothing of size N x N is held.
     """
     if len(points) ** 2 <= HELD_ELEMENTS:
         table = points @ points.T
-        return lambda place: table[place][0]
-    return lambda place: points @ points[place][0]
+        return lambda place, values: table[place][0]
+    held: dict[int, Tensor] = {}
+
+    def row(place: Tensor, values: Tensor) -> Tensor:
+        if (one := int(place)) not in held:
+            likely = values.topk(min(LIKELY, len(values))).indices.tolist()
+            held.clear()
+            held.update(zip([one, *likely], points[[one, *likely]] @ points.T, strict=True))
+        return held[one].clone()
+
+    return row
 
 
 def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
@@ -237,7 +246,7 @@ def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     row_of, factor, kept = cosines_of(points), points.new_zeros(k, len(points)), []
     for i in range(k):
         best = first(gains[None])  # (1,)
-        row = row_of(best) - factor[:i, best].T @ factor[:i]  # (1, N)
+        row = row_of(best, gains) - factor[:i, best].T @ factor[:i]  # (1, N)
         factor[i] = (row / gains[best].sqrt()).where(gains[best] > LEAST_VOLUME, 0)
         gains = gains - factor[i] ** 2
         gains[best] = -torch.inf

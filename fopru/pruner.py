@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -134,6 +134,18 @@ class Pruner:
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""
         return self.needs - {"vision", "text"}
+
+    @property
+    def label(self) -> str:
+        """What tables call this pruner: its name, "-mass" where it is weighted, and arguments that
+        are not their defaults. Retention, position ids and seed have columns of their own."""
+        text = self.name if self.weights == "none" else f"{self.name}-{self.weights}"
+        columns = ("retention", "positions", "seed", "weights")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in columns and value != field.default:
+                text += f", {field.name}={value}"
+        return text
 
     @classmethod
     def selects(cls) -> bool:

@@ -127,6 +127,20 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), before)
 
 
+def test_weighted_and_plain_pruners_stay_apart_and_may_be_named():
+    both = [fopru.FoPru(0.5), fopru.FoPru(0.5, weights="mass"), fopru.FoPru(k=3)]
+    table = fopru.measure(tiny.model(), asked(1), both, 1, turns=1)
+    assert list(table.method.unique()) == ["full", "fopru", "fopru-mass", "fopru, k=3"]
+    table = fopru.measure(tiny.model(), asked(1), {"mine": both[0]}, 1, turns=1)
+    assert list(table.method.unique()) == ["full", "mine"]
+
+
+@pytest.mark.parametrize("pruners", [fopru.FoPru(0.5), "fopru", ["fopru"]])
+def test_what_are_no_pruners_is_refused(pruners):
+    with pytest.raises(ValueError, match="pruners"):
+        fopru.measure(tiny.model(), asked(1), pruners)
+
+
 @pytest.mark.parametrize("argument", ["new_tokens", "turns"])
 def test_counts_below_one_are_refused(argument):
     with pytest.raises(ValueError, match=f"{argument}=0: must be an integer of at least 1"):

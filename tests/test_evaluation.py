@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import CLIPImageProcessorPil
 
 import fopru
+from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
 from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
@@ -417,7 +418,7 @@ def stepwise(model, inputs, ids):
     inputs = dict(inputs)
     total, cache, mask = 0.0, None, inputs["attention_mask"]
     for token in ids:
-        out = model(**inputs, past_key_values=cache, use_cache=True)
+        out = model(**inputs, **{cache_name(model): cache}, use_cache=True)
         total += out.logits[0, -1].double().log_softmax(-1)[token].item()
         cache, mask = out.past_key_values, torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
         inputs = {"input_ids": torch.tensor([[token]]), "attention_mask": mask}

@@ -8,6 +8,7 @@ import reference
 import tiny
 import torch
 import torch.nn.functional as F
+import zoo
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
@@ -414,6 +415,15 @@ def test_a_picture_of_one_color_in_a_batch_and_alone(method):
     texts = ["USER: <image> w1 w2 w3 ASSISTANT:"] * 2
     both = pruner.prune(model, tiny.inputs(images=[grey, grey], texts=texts)).images
     assert [torch.equal(image.kept, alone.kept) for image in both] == [True, True]
+
+
+@pytest.mark.parametrize("method", ["cdpruner", "dart", "divprune", "dpp"])
+def test_of_a_picture_of_one_color_the_first_stay_where_positions_do_not_tell(method):
+    """Qwen's tower has rotary positions only: its features are equal up to float32's rounding."""
+    grey = Image.new("RGB", (64, 64), (90, 120, 60))
+    inputs = zoo.inputs("qwen2_vl", [grey], ["w1 <image> w2 w3"])
+    (image,) = fopru.METHODS[method](0.3).prune(zoo.model("qwen2_vl"), inputs).images
+    assert image.kept.tolist() == list(range(image.n_kept))
 
 
 # What it costs

@@ -22,7 +22,6 @@ def test_the_lower_index_of_equal_values():
     assert top(torch.zeros(300), 7).tolist() == list(range(7))
     assert ranked(torch.tensor([1.0, 3.0, 2.0, 3.0])).tolist() == [1, 3, 2, 0]
     assert first(torch.tensor([[1.0, 3, 3], [2, 2, 1]]).double()).tolist() == [1, 0]
-    assert top(torch.tensor([[1.0, 2, 2], [5, 4, 4]]), 2).tolist() == [[1, 2], [0, 1]]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -96,7 +95,9 @@ def test_greedy_map_holds_no_kernel_of_many_tokens(monkeypatch):
     points = unit(torch.randn(60, 8))
     whole = greedy_map(points, 20)
     monkeypatch.setattr(picking, "HELD_ELEMENTS", 0)
-    assert torch.equal(greedy_map(points, 20), whole)
+    for likely in (64, 3):
+        monkeypatch.setattr(picking, "LIKELY", likely)
+        assert torch.equal(greedy_map(points, 20), whole)
 
 
 def test_greedy_map_has_an_order_even_where_features_depend_on_each_other():

@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from fopru.applying import Session, cache_name
 from fopru.applying.session import During, at_once
-from fopru.arguments import check_integer
+from fopru.arguments import check_integer, check_list
 from fopru.encoding import look
 from fopru.families import Family
 from fopru.pruned import all_positions
@@ -85,6 +85,8 @@ class Way:
 
     model: PreTrainedModel
     inputs: Mapping[str, Any]
+    label: str
+    """As the table names it."""
     pruner: Pruner | None
     steps: int
     """Tokens to decode after the first."""
@@ -170,7 +172,7 @@ class Way:
             times = pd.Series(taken) / (self.steps if stage == "decode" else 1)
             low, median, high = times.quantile([0.25, 0.5, 0.75])
             yield {
-                "method": "full" if self.pruner is None else self.pruner.name,
+                "method": self.label,
                 "retention": 1.0 if self.pruner is None else self.pruner.share,
                 "stage": stage,
                 "seconds": median,
@@ -192,7 +194,7 @@ class Way:
 def measure(
     model: PreTrainedModel,
     inputs: Mapping[str, Any],
-    pruners: Sequence[Pruner],
+    pruners: Sequence[Pruner] | Mapping[str, Pruner],
     new_tokens: int = 8,
     turns: int = 7,
 ) -> pd.DataFrame:
@@ -208,7 +210,8 @@ def measure(
     Args:
         model: of a family in `fopru.families`, where it is to run.
         inputs: what its processor returned, for one batch; take the batch from there.
-        pruners: those inside the language model are measured in `with pruner(model)`.
+        pruners: such as `[fopru.FoPru(0.5)]`, or `{"label": pruner}` to say what the table calls
+            each. Each works as in `with pruner(model)`.
         new_tokens: length of the answers, which do not stop before.
         turns: how often each stage is timed.
 
@@ -221,15 +224,20 @@ def measure(
         on a CPU resident memory), prompts_per_s. `attrs` say machine, threads and clock.
 
     Raises:
-        ValueError: `new_tokens` or `turns` below 1, or inputs without images.
+        ValueError: `new_tokens` or `turns` below 1, inputs without images, or something else than
+            pruners.
     """
     check_integer("new_tokens", new_tokens, minimum=1)
     check_integer("turns", turns, minimum=1)
     inputs = {n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
-    ways = [
-        Way(model, inputs, pruner, new_tokens - 1, Clock(model.device))
-        for pruner in (None, *pruners)
-    ]
+    check_list("pruners", pruners)
+    named = pruners.items() if isinstance(pruners, Mapping) else ((None, p) for p in pruners)
+    ways = [Way(model, inputs, "full", None, new_tokens - 1, Clock(model.device))]
+    for name, pruner in named:
+        if not isinstance(pruner, Pruner):
+            raise ValueError(f"pruners: {pruner!r} is no pruner, such as fopru.FoPru().")
+        label = pruner.label if name is None else name
+        ways.append(Way(model, inputs, label, pruner, new_tokens - 1, Clock(model.device)))
     for way in ways:
         counter = Counter()
         way.go(counter)

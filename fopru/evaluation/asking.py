@@ -90,7 +90,8 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
         text: The answer.
 
     Raises:
-        ValueError: The tokenizer joins the end of the prompt with the answer.
+        ValueError: The tokenizer joins the end of the prompt with the answer, or there is no token
+            to measure.
     """
     tokenizer = processor.tokenizer
     parted = (
@@ -102,6 +103,10 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
         raise ValueError(
             f"answer={text!r}: the tokenizer joins its beginning with the end of the prompt "
             f"({prompt[-20:]!r}), so its likelihood is not defined."
+        )
+    if len(ids) == len(before):
+        raise ValueError(
+            f"answer={text!r}: has no token, and this tokenizer has no token that ends an answer."
         )
     return ids[len(before) :]
 

@@ -20,6 +20,7 @@ from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import answer_ids, generate, inputs, pictureless, prompts
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frames
+from fopru.evaluation.readings import Choices, Known, begins, legal_answers, margins
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
@@ -79,6 +80,13 @@ class Batch:
             for row in range(len(examples))
         ]
         self.answers, self.there = self._answers()
+        pairs = zip(self.text, examples, strict=True)
+        self.choices = [Choices(processor, text, e) for text, e in pairs]
+
+    @property
+    def ended(self) -> bool:
+        """Whether right answers have an end, which is one token."""
+        return bool(self.processor.tokenizer.eos_token)
 
     def _of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
         """The picture of a question, or its tiles, with what is evidence to the question."""
@@ -104,9 +112,12 @@ class Batch:
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
         """A row of the table for each question."""
         with self._prompted(setting) as prompted:
+            margin = self._margins(prompted)
             log = self._told(prompted)
             said = self._said(prompted, max_new_tokens)
-        loglik = log.gather(2, self.answers[..., None])[..., 0].where(self.there, 0).sum(1).tolist()
+        each = log.gather(2, self.answers[..., None])[..., 0].where(self.there, 0)  # (B, A)
+        ends = each.gather(1, self.there.sum(1, keepdim=True) - 1)[:, 0] if self.ended else 0
+        loglik, open_ = each.sum(1).tolist(), (each.sum(1) - ends).tolist()
         away = [None] * len(self.examples) if setting.blind else self._divergence(log)
         for i, (e, evidence) in enumerate(zip(self.examples, self.evidence, strict=True)):
             kept = prompted.kept[i]
@@ -127,9 +138,14 @@ class Batch:
                 "prediction": said[i],
                 "answer": e.right[0],
                 "correct": said[i] in e.right,
+                "begins": begins(said[i], e.right),
+                "formed": said[i] in legal if (legal := legal_answers(e)) else None,
+                "choice": None if margin[i] is None else margin[i] >= 0,
+                "margin": margin[i],
                 "metric": e.metric,
                 "score": e.score(said[i]),
                 "loglik": loglik[i],
+                "loglik_open": open_[i],
                 "kl": away[i],
                 "error": None,
             }
@@ -295,6 +311,13 @@ class Batch:
         return found[-3:] if self.family.spatial else found
 
     # answers
+
+    def _margins(self, prompted: Prompted) -> list[float | None]:
+        """By how much the right answer leads all other legal ones, in nats; None where there are
+        none. The cache is left as it was."""
+        told = {"attention_mask": prompted.mask, "position_ids": prompted.positions}
+        known = Known(self.choices, prompted.last.float().log_softmax(-1))
+        return margins(self.model, known, prompted.cache, told, len(self.examples))
 
     def _told(self, prompted: Prompted) -> Tensor:
         """(B, A, V) log-probabilities of the tokens of the right answers, which are read out to the

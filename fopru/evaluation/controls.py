@@ -158,6 +158,8 @@ class Smaller(Pruner):
 
 CONTROLS = {"oracle": Oracle, "smaller": Smaller}
 """Name -> what only `fopru.evaluate` can do."""
+for _name, _control in CONTROLS.items():
+    _control.name = _name  # not registered: no method for users
 
 
 @dataclass(frozen=True)

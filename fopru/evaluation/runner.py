@@ -22,6 +22,7 @@ from fopru.evaluation import keys
 from fopru.evaluation.asking import prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.controls import BLIND, same_picture
+from fopru.evaluation.readings import legal_answers
 from fopru.evaluation.settings import Method, Setting, distinct, settings
 from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
 from fopru.evaluation.tasks import Example, plain
@@ -31,8 +32,8 @@ from fopru.pictures import load_image
 
 COLUMNS = (
     *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
-    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "correct", "metric"),
-    *("score", "loglik", "kl", "error"),
+    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "correct", "begins"),
+    *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
 )
 """Columns of `evaluate`'s table."""
 
@@ -88,10 +89,14 @@ def evaluate(
         tokens, kept and in all; inside the language model, those that its last layer sees),
         layer_weighted (mean over its layers of those seen), evidence (patches under it), found
         (share of these among the kept, NaN where there are none), prediction, answer, correct (the
-        prediction is one of the right answers, in lower case), metric and score (by the example's
-        own metric), loglik (of the right answer with its end, in nats), kl (from the full model's
-        distribution to this one's on the right answer, nats per token), error (why a picture could
-        not be read, else None). "full" is the method with all tokens.
+        prediction is one of the right answers, in lower case), begins (it begins with one, where a
+        word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
+        right answer is the likeliest of the legal ones, their ends not scored) and margin (by how
+        much it leads all wrong ones, in nats), metric and score (by the example's own metric),
+        loglik (of the right answer with its end, in nats) and loglik_open (without), kl (from the
+        full model's distribution to this one's on the right answer, nats per token), error (why a
+        picture could not be read, else None). formed, choice and margin are missing where a
+        question names no choices. "full" is the method with all tokens.
 
     Raises:
         UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
@@ -169,6 +174,7 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
     for e in examples:
         if not isinstance(e, Example):
             raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
+        legal_answers(e)
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")

@@ -43,20 +43,10 @@ class Setting:
 
 
 def label(method: Pruner | Later | Shuffled) -> str:
-    """What tables call a method: its name, "-mass" where it is weighted, other arguments that are
-    not their defaults, and "-later" or "-shuffled". A class without a name is called by its own."""
+    """What tables call a method: the pruner's label, with "-later" or "-shuffled" if controlled."""
     if isinstance(method, Later | Shuffled):
         return f"{label(method.pruner)}-{type(method).__name__.lower()}"
-    names = {cls: name for name, cls in CONTROLS.items()}
-    text = names.get(type(method), method.name)
-    if method.weights != "none":
-        text += f"-{method.weights}"
-    columns = ("retention", "k", "positions", "seed", "weights")
-    for field in fields(method):
-        value = getattr(method, field.name)
-        if field.name not in columns and value != field.default:
-            text += f", {field.name}={value}"
-    return text
+    return method.label
 
 
 def as_pruner(name: str, allowed: Mapping[str, type[Pruner]], **arguments: Any) -> Pruner:

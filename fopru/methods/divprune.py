@@ -24,14 +24,13 @@ class DivPrune(Pruner, name="divprune"):
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         points = unit(image.features)  # (N, d)
-        alike = torch.cat([_others(*block).amax(1) for block in products(points, points)])
-        cosines = cosines_of(points)
-        kept = [first(-alike[None])]  # (1,) each
-        alike = cosines(kept[0])  # (N,) cosine to the nearest of those kept
+        unlike = -torch.cat([_others(*block).amax(1) for block in products(points, points)])
+        cosines, kept = cosines_of(points), [first(unlike[None])]  # (1,) each
+        unlike = -cosines(kept[0], unlike)  # (N,) to the nearest of those kept
         while len(kept) < k:
-            alike[kept[-1]] = torch.inf
-            kept.append(first(-alike[None]))
-            alike = alike.maximum(cosines(kept[-1]))
+            unlike[kept[-1]] = -torch.inf
+            kept.append(first(unlike[None]))
+            unlike = unlike.minimum(-cosines(kept[-1], unlike))
         return torch.cat(kept).sort().values
 
 

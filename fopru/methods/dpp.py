@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from fopru.encoding import EncodedImage
-from fopru.picking import greedy_map, unit
+from fopru.picking import RELATIVE, greedy_map, unit
 from fopru.pruner import Pruner
 
 EPSILON = 1e-6
@@ -63,6 +64,8 @@ class CDPruner(DPP, name="cdpruner"):
         text = unit(image.text).mean(0)  # (d,)
         relevance = self.sign * (unit(image.features) @ text)  # (N,)
         low, high = relevance.min(), relevance.max()
+        if high - low <= RELATIVE:  # as of a picture of one color: only rounding parts them
+            return torch.ones_like(relevance)
         return (relevance - low + EPSILON) / (high - low + EPSILON)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:

@@ -107,7 +107,8 @@ class PruMerge(Pruner, name="prumerge"):
             block = block.cpu()  # (b, N)
             rows = torch.arange(len(block))
             block[rows, kept[start + rows]] = -torch.inf
-            near.append(top(block, m) if m else rows.new_empty(len(rows), 0))
+            places = [top(row, m) if m else rows[:0] for row in block]
+            near.append(torch.stack(places))  # (b, 32)
             alike.append(block.gather(1, near[-1]))
         return torch.cat(near), torch.cat(alike)
 

@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from fopru.arguments import check_choice
 from fopru.evaluation import Example
 from fopru.pocket import scenes
+from fopru.pocket.answers import legal
 from fopru.pocket.drawing import SIZE, Question
 from fopru.pocket.objects import Objects
 from fopru.pocket.sampling import METRICS, example, folder
@@ -168,7 +169,7 @@ def read(path: str | Path) -> list[Example]:
             field = "evidence"
             evidence = tuple(_box(box) for box in row["evidence"])
             field = "choices"
-            choices = tuple(row["choices"]) if row["choices"] is not None else None
+            choices = tuple(row["choices"] or ()) or legal(row["task"], scene.get("variant"))
             for field in ("id", "task", "question", "answer"):
                 if row[field] is None:
                     raise ValueError("must not be empty")

@@ -9,6 +9,7 @@ import numpy as np
 from fopru.arguments import check_choice, check_integer
 from fopru.evaluation.tasks import Example
 from fopru.pocket import scenes
+from fopru.pocket.answers import legal
 from fopru.pocket.drawing import Question, Scene
 
 QUESTIONS_PER_IMAGE = 3
@@ -65,6 +66,7 @@ def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example
 def example(name: str, picture: str, scene: Scene, asked: Question) -> Example:
     """A question in the form that evaluation takes."""
     truth = {"image_id": picture, "variant": asked.variant, **scene.truth()}
-    told = (asked.text, asked.answer, asked.choices, asked.evidence)
+    choices = asked.choices or legal(asked.task, asked.variant)
+    told = (asked.text, asked.answer, choices, asked.evidence)
     metric = METRICS.get(asked.task, "accuracy")
     return Example(name, asked.task, scene.image, *told, truth, metric=metric)

@@ -1,0 +1,173 @@
+"""What a model says and what it knows: two readings of one question.
+
+A model that answers "84 lamp 48" where 84 is right did not stop, but knows. What is generated shows
+what is said. What is known shows in a forced choice: which of the legal answers is the likeliest,
+each read out to the model, its end not scored.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, PreTrainedModel, ProcessorMixin
+
+from fopru.applying import cache_name, select_rows
+from fopru.evaluation.asking import answer_ids
+from fopru.evaluation.tasks import Example
+
+Tokens = tuple[int, ...]
+
+
+def begins(said: str, right: Sequence[str]) -> bool:
+    """Whether what was said begins with a right answer that ends where a word ends."""
+    return any(said.startswith(r) and not said[len(r) :][:1].isalnum() for r in right)
+
+
+def legal_answers(e: Example) -> tuple[str, ...] | None:
+    """The answers that a question may have, stripped and in lower case; None where it names none.
+
+    Raises:
+        ValueError: they are empty, repeat one another, or lack every right answer.
+    """
+    if e.choices is None:
+        return None
+    found = tuple(choice.strip().lower() for choice in e.choices)
+    if not found:
+        raise ValueError(f"examples: question {e.id!r} has choices=(): name some, or leave it out.")
+    if twice := sorted({choice for choice in found if found.count(choice) > 1}):
+        raise ValueError(f"examples: question {e.id!r} names the choice {twice[0]!r} twice.")
+    if not set(found) & set(e.right):
+        raise ValueError(
+            f"examples: question {e.id!r} has the answer {e.answer!r}, which is none of its "
+            f"choices: {', '.join(found)}."
+        )
+    return found
+
+
+class Choices:
+    """The legal answers of one question, as tokens that follow its prompt.
+
+    An answer that others begin with ("center", "center left") is scored with its end, and so are
+    those that begin with it; all others are scored without.
+    """
+
+    def __init__(self, processor: ProcessorMixin, prompt: str, e: Example):
+        names = [choice.strip() for choice in e.choices] if legal_answers(e) else []
+        whole = {name: tuple(answer_ids(processor, prompt, name)) for name in names}
+        end = 1 if processor.tokenizer.eos_token else 0
+        short = {name: ids[: len(ids) - end] for name, ids in whole.items()}
+        clash = {
+            name
+            for one in names
+            for other in names
+            if one != other and short[other][: len(short[one])] == short[one]
+            for name in (one, other)
+        }
+        self.tokens: dict[Tokens, bool] = {
+            (whole if name in clash else short)[name]: name.lower() in e.right for name in names
+        }
+        """Tokens of each legal answer -> whether it is right."""
+
+
+class Known:
+    """What the model thinks of each question's legal answers, found by reading as few as needed.
+
+    The probability of an answer is at most that of its beginning. So beginnings are read out to the
+    model only while one of them could still lead to a likelier wrong answer than any that is known.
+    """
+
+    def __init__(self, choices: Sequence[Choices], last: Tensor):
+        """From (B, V) log-probabilities of what follows the prompts."""
+        self.choices = choices
+        self.after: list[dict[Tokens, Tensor]] = [{(): log} for log in last]
+        """Per question: beginning -> (V,) log-probabilities of the next token."""
+
+    def learn(self, row: int, tokens: Tokens, log: Tensor) -> None:
+        """Take (T, V) log-probabilities of what follows the first 1 to T of these tokens."""
+        for i, values in enumerate(log):
+            self.after[row].setdefault(tokens[: i + 1], values)
+
+    def bound(self, row: int, tokens: Tokens) -> tuple[float, Tokens | None]:
+        """The log-probability of the longest known beginning of an answer, and the beginning that
+        has to be read next; None where all of it is known."""
+        total = 0.0
+        for i, token in enumerate(tokens):
+            if (log := self.after[row].get(tokens[:i])) is None:
+                return total, tokens[:i]
+            total += float(log[token])
+        return total, None
+
+    def margin(self, row: int) -> tuple[float | None, set[Tokens]]:
+        """How much likelier the likeliest right answer is than the likeliest wrong one, in nats,
+        and the beginnings that could still change it."""
+        if len(self.choices[row].tokens) < 2:
+            return None, set()
+        best: dict[bool, float] = {True: -torch.inf, False: -torch.inf}
+        open_: list[tuple[bool, float, Tokens]] = []
+        for tokens, right in self.choices[row].tokens.items():
+            total, unread = self.bound(row, tokens)
+            if unread is None:
+                best[right] = max(best[right], total)
+            else:
+                open_.append((right, total, unread))
+        needed = {unread for right, total, unread in open_ if total > best[right]}
+        return best[True] - best[False], needed
+
+
+def margins(
+    model: PreTrainedModel,
+    known: Known,
+    cache: Cache,
+    arguments: Mapping[str, Tensor],
+    size: int,
+) -> list[float | None]:
+    """Per question, by how much the likeliest right answer leads all wrong ones; None where the
+    question names no legal answers.
+
+    Args:
+        model: within the block of the session that read the prompts.
+        known: what is known already; it learns what is read here.
+        cache: of the B prompts; it is left as it was.
+        arguments: "attention_mask", (B, L), and "position_ids", (..., B, L), of the prompts.
+        size: how many beginnings are read at a time.
+    """
+    while True:
+        found = [known.margin(row) for row in range(len(known.choices))]
+        unread = [(row, tokens) for row, (_, needed) in enumerate(found) for tokens in needed]
+        if not unread:
+            return [value for value, _ in found]
+        for start in range(0, len(unread), size):
+            _read(model, known, cache, arguments, unread[start : start + size])
+
+
+def _read(
+    model: PreTrainedModel,
+    known: Known,
+    cache: Cache,
+    arguments: Mapping[str, Tensor],
+    some: Sequence[tuple[int, Tokens]],
+) -> None:
+    """Read beginnings of answers out to the model, each on a copy of its prompt's cache."""
+    mask, positions = arguments["attention_mask"], arguments["position_ids"]
+    index = torch.tensor([row for row, _ in some], device=mask.device)
+    longest = max(len(tokens) for _, tokens in some)
+    ids = torch.tensor(
+        [[*tokens, *tokens[-1:] * (longest - len(tokens))] for _, tokens in some],
+        device=mask.device,
+    )  # (R, T); what follows a shorter one is not looked at
+    copied = copy.deepcopy(cache)
+    select_rows(copied, index)
+    steps = torch.arange(1, longest + 1, device=mask.device)
+    called: dict[str, Any] = {
+        "input_ids": ids,
+        "attention_mask": torch.cat([mask[index], torch.ones_like(ids).to(mask)], 1),
+        "position_ids": positions[..., index, -1:] + steps,
+        cache_name(model): copied,
+    }
+    log = model(**called, use_cache=True).logits.float().log_softmax(-1)  # (R, T, V)
+    for (row, tokens), values in zip(some, log, strict=True):
+        known.learn(row, tokens, values[: len(tokens)])
