@@ -33,7 +33,7 @@ from fopru.cli import app
 from fopru.evaluation import Example, chat, evaluate, read_jsonl, read_rows
 
 FAMILIES = [f for f in zoo.FAMILIES if f != "smolvlm" or find_spec("num2words")]
-PICTURES = ["plain", "other", "deep", "clear", "turned", "missing", "broken"]
+PICTURES = ["plain", "other", "flat", "deep", "clear", "turned", "missing", "broken"]
 TEXTS = [
     "w1 w2",
     "w9 w8 w7",
@@ -114,7 +114,7 @@ def drawn_case(draws):
 
     def fresh():
         methods = one(METHODS)
-        kinds = PICTURES if draws.once_in(4) else PICTURES[:5]
+        kinds = PICTURES if draws.once_in(4) else PICTURES[:6]
         return Run(
             questions=tuple(question() for _ in range(one([1, 2, 3, 4]))),
             pictures=tuple(one(kinds) for _ in range(3)),
@@ -181,6 +181,10 @@ def holes():
 @cache
 def shown(kind):
     """The picture as a viewer shows it: RGB."""
+    if kind == "flat":  # many of its patches are equal
+        image = Image.new("RGB", (64, 64), "white")
+        image.paste((30, 30, 30), (8, 16, 56, 24))
+        return image
     if kind == "deep":
         return tiny.image(40, 40, seed=6).convert("L").convert("RGB")
     if kind == "clear":
