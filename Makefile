@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow oldest newest lmms notebooks book serve lint clean
+.PHONY: help test slow fuzz oldest newest lmms notebooks book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -16,6 +16,7 @@ help:
 	@echo "make lint   ruff               make clean  remove what the targets made"
 	@echo "make oldest the quick tests with the oldest transformers that is supported (.venv-oldest)"
 	@echo "make newest the same with the newest (.venv-newest)"
+	@echo "make fuzz   300 drawn ways of asking, against a masked run (FOPRU_FUZZ_DRAWS, FOPRU_FUZZ_SEED)"
 	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
@@ -24,6 +25,10 @@ test: $(READY)
 
 slow: $(READY)
 	$(BIN)/pytest -q -m slow
+
+fuzz: export FOPRU_FUZZ_DRAWS ?= 300
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
 oldest newest: %: .venv-%/.ready
 	PYTHONPATH=.venv-$@ $(QUICK) tests/test_*.py
