@@ -1,6 +1,6 @@
 """Kept tokens with and without weights: `data/results/weights/`.
 
-python benchmarks/weights.py tune       # on the validation split: which selection, which layers
+python benchmarks/weights.py tune       # on the validation split: which selection
 python benchmarks/weights.py test       # on the test split, once: a stopped run goes on
 python benchmarks/weights.py seeds seed1 seed2 seed3    # models of benchmarks/half.py
 python benchmarks/weights.py timing     # two layers of LLaVA-1.5-7B's shape, with and without
