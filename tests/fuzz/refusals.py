@@ -78,6 +78,11 @@ GENERATION = [
         lambda c: not c.mask and len(c.rows) > 1 and c.way.startswith("inputs_"),
     ),
     Refusal(
+        r"the KV cache holds the first \d+ tokens of the prompt, and method '\w+' reads prompts",
+        "What is kept hangs on attention over the whole prompt.",
+        lambda c: c.method in INSIDE and c.way == "cached_beginning",
+    ),
+    Refusal(
         r"pictures were given with inputs_embeds or without input_ids",
         "Their places are found in the ids.",
         lambda c: c.way == "embedded",
