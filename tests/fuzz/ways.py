@@ -278,7 +278,7 @@ def says_the_placeholder(scene):
             steps.append(ids)
             if len(steps) == 1 + scene.case.option % 2:
                 return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([word]), 0)
-            return scores
+            return scores.index_fill(1, torch.tensor([spare]), -torch.inf)
 
         return lambda prompt: {"logits_processor": [say]}
 
