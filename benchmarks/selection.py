@@ -17,6 +17,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from fopru import METHODS, EncodedImage, Pruner
+from fopru.choosing import pruned_image
 from fopru.encoding import VISION, Tap
 from fopru.families import Family, Grid, View
 from fopru.in_llm import InLLMPruner
@@ -75,7 +76,7 @@ def times(pruner: Pruner, image: EncodedImage, device: str) -> tuple[float, floa
     (k,), score = pruner.budgets(image.grid), pruner.score(image)
     scored = replace(image, significance=None if score is None else score.float().cpu())
     own = pruner.select if pruner.selects() else pruner.merge
-    whole = milliseconds(lambda: pruner._prune_image(image), device)
+    whole = milliseconds(lambda: pruned_image(pruner, image), device)
     return milliseconds(lambda: own(scored, k), device), whole
 
 

@@ -192,6 +192,21 @@ def shorten(
     return inputs, order
 
 
+def shortened(
+    encoded: Encoded, images: tuple[PrunedImage, ...], features: list[Tensor], positions: str
+) -> PrunedInputs:
+    """The inputs without the visual tokens that were not kept.
+
+    Args:
+        encoded: The pictures and their prompts.
+        images: What was kept of each picture.
+        features: (k, d) per picture: the kept tokens, or those that they were merged into.
+        positions: "reindex" or "preserve".
+    """
+    text, columns = shorten(encoded, images, positions)
+    return PrunedInputs(text, encoded.family, features, images, columns)
+
+
 def whole(encoded: Encoded) -> PrunedInputs:
     """The inputs with all visual tokens, their pictures encoded."""
     grids = [image.grid for image in encoded.images]

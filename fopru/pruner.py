@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import KW_ONLY, dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,10 +13,11 @@ from transformers import PreTrainedModel
 
 from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
+from fopru.choosing import check_places, choose
 from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
-from fopru.picking import floor_share, in_proportion, owners, top
-from fopru.pruned import PrunedImage, PrunedInputs, shorten
+from fopru.picking import floor_share, in_proportion, top
+from fopru.pruned import PrunedInputs, shortened
 
 
 class Merged(NamedTuple):
@@ -193,7 +194,7 @@ class Pruner:
         """The k tokens to keep of one view. A method that makes new ones overrides this."""
         n = image.grid.n_tokens
         kept = torch.arange(n) if k == n else self.select(image, k).cpu()
-        self._check("select", kept, k, n)
+        check_places(self, "select", kept, k, n)
         return Merged(kept, image.features[kept.to(image.features.device)])
 
     def taps(self, family: Family) -> set[Tap]:
@@ -259,109 +260,7 @@ class Pruner:
                 "attention_mask is missing, and input_ids hold padding: give the attention_mask "
                 "that the processor returned."
             )
-        return self.shortened(encoded, *self.choose(encoded))
-
-    def choose(self, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
-        """The first half of `compact`: what is kept of each picture, and its (k, d) tokens."""
-        pairs = []
-        for image in encoded.images:
-            if "text" in self.needs and image.text is None:
-                image = replace(image, text=encoded.text(image.sample))
-            pairs.append(self._prune_image(image))
-        images, features = zip(*pairs, strict=True)
-        return images, list(features)
-
-    def shortened(
-        self, encoded: Encoded, images: tuple[PrunedImage, ...], features: list[Tensor]
-    ) -> PrunedInputs:
-        """The second half of `compact`: the inputs without the tokens that were not kept."""
-        text, columns = shorten(encoded, images, self.numbering(encoded.family))
-        return PrunedInputs(text, encoded.family, features, images, columns)
-
-    def _prune_image(self, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
-        """What is kept of a picture, and its (k, d) tokens."""
-        if not self.selects():
-            self._refuse_what_cannot_merge(image)
-        views = list(image.views())
-        sizes = [view.grid.n_tokens for view in views]
-        significance = self._significance(views)  # (N,)
-        parts = [None] * len(views) if significance is None else significance.split(sizes)
-        kept, tokens, owner, done, start = [], [], [], 0, 0
-        for view, k, part in zip(views, self.budgets_of(image), parts, strict=True):
-            n = view.grid.n_tokens
-            places, features, went = self.merge(replace(view, significance=part), k)
-            places = places.cpu()
-            self._check("merge", places, k, n)
-            if went is None:
-                went = torch.full((n,), -1)
-                went[places] = torch.arange(k)
-            self._check_merged(features, went, k, n)
-            went = went.cpu()
-            kept.append(places + start)
-            tokens.append(features)
-            owner.append(went.where(went < 0, went + done))
-            start, done = start + n, done + k
-        places, features = torch.cat(kept), torch.cat(tokens)
-        weighted = self.weights != "none"
-        pruned = PrunedImage(
-            sample=image.sample,
-            kept=places,
-            significance=significance,
-            grid=image.grid,
-            owner=owners(image.features, places).cpu() if weighted else torch.cat(owner),
-        )
-        if image.deep is not None:
-            features = torch.cat([features, image.deep[places.to(features.device)]], 1)
-        return pruned, features
-
-    def _significance(self, views: list[EncodedImage]) -> Tensor | None:
-        """(N,) float32 on the CPU, to which the scores of all views move at once."""
-        scores = [self.score(view) for view in views]
-        if scores[0] is None:
-            return None
-        for view, score in zip(views, scores, strict=True):
-            if score.shape != (view.grid.n_tokens,):
-                raise ValueError(
-                    f"{type(self).__name__}.score must return one value for each of "
-                    f"{view.grid.n_tokens} visual tokens; got shape {tuple(score.shape)}."
-                )
-        significance = torch.cat(scores).float().cpu()
-        if not (finite := significance.isfinite()).all():
-            raise ValueError(
-                f"{type(self).__name__}.score gave NaN or infinity for {int((~finite).sum())} of "
-                f"{len(finite)} visual tokens, so that they cannot be ranked."
-            )
-        return significance
-
-    def _refuse_what_cannot_merge(self, image: EncodedImage) -> None:
-        """Refuse a picture whose tokens this merging method cannot make new ones of."""
-        title, projects = image.family.title, "vision" in self.needs
-        if image.deep is not None:
-            why = f"the first layers of {title} want features that new tokens do not have"
-        elif projects and any(view.newline for view in image.grid.views):
-            why = "this family has newline tokens, which have none of the tower's features"
-        elif projects and image.family.merges:
-            why = f"{title} makes one token of several patches of the tower"
-        else:
-            return
-        raise UnsupportedModelError(
-            f"method {self.name!r} makes new tokens, and {why}: it is undefined here."
-        )
-
-    def _check(self, function: str, kept: Tensor, k: int, n: int) -> None:
-        inside = kept.shape == (k,) and kept[0] >= 0 and kept[-1] < n
-        if not inside or not (kept.diff() > 0).all():
-            raise ValueError(
-                f"{type(self).__name__}.{function} must return {k} sorted, distinct indices below "
-                f"{n}; got {kept}."
-            )
-
-    def _check_merged(self, features: Tensor, owner: Tensor, k: int, n: int) -> None:
-        if len(features) != k or owner.shape != (n,) or owner.min() < -1 or owner.max() >= k:
-            raise ValueError(
-                f"{type(self).__name__}.merge must return {k} tokens, and for each of {n} old ones "
-                f"which of these it went into or -1; got {len(features)}, and {owner}."
-            )
+        return shortened(encoded, *choose(self, encoded), self.numbering(encoded.family))
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Session]:
         """`with pruner(model) as session:` prunes whatever goes through the model in the block.

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 import fopru
 from fopru import picking
+from fopru.choosing import pruned_image
 from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid, UnsupportedModelError, View
 from fopru.methods import pool, vispruner
@@ -48,7 +49,7 @@ def picture(seed=0, height=6, width=8, dtype=torch.float32):
 
 
 def kept(pruner, image):
-    return pruner._prune_image(image)[0].kept
+    return pruned_image(pruner, image)[0].kept
 
 
 # The matrix
@@ -177,7 +178,7 @@ def test_pool_averages_cells_and_says_how_many():
     image = picture()
     pruner = fopru.METHODS["pool"](k=13)
     assert pruner.n_keep(image.grid) == 12
-    pruned, features = pruner._prune_image(image)
+    pruned, features = pruned_image(pruner, image)
     for members, feature in zip(pruned.sources, features, strict=True):
         assert len(members) == 4
         torch.testing.assert_close(feature, image.features[members].mean(0))
@@ -188,7 +189,7 @@ def test_every_token_is_in_a_cell_of_the_pool_that_holds_it():
     image = picture(height=5, width=7)
     for k in range(1, 36):
         pruner = fopru.METHODS["pool"](k=k)
-        pruned, _ = pruner._prune_image(image)
+        pruned, _ = pruned_image(pruner, image)
         high, wide = pool.shape(5, 7, pruned.n_kept)
         for token, cell in enumerate(pruned.owner.tolist()):
             (row, column), (i, j) = divmod(token, 7), divmod(cell, wide)
@@ -199,7 +200,7 @@ def test_every_token_is_in_a_cell_of_the_pool_that_holds_it():
 @pytest.mark.parametrize("k", [1, 5, 24, 30, 47])
 def test_tome_conserves_mass_and_covers_every_token_once(k):
     image = picture(3)
-    pruned, features = fopru.METHODS["tome"](k=k)._prune_image(image)
+    pruned, features = pruned_image(fopru.METHODS["tome"](k=k), image)
     assert sorted(torch.cat(pruned.sources).tolist()) == list(range(48))
     for members, place, feature in zip(pruned.sources, pruned.kept, features, strict=True):
         assert place == members.min()
@@ -223,13 +224,13 @@ def test_tome_by_hand(k):
         for _, a, b in gone:
             groups[b] = sorted(groups[b] + groups[a])
         groups = sorted(g for i, g in enumerate(groups) if i not in {a for _, a, _ in gone})
-    pruned, _ = fopru.METHODS["tome"](k=k)._prune_image(image)
+    pruned, _ = pruned_image(fopru.METHODS["tome"](k=k), image)
     assert [members.tolist() for members in pruned.sources] == groups
 
 
 def test_tome_merges_the_most_alike_pair_first():
     image = picture(4)
-    pruned, _ = fopru.METHODS["tome"](k=47)._prune_image(image)
+    pruned, _ = pruned_image(fopru.METHODS["tome"](k=47), image)
     (pair,) = [m.tolist() for m in pruned.sources if len(m) == 2]
     x = F.normalize(image.features, dim=1)
     best = max(itertools.product(range(0, 48, 2), range(1, 48, 2)), key=lambda p: x[p[0]] @ x[p[1]])
@@ -238,7 +239,7 @@ def test_tome_merges_the_most_alike_pair_first():
 
 def test_visionzip_by_hand():
     image = picture(5)
-    pruned, features = fopru.METHODS["visionzip"](k=32)._prune_image(image)
+    pruned, features = pruned_image(fopru.METHODS["visionzip"](k=32), image)
     count = 5  # floor(32 * 10 / 64)
     cls = image.tap("cls").tolist()
     dominant = sorted(sorted(range(48), key=lambda i: -cls[i])[: 32 - count])
@@ -264,7 +265,7 @@ def test_visionzip_by_hand():
 
 def test_prumerge_by_hand():
     image = picture(6)
-    pruned, features = fopru.METHODS["prumerge"](k=10)._prune_image(image)
+    pruned, features = pruned_image(fopru.METHODS["prumerge"](k=10), image)
     a = image.tap("cls_wide", -1)
     chosen = sorted(a.sort(descending=True).indices[:9].tolist())
     dropped = [i for i in range(48) if i not in chosen]
@@ -318,7 +319,7 @@ def test_adaptive_prumerge_with_many_outliers(method, size, outlying):
     cls = torch.full((n,), 0.001)
     cls[:outlying] = 1.0
     image = replace(image, scores=image.scores | {tap: cls})
-    pruned, features = fopru.METHODS[method](adaptive=True)._prune_image(image)
+    pruned, features = pruned_image(fopru.METHODS[method](adaptive=True), image)
     every = method == "prumerge+" or n == 1
     assert pruned.n_kept == len(features) == (n if every else outlying + 1)
     assert features.isfinite().all()
@@ -380,7 +381,7 @@ def tied(dtype=torch.float32, constant=False):
 def test_the_last_bit_picks_nothing(monkeypatch, method, dtype, constant):
     """Neither the number of threads, nor the size of a product, nor noise in the last bit."""
     image, pruner = tied(dtype, constant), fopru.METHODS[method](0.25)
-    expected, _ = pruner._prune_image(image)
+    expected, _ = pruned_image(pruner, image)
     draw = torch.Generator().manual_seed(1)
     attention = {Tap(b, a) for b in range(4) for a in ("received", "given", "cls", "cls_wide")}
     threads = torch.get_num_threads()
@@ -395,7 +396,7 @@ def test_the_last_bit_picks_nothing(monkeypatch, method, dtype, constant):
                 else values
                 for tap, values in image.scores.items()
             }
-            found, _ = pruner._prune_image(replace(image, scores=scores))
+            found, _ = pruned_image(pruner, replace(image, scores=scores))
             assert torch.equal(found.kept, expected.kept)
             assert torch.equal(found.owner, expected.owner)
     finally:
@@ -436,7 +437,7 @@ def test_no_tensor_of_all_pairs(method):
     image = picture(9, 128, 128)
     k = n - 64 if method in ("vispruner", "tome") else 128
     with reference.LargestTensor() as made, torch.no_grad():
-        fopru.METHODS[method](k=k)._prune_image(image)
+        pruned_image(fopru.METHODS[method](k=k), image)
     assert made.elements <= 2**22
 
 
@@ -446,7 +447,7 @@ def test_nothing_is_compared_where_all_are_kept(method):
     image = replace(image, features=torch.full_like(image.features, torch.nan))
     if method != "cdpruner":  # whose score reads the features
         assert kept(fopru.METHODS[method](1.0), image).tolist() == list(range(48))
-        pruned, _ = fopru.METHODS[method](1.0, weights="mass")._prune_image(image)
+        pruned, _ = pruned_image(fopru.METHODS[method](1.0, weights="mass"), image)
         assert pruned.owner.tolist() == list(range(48))
 
 
@@ -484,7 +485,7 @@ def test_no_float64_on_a_gpu_that_has_none(method):
     image = picture(3)
     arguments = [{}, {"weights": "mass"}] if fopru.METHODS[method].selects() else [{}]
     for more in arguments:
-        expected, _ = fopru.METHODS[method](0.3, **more)._prune_image(image)
+        expected, _ = pruned_image(fopru.METHODS[method](0.3, **more), image)
         tensors = [
             image.features.clone(),
             image.text.clone(),
@@ -497,7 +498,7 @@ def test_no_float64_on_a_gpu_that_has_none(method):
             image, features=features, text=text, scores=dict(zip(image.scores, values, strict=True))
         )
         with NoFloat64():
-            found, tokens = fopru.METHODS[method](0.3, **more)._prune_image(there)
+            found, tokens = pruned_image(fopru.METHODS[method](0.3, **more), there)
             assert tokens.gpu
         assert torch.equal(found.kept, expected.kept)
         assert torch.equal(found.owner, expected.owner)

@@ -1,5 +1,6 @@
 """Every family: nothing changes at retention 1, the masked oracle below it, scores by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import accelerate
@@ -237,6 +238,10 @@ def test_every_method_runs_or_says_why_not(name, family):
         with pytest.raises(fopru.UnsupportedModelError, match=reason), pruner(model):
             model.generate(**inputs, max_new_tokens=2)
         return
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with replace(pruner, retention=1.0)(model):
+            torch.testing.assert_close(model(**inputs).logits, plain, atol=1e-5, rtol=1e-5)
     with pruner(model) as run:
         new = answers(model, inputs)
     assert new.shape == (2, 6)

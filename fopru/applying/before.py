@@ -22,8 +22,9 @@ from transformers.generation.streamers import BaseStreamer
 from fopru.applying.conversation import Conversation, cache_of, conversation, mark, n_past
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
 from fopru.attention import KERNELS, implementation, twinned, weighing
+from fopru.choosing import choose
 from fopru.encoding import Encoded, encode
-from fopru.pruned import PrunedInputs, numbered
+from fopru.pruned import PrunedInputs, numbered, shortened
 
 
 class Before(Session):
@@ -68,13 +69,13 @@ class Before(Session):
         return twinned(self.family.decoder.config) if self.weighs else nullcontext()
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
-        chosen = during("selection", lambda: self.pruner.choose(encoded))
+        chosen = during("selection", lambda: choose(self.pruner, encoded))
         pruned = during("compaction", lambda: self._shortened(encoded, *chosen))
         self.last = pruned  # another thread's may take its place before this one returns
         return pruned
 
     def _shortened(self, encoded: Encoded, *chosen: Any) -> PrunedInputs:
-        pruned = self.pruner.shortened(encoded, *chosen)
+        pruned = shortened(encoded, *chosen, self.pruner.numbering(encoded.family))
         return self._weighted(pruned) if self.weighs else pruned
 
     def _weighted(self, pruned: PrunedInputs) -> PrunedInputs:

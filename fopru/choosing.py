@@ -1,0 +1,123 @@
+"""From a pruner and an encoded picture to what is kept of it, with each promise checked."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fopru.encoding import Encoded, EncodedImage
+from fopru.families import UnsupportedModelError
+from fopru.picking import owners
+from fopru.pruned import PrunedImage
+
+
+def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
+    """What a pruner keeps of each picture, and its (k, d) tokens.
+
+    Raises:
+        UnsupportedModelError: a merging method, on a model whose tokens it cannot make new ones of.
+        ValueError: the pruner broke a promise: wrong shapes, places or values.
+    """
+    pairs = []
+    for image in encoded.images:
+        if "text" in pruner.needs and image.text is None:
+            image = replace(image, text=encoded.text(image.sample))
+        pairs.append(pruned_image(pruner, image))
+    images, features = zip(*pairs, strict=True)
+    return images, list(features)
+
+
+def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
+    """What is kept of a picture, and its (k, d) tokens."""
+    if not pruner.selects():
+        _refuse_what_cannot_merge(pruner, image)
+    views = list(image.views())
+    sizes = [view.grid.n_tokens for view in views]
+    significance = _significance(pruner, views)  # (N,)
+    parts = [None] * len(views) if significance is None else significance.split(sizes)
+    kept, tokens, owner, done, start = [], [], [], 0, 0
+    for view, k, part in zip(views, pruner.budgets_of(image), parts, strict=True):
+        n = view.grid.n_tokens
+        if k == n:  # all stay as they are, whatever the method
+            places, features, went = torch.arange(n), view.features, None
+        else:
+            places, features, went = pruner.merge(replace(view, significance=part), k)
+        places = places.cpu()
+        check_places(pruner, "merge", places, k, n)
+        if went is None:
+            went = torch.full((n,), -1)
+            went[places] = torch.arange(k)
+        _check_merged(pruner, features, went, k, n)
+        went = went.cpu()
+        kept.append(places + start)
+        tokens.append(features)
+        owner.append(went.where(went < 0, went + done))
+        start, done = start + n, done + k
+    places, features = torch.cat(kept), torch.cat(tokens)
+    weighted = pruner.weights != "none"
+    pruned = PrunedImage(
+        sample=image.sample,
+        kept=places,
+        significance=significance,
+        grid=image.grid,
+        owner=owners(image.features, places).cpu() if weighted else torch.cat(owner),
+    )
+    if image.deep is not None:
+        features = torch.cat([features, image.deep[places.to(features.device)]], 1)
+    return pruned, features
+
+
+def _significance(pruner: Any, views: list[EncodedImage]) -> Tensor | None:
+    """(N,) float32 on the CPU, to which the scores of all views move at once."""
+    scores = [pruner.score(view) for view in views]
+    if scores[0] is None:
+        return None
+    for view, score in zip(views, scores, strict=True):
+        if score.shape != (view.grid.n_tokens,):
+            raise ValueError(
+                f"{type(pruner).__name__}.score must return one value for each of "
+                f"{view.grid.n_tokens} visual tokens; got shape {tuple(score.shape)}."
+            )
+    significance = torch.cat(scores).float().cpu()
+    if not (finite := significance.isfinite()).all():
+        raise ValueError(
+            f"{type(pruner).__name__}.score gave NaN or infinity for {int((~finite).sum())} of "
+            f"{len(finite)} visual tokens, so that they cannot be ranked."
+        )
+    return significance
+
+
+def _refuse_what_cannot_merge(pruner: Any, image: EncodedImage) -> None:
+    """Refuse a picture whose tokens this merging method cannot make new ones of."""
+    title, projects = image.family.title, "vision" in pruner.needs
+    if image.deep is not None:
+        why = f"the first layers of {title} want features that new tokens do not have"
+    elif projects and any(view.newline for view in image.grid.views):
+        why = "this family has newline tokens, which have none of the tower's features"
+    elif projects and image.family.merges:
+        why = f"{title} makes one token of several patches of the tower"
+    else:
+        return
+    raise UnsupportedModelError(
+        f"method {pruner.name!r} makes new tokens, and {why}: it is undefined here."
+    )
+
+
+def check_places(pruner: Any, function: str, kept: Tensor, k: int, n: int) -> None:
+    inside = kept.shape == (k,) and kept[0] >= 0 and kept[-1] < n
+    if not inside or not (kept.diff() > 0).all():
+        raise ValueError(
+            f"{type(pruner).__name__}.{function} must return {k} sorted, distinct indices below "
+            f"{n}; got {kept}."
+        )
+
+
+def _check_merged(pruner: Any, features: Tensor, owner: Tensor, k: int, n: int) -> None:
+    if len(features) != k or owner.shape != (n,) or owner.min() < -1 or owner.max() >= k:
+        raise ValueError(
+            f"{type(pruner).__name__}.merge must return {k} tokens, and for each of {n} old ones "
+            f"which of these it went into or -1; got {len(features)}, and {owner}."
+        )
