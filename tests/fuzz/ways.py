@@ -311,7 +311,7 @@ def forward(scene):
         scene.close(mine[-3:], right[row, places[-3:]], f"row {row}")
 
 
-def loop_of(scene, run, first, step):
+def loop_of(first, step):
     """Logits (3, V) after the prompt and after each token of TOLD but the last."""
     out, found = first, [first.logits[0, -1]]
     for i, token in enumerate(TOLD):
@@ -324,7 +324,7 @@ def right_of(scene):
     return scene.read(torch.tensor([TOLD]))[0, scene.length - 1 :]
 
 
-def stepper(scene, run):
+def stepper(scene):
     """The caller's next forward: with or without the mask as the caller knows it, and with position
     ids where they stay what they were (Qwen numbers a step by the last prompt of the model)."""
     counted = scene.case.family.startswith("qwen") and scene.case.way == "two_conversations"
@@ -347,7 +347,7 @@ def own_loop(scene):
     right = right_of(scene)
     with scene.block() as run:
         first = scene.forward(scene.called(), use_cache=True)
-        found = loop_of(scene, run, first, stepper(scene, run))
+        found = loop_of(first, stepper(scene))
         scene.check(run)
     scene.close(found, right, "logits by step")
 
@@ -372,7 +372,7 @@ def loop_with_the_runs_mask(scene):
                 **more,
             )
 
-        found = loop_of(scene, run, first, step)
+        found = loop_of(first, step)
     scene.close(found, right, "logits by step")
 
 
@@ -383,10 +383,10 @@ def two_conversations(scene):
         return
     right = right_of(scene)
     other = replace(scene.case, rows=(cases.Row(scene.case.option % 5, (3,)),), video=False)
-    with scene.block() as run:
+    with scene.block():
         first = scene.forward(scene.called(), use_cache=True)
         scene.forward(cases.inputs(other), use_cache=True)
-        found = loop_of(scene, run, first, stepper(scene, run))
+        found = loop_of(first, stepper(scene))
     scene.close(found, right, "logits by step")
 
 
