@@ -14,6 +14,7 @@ from fopru.picking import owners
 from fopru.pruned import PrunedImage
 
 
+@torch.no_grad()
 def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
     """What a pruner keeps of each picture, and its (k, d) tokens.
 

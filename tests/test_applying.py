@@ -163,6 +163,17 @@ def test_drafted_tokens_change_nothing(family, pruner):
             torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["prumerge", "visionzip", "tome", "divprune"])
+def test_kept_tokens_carry_no_gradients(name):
+    """Assisted generation copies what it is called with, and training reaches the LLM only."""
+    model, inputs = zoo.model("llava"), asked("llava")
+    with fopru.METHODS[name](0.25)(model) as run:
+        plain = logits(model, inputs)
+        torch.testing.assert_close(logits(model, inputs, assistant_model=model), plain)
+        model(**inputs)
+    assert not any(features.requires_grad for features in run.last.features)
+
+
 @pytest.mark.parametrize("family", [f for f in zoo.FAMILIES if f != "gemma3"])
 def test_a_prefill_in_chunks_is_that_in_one_piece(family):
     """(Gemma 3 differs without pruning too.)"""
