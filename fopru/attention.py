@@ -20,30 +20,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from fopru.families import UnsupportedModelError
-
-PROVEN = "5.21 to 5.24"
-"""The versions of transformers on which the tests of fopru pass."""
+from fopru.versions import moved
 
 KERNELS = ("sdpa", "eager")
 """Attention implementations whose logits take a bias."""
 
 _LISTENER: ContextVar[Callable[..., None] | None] = ContextVar("fopru_listener", default=None)
 _WEIGHTS: ContextVar[Tensor | None] = ContextVar("fopru_weights", default=None)
-
-
-def moved(what: str) -> UnsupportedModelError:
-    """The error for an installed transformers that has moved what fopru reads of it."""
-    return UnsupportedModelError(
-        f"{what}. The installed transformers is {transformers.__version__}, and fopru is proven on "
-        f"{PROVEN}: install one of these."
-    )
 
 
 @contextmanager

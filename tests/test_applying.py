@@ -494,6 +494,17 @@ def test_a_pruner_stays_attached_until_it_is_removed(pruner):
 # What cannot be done is refused by name
 
 
+@pytest.mark.parametrize("first, second", [(PLAIN, INSIDE[0]), (INSIDE[1], MASS)], ids=str)
+def test_a_cache_of_another_kind_of_pruner_is_refused(first, second):
+    model, inputs = zoo.model("llava"), asked("llava")
+    with first(model):
+        out = model.generate(**inputs, max_new_tokens=2, return_dict_in_generate=True)
+    with second(model), pytest.raises(ValueError, match="a pruner of another kind shortened"):
+        model(input_ids=out.sequences[:, -1:], past_key_values=out.past_key_values)
+    with second(model), torch.no_grad():
+        model(**inputs)
+
+
 @pytest.mark.parametrize("pruner", INSIDE, ids=called)
 @pytest.mark.parametrize(
     "options, reason",

@@ -117,3 +117,13 @@ def test_a_decompression_bomb(tmp_path, monkeypatch):
         monkeypatch.setattr(pictures.Image, "MAX_IMAGE_PIXELS", limit)
         with pytest.raises(ValueError, match=r"bomb\.png: more than .* decompression bomb"):
             load_image(tmp_path / "bomb.png")
+
+
+def test_a_transformers_that_is_too_old_is_named_at_import(monkeypatch):
+    import importlib
+
+    import transformers
+
+    monkeypatch.setattr(transformers, "__version__", "5.17.0")
+    with pytest.raises(ImportError, match=r"needs transformers 5\.21 or newer, and 5\.17\.0 is"):
+        importlib.reload(importlib.import_module("fopru.versions"))

@@ -102,7 +102,7 @@ class Before(Session):
         if self.generating:  # a model that drafts for itself
             return generate(**kwargs)
         cache, config = cache_of(kwargs), self._config(kwargs)
-        known = conversation(cache) if n_past(cache) else None
+        known = conversation(cache, Conversation) if n_past(cache) else None
         if known is None and not self.shows(kwargs):
             with self.in_generate(None):
                 return generate(**kwargs)
@@ -197,7 +197,7 @@ class Before(Session):
         if past:
             if not self.generating and self.shows(kwargs):
                 self._refuse_new_pictures(ids, kwargs)
-            known = conversation(cache)
+            known = conversation(cache, Conversation)
             if known is not None and ids is not None:
                 kwargs = known.fitted(len(ids)).go_on(kwargs, past, ids.shape[1])
         elif self.shows(kwargs) and not self.generating:

@@ -133,9 +133,19 @@ def n_past(cache: Cache | None) -> int:
     return 0 if cache is None else int(cache.get_seq_length())
 
 
-def conversation(cache: Cache | None) -> Any:
-    """What a pruner noted of the prompt in a cache; None where none did."""
-    return getattr(cache, "_fopru", None)
+def conversation(cache: Cache | None, kind: type = object) -> Any:
+    """What a pruner noted of the prompt in a cache; None where none did.
+
+    Raises:
+        ValueError: a pruner of another kind did, and this one cannot go on for it.
+    """
+    noted = getattr(cache, "_fopru", None)
+    if noted is not None and not isinstance(noted, kind):
+        raise ValueError(
+            "the KV cache holds a prompt that a pruner of another kind shortened (before the "
+            "language model or inside it): go on with it in a block of that pruner."
+        )
+    return noted
 
 
 def mark(cache: Cache | None, noted: Any) -> None:

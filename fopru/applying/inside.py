@@ -158,13 +158,13 @@ class Inside(Session):
                     "holds tokens: pictures belong to the beginning. Call the model again without "
                     "the cache, with the whole conversation."
                 )
-            known = conversation(cache)
-            if not isinstance(known, Layers) and shown:
+            known = conversation(cache, Layers)
+            if known is None and shown:
                 raise ValueError(
                     f"the KV cache holds the first {n_past(cache)} tokens of the prompt, and "
                     f"method {self.pruner.name!r} reads prompts whole: leave the cache out."
                 )
-            if not isinstance(known, Layers):
+            if known is None:
                 return forward(**kwargs)
             at_hand = Pass(self, fitted(known, len(ids)))
         elif not shown or ids is None:

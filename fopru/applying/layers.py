@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import NAMES
-from fopru.attention import moved
+from fopru.versions import moved
 
 
 @dataclass

@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-
-class UnsupportedModelError(ValueError):
-    """The model, its vision tower, or a method on it is outside of what fopru supports."""
+from fopru.versions import UnsupportedModelError
 
 
 class View(NamedTuple):
