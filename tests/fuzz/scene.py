@@ -280,9 +280,11 @@ class Scene:
 
 
 def masses(features, kept):
-    """(k,) how many tokens are most like each kept one; by hand, in float64, ties to the first."""
+    """(k,) how many tokens are most like each kept one; by hand, ties (`fopru.picking`) to the
+    first."""
     unit = F.normalize(features.double(), dim=1)
-    owner = (unit @ unit[kept].T).mul(1e6).round().argmax(1)
+    cosines = unit @ unit[kept].T  # (N, k)
+    owner = (cosines >= cosines.amax(1, keepdim=True) - 2**-18).byte().argmax(1)
     owner[kept] = torch.arange(len(kept))
     return owner.bincount(minlength=len(kept)).float()
 
