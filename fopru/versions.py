@@ -9,11 +9,21 @@ OLDEST = "5.21"
 PROVEN = f"{OLDEST} to 5.24"
 """The versions of transformers on which the tests of fopru pass."""
 
-if Version(transformers.__version__) < Version(OLDEST):
-    raise ImportError(
-        f"fopru needs transformers {OLDEST} or newer, and {transformers.__version__} is installed: "
-        'pip install -U "transformers>=5.21,<6".'
-    )
+INSTALLED = Version(transformers.__version__)
+CHUNKS = Version("5.23")
+"""The first transformers that prefills pictures in chunks rightly."""
+
+
+def check(installed: Version) -> None:
+    """Raise ImportError if this version of transformers is too old for fopru."""
+    if installed < Version(OLDEST):
+        raise ImportError(
+            f"fopru needs transformers {OLDEST} or newer, and {installed} is installed: "
+            f'pip install -U "transformers>={OLDEST},<6".'
+        )
+
+
+check(INSTALLED)
 
 
 class UnsupportedModelError(ValueError):

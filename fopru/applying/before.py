@@ -25,6 +25,7 @@ from fopru.attention import KERNELS, implementation, twinned, weighing
 from fopru.choosing import choose
 from fopru.encoding import Encoded, encode
 from fopru.pruned import PrunedInputs, numbered, shortened
+from fopru.versions import CHUNKS, INSTALLED
 
 
 class Before(Session):
@@ -107,6 +108,7 @@ class Before(Session):
             with self.in_generate(None):
                 return generate(**kwargs)
         self._refuse_gaps_without_cache(config, kwargs)
+        _refuse_chunks(config, kwargs)
         prompt = kwargs["input_ids"]
         if known is None:
             self._refuse_pictures_in(cache, prompt)
@@ -235,6 +237,15 @@ def _conversation(
     ids, mask = inputs["input_ids"], _two_dimensional(inputs.get("attention_mask"))
     mask = torch.ones_like(ids) if mask is None else mask.to(torch.int64)
     return Conversation(mask, inputs.get("position_ids"), columns, length)
+
+
+def _refuse_chunks(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
+    size = option("prefill_chunk_size", config, kwargs)
+    if size and INSTALLED < CHUNKS:
+        raise ValueError(
+            f"prefill_chunk_size={size}: transformers {INSTALLED} gives pictures in chunks to wrong "
+            f"places, pruned or not; leave it out, or install {CHUNKS} or newer."
+        )
 
 
 def _shorter_lengths(
