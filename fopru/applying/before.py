@@ -243,8 +243,8 @@ def _refuse_chunks(config: GenerationConfig, kwargs: Mapping[str, Any]) -> None:
     size = option("prefill_chunk_size", config, kwargs)
     if size and INSTALLED < CHUNKS:
         raise ValueError(
-            f"prefill_chunk_size={size}: transformers {INSTALLED} gives pictures in chunks to wrong "
-            f"places, pruned or not; leave it out, or install {CHUNKS} or newer."
+            f"prefill_chunk_size={size}: transformers {INSTALLED} puts chunks to wrong "
+            f"places in a picture; leave it out, or install {CHUNKS} or newer."
         )
 
 
