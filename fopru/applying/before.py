@@ -19,7 +19,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
-from fopru.applying.conversation import Conversation, cache_of, conversation, mark, n_past
+from fopru.applying.conversation import Conversation, cache_of, conversation, fitted, mark, n_past
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
 from fopru.attention import KERNELS, implementation, twinned, weighing
 from fopru.choosing import choose
@@ -120,7 +120,7 @@ class Before(Session):
             if known.positions is None:  # generate counts them in the mask
                 known = replace(known, positions=numbered(known.mask))
         else:
-            kwargs = self._resumed(known.fitted(len(prompt)), kwargs, n_past(cache))
+            kwargs = self._resumed(fitted(known, len(prompt)), kwargs, n_past(cache))
         seen = _Whole(prompt, kwargs["input_ids"].shape[1])
         kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - seen.short)
         kwargs |= seen.callables(kwargs)
@@ -185,11 +185,7 @@ class Before(Session):
 
     def _refuse_new_pictures(self, ids: Tensor, kwargs: Mapping[str, Any]) -> None:
         if self.shows(kwargs) or (ids.shape[1] > 1 and bool(self.visual(ids).any())):
-            raise ValueError(
-                "a picture was given together with a KV cache (past_key_values) that already holds "
-                "tokens: pictures belong to the beginning. Call the model again without the cache, "
-                "with the whole conversation."
-            )
+            raise self.misplaced()
 
     # forward
 
@@ -201,14 +197,14 @@ class Before(Session):
                 self._refuse_new_pictures(ids, kwargs)
             known = conversation(cache, Conversation)
             if known is not None and ids is not None:
-                kwargs = known.fitted(len(ids)).go_on(kwargs, past, ids.shape[1])
+                kwargs = fitted(known, len(ids)).go_on(kwargs, past, ids.shape[1])
         elif self.shows(kwargs) and not self.generating:
             pruned = self._pruned(kwargs)
             kwargs = dict(pruned) | kwargs
             known = _conversation(pruned, pruned.columns, ids.shape[1])
         elif kwargs.get("mm_encoder_outputs"):
             known = self.conversation
-            known = known.fitted(len(ids)) if known is not None else _conversation(kwargs)
+            known = fitted(known, len(ids)) if known is not None else _conversation(kwargs)
         with self._weighing(kwargs):
             output = forward(**kwargs)
         mark(cache_of(output) or cache, known)

@@ -48,21 +48,10 @@ class Conversation:
             columns=picked(self.columns, 0),
         )
 
-    def fitted(self, rows: int) -> Conversation:
-        """The conversation for so many rows: beams and several sequences repeat each of them.
-
-        Raises:
-            ValueError: the number of rows is no multiple of the prompt's.
-        """
-        times, rest = divmod(rows, len(self.mask))
-        if rest:
-            raise ValueError(
-                f"a batch of {rows} rows goes on with a KV cache whose pruned prompt had "
-                f"{len(self.mask)}: give each prompt's rows, or use fopru.applying.select_rows."
-            )
-        if times == 1:
-            return self
-        return self.rows(torch.arange(len(self.mask)).repeat_interleave(times))
+    @property
+    def n_rows(self) -> int:
+        """B."""
+        return len(self.mask)
 
     def short(self, table: Tensor) -> Tensor:
         """(B, L + n) values of the whole prompt and what follows -> (B, P + n) of what is left."""
@@ -110,6 +99,21 @@ class Conversation:
         prompt = self.mask[:, : mask.shape[1]]
         shown = mask[:, : prompt.shape[1]].clamp(max=1).to(prompt.dtype)
         return torch.cat([shown * prompt, mask[:, prompt.shape[1] :].to(prompt.dtype)], 1)
+
+
+def fitted(known: Any, rows: int) -> Any:
+    """What is known of a prompt, for so many rows: beams and several sequences repeat each of them.
+
+    Raises:
+        ValueError: the number of rows is no multiple of the prompt's.
+    """
+    times, rest = divmod(rows, known.n_rows)
+    if rest:
+        raise ValueError(
+            f"a batch of {rows} rows goes on with a KV cache whose pruned prompt had "
+            f"{known.n_rows}: give each prompt's rows, or use fopru.applying.select_rows."
+        )
+    return known if times == 1 else known.rows(torch.arange(known.n_rows).repeat_interleave(times))
 
 
 def cache_of(named: Any) -> Cache | None:

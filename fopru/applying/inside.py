@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from fopru.applying.conversation import cache_of, conversation, mark, n_past
-from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence, fitted
+from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
+from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
 from fopru.encoding import Encoded
@@ -153,11 +153,7 @@ class Inside(Session):
         shown = self.shows(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
         if n_past(cache):
             if not self.generating and self.shows(kwargs):
-                raise ValueError(
-                    "a picture was given together with a KV cache (past_key_values) that already "
-                    "holds tokens: pictures belong to the beginning. Call the model again without "
-                    "the cache, with the whole conversation."
-                )
+                raise self.misplaced()
             known = conversation(cache, Layers)
             if known is None and shown:
                 raise ValueError(

@@ -45,6 +45,11 @@ class Layers:
     layers: list[Sequence] = field(default_factory=list)
     """Per layer of the language model."""
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of the batch."""
+        return len(self.layers[0].index)
+
     def rows(self, index: Tensor) -> Layers:
         """That of these rows of the batch."""
         done: dict[int, Sequence] = {}
@@ -61,18 +66,6 @@ class Layers:
             seen = there.index[row][there.visual[row] & ~there.dead[row]]
             rows.append(torch.searchsorted(visual.contiguous(), seen))
         return rows
-
-
-def fitted(known: Layers, rows: int) -> Layers:
-    """What is known of a prompt, for a batch of so many rows."""
-    before = len(known.layers[0].index)
-    times, rest = divmod(rows, before)
-    if rest:
-        raise ValueError(
-            f"a batch of {rows} rows goes on with a KV cache whose pruned prompt had {before}: "
-            "give each prompt's rows, or use fopru.applying.select_rows."
-        )
-    return known if times == 1 else known.rows(torch.arange(before).repeat_interleave(times))
 
 
 AT_HAND: ContextVar[Pass | None] = ContextVar("fopru_pass", default=None)

@@ -139,6 +139,15 @@ class Session:
             )
         return shown
 
+    @staticmethod
+    def misplaced() -> ValueError:
+        """The error for pictures that come after the beginning of a conversation."""
+        return ValueError(
+            "a picture was given together with a KV cache (past_key_values) that already holds "
+            "tokens: pictures belong to the beginning. Call the model again without the cache, "
+            "with the whole conversation."
+        )
+
     def visual(self, ids: Tensor) -> Tensor:
         """(B, L) bool: where the placeholders of pictures and videos stand."""
         places = torch.zeros_like(ids, dtype=torch.bool)
