@@ -1,48 +1,216 @@
-"""Every method and control at every retention on PocketBench: `data/results/pocketbench.parquet`.
+"""PocketBench's questions, asked of the pocket model under every method: `pocketbench.parquet` and
+`validation.parquet` in `data/results/`.
 
-    python benchmarks/pocketbench.py    # about half an hour on two cores; a stopped run goes on
+    python benchmarks/pocketbench.py               # about 90 minutes on one core
+    python benchmarks/pocketbench.py curves copies # these parts only, as a second process beside it
 
-All positions are the family's default, and for a few methods the original ones too.
+Answers go to a database in `~/.cache/fopru`, so that a stopped run goes on and processes can share
+the work; a call without parts writes the tables. `PARTS` says what is asked, and why.
 """
 
 import sys
+from collections import Counter, defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import torch
+from torch import Tensor
 
 import fopru
 from fopru.cli.common import keep
+from fopru.encoding import EncodedImage
 from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
+from fopru.in_llm import InLLMPruner
+from fopru.methods.divprune import DivPrune
+from fopru.picking import owners
+from fopru.pruner import Merged
 
-RETENTIONS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
-SHUFFLED = Shuffled(fopru.FoPru())
-LATER = [Later(fopru.METHODS[name]()) for name in ("fastv", "pyramiddrop", "cdpruner")]
-PRESERVED = ("fopru", "fopru-row", "cls", "oracle", SHUFFLED)
-FLOATS = ("found", "loglik", "kl", "layer_weighted", "score")
+RESULTS = Path(__file__).parents[1] / "data" / "results"
+STORE = Path("~/.cache/fopru/pocketbench.sqlite").expanduser()
+
+RANGE = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
+FOUR = (0.5, 0.25, 0.1, 0.05)
+ROWS = (1 / 16, 2 / 16, 3 / 16, 4 / 16)
+INSIDE = tuple(name for name, kind in fopru.METHODS.items() if issubclass(kind, InLLMPruner))
+BEFORE = tuple(name for name in fopru.METHODS if name not in INSIDE)
+SAME_MEAN = tuple(k / 256 for k in (87, 99, 125, 134, 141, 160, 163, 192))
+"""What FastV and PyramidDrop keep in the mean over layers, before the language model."""
 
 
-def main(out: Path) -> None:
-    model, processor = fopru.load("pocket")
-    examples = fopru.pocket.benchmark("test")
-    store = out.with_suffix(".sqlite")
-    others = [name for name in (*fopru.METHODS, *CONTROLS) if name != "random"] + [SHUFFLED, *LATER]
-    calls = (
-        {"methods": others, "seeds": [0], "blind": [*BLIND]},
-        {"methods": ["random"], "seeds": range(5)},
-        {"methods": PRESERVED, "seeds": [0], "positions": "preserve"},
-        {"methods": ["random"], "seeds": range(5), "positions": "preserve"},
-    )
-    parts = [
-        fopru.evaluate(model, processor, examples, retentions=RETENTIONS, out=store, **arguments)
-        for arguments in calls
+class Clusters(DivPrune, name=None):
+    """DivPrune's tokens, each the average of all that are most like it."""
+
+    def merge(self, image: EncodedImage, k: int) -> Merged:
+        kept = self.select(image, k).cpu()
+        owner = owners(image.features, kept)
+        sums = torch.zeros(k, image.features.shape[1]).index_add(0, owner.cpu(), image.features)
+        sizes = owner.cpu().bincount(minlength=k)[:, None]
+        return Merged(kept, sums / sizes, owner)
+
+
+class Constant(DivPrune, name=None):
+    """DivPrune's tokens, all of about the same weight."""
+
+    def merge(self, image: EncodedImage, k: int) -> Merged:
+        kept, n = self.select(image, k).cpu(), image.grid.n_tokens
+        return Merged(kept, image.features[kept], torch.arange(n) % k)
+
+
+class Dealt(DivPrune, name=None):
+    """DivPrune's tokens, with each other's weights."""
+
+    def merge(self, image: EncodedImage, k: int) -> Merged:
+        kept = self.select(image, k).cpu()
+        order = torch.randperm(k, generator=torch.Generator().manual_seed(0))
+        return Merged(kept, image.features[kept], order[owners(image.features, kept).cpu()])
+
+
+@dataclass(frozen=True)
+class Part:
+    """One call of `fopru.evaluate`."""
+
+    methods: tuple | dict
+    retentions: tuple[float, ...]
+    positions: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    blind: tuple[str, ...] = ()
+    split: str = "test"
+
+
+def weighted(names) -> tuple[fopru.Pruner, ...]:
+    kinds = {**fopru.METHODS, **CONTROLS}
+    return tuple(kinds[name](weights="mass") for name in names)
+
+
+FOPRU = fopru.FoPru()
+ALONE = tuple(name for name in BEFORE if name != "random")
+TUNED = ("fopru", "cls", "divprune", "dpp", "cdpruner", "vispruner", "visionzip", "tome", "uniform")
+PARTS = {
+    # every method and control over the whole range, numbered as each method does by default
+    "curves": [
+        Part((*ALONE, *INSIDE, *CONTROLS), RANGE, blind=(*BLIND,)),
+        Part(("random",), RANGE, seeds=(0, 1, 2, 3, 4)),
+    ],
+    # the same selections with the position ids of the picture that was pruned
+    "preserve": [
+        Part((*ALONE, "oracle", "pyramiddrop"), FOUR, "preserve"),
+        Part(("random",), FOUR, "preserve", (0, 1, 2, 3, 4)),
+        Part(("fastv",), FOUR, "reindex"),
+        *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in ("reindex", "preserve")),
+    ],
+    # kept tokens that count as those they stand for
+    "mass": [
+        *(Part(weighted((*ALONE, "oracle")), FOUR, p) for p in ("reindex", "preserve")),
+        *(Part(weighted(("random",)), FOUR, p, (0, 1, 2)) for p in ("reindex", "preserve")),
+    ],
+    # what the published text leaves open, and rank and row at the same number of tokens
+    "readings": [
+        Part(
+            tuple(
+                fopru.FoPru(axis=axis, scores=scores)
+                for axis in ("variance", "received", "given")
+                for scores in ("probabilities", "logits")
+                if (axis, scores) != ("variance", "probabilities")
+            ),
+            FOUR,
+        ),
+        *(Part(("fopru", "fopru-row"), ROWS, positions) for positions in ("reindex", "preserve")),
+    ],
+    # as many tokens as the methods inside the language model keep in the mean over its layers
+    "same mean": [Part(("fopru", "divprune", "dpp", "uniform", "random"), SAME_MEAN)],
+    # is it the masses, or any weights?
+    "copies": [
+        Part(
+            {
+                "divprune-averaged": Clusters(),
+                "divprune-averaged-mass": Clusters(weights="mass"),
+                "divprune-constant": Constant(weights="mass"),
+                "divprune-dealt": Dealt(weights="mass"),
+            },
+            FOUR,
+        )
+    ],
+    # another question decides
+    "later": [Part(tuple(Later(fopru.METHODS[n]()) for n in (*INSIDE, "cdpruner")), FOUR)],
+    # what to recommend is chosen on the validation split
+    "validation": [
+        Part(methods, (0.25, 0.1), positions, split="validation")
+        for positions in ("reindex", "preserve")
+        for methods in ((*TUNED, "random"), weighted((*TUNED, "random")))
+    ],
+}
+
+
+def ask(model, processor, name: str) -> list[pd.DataFrame]:
+    return [
+        fopru.evaluate(
+            model,
+            processor,
+            fopru.pocket.benchmark(part.split),
+            part.methods,
+            part.retentions,
+            part.positions,
+            part.seeds,
+            part.blind,
+            out=STORE,
+        )
+        for part in PARTS[name]
     ]
-    results = pd.concat(parts, ignore_index=True).drop_duplicates(
-        ["id", "method", "retention", "positions", "seed"]
+
+
+def guesser(asked: pd.DataFrame, questions: dict[str, str], n: int = 7000) -> pd.DataFrame:
+    """Rows of one who reads the question only, and gives the answer that it most often had in n
+    fresh scenes a task; where it never came, the most frequent answer of its kind."""
+    by_text, by_kind = defaultdict(Counter), defaultdict(Counter)
+    for e in (e for task in asked.task.unique() for e in fopru.pocket.sample(task, n, seed=4242)):
+        by_text[e.question][e.answer.lower()] += 1
+        by_kind[e.task, e.scene["variant"]][e.answer.lower()] += 1
+    rows = asked[asked.method == "full"].drop_duplicates("id").copy()
+    guesses = [
+        (by_text.get(questions[row.id]) or by_kind[row.task, row.variant]).most_common(1)[0][0]
+        for row in rows.itertuples()
+    ]
+    right = [guess == row.answer for guess, row in zip(guesses, rows.itertuples(), strict=True)]
+    unknown = dict.fromkeys(["margin", "loglik", "loglik_open", "kl"], float("nan"))
+    return rows.assign(
+        method="guess",
+        retention=0.0,
+        kept=0,
+        layer_weighted=0.0,
+        found=float("nan"),
+        prediction=guesses,
+        score=[float(r) for r in right],
+        formed=True,
+        **dict.fromkeys(["exact", "begins", "choice"], right),
+        **unknown,
     )
-    small = results.astype(dict.fromkeys(FLOATS, "float32")).drop(columns="error")
-    keep(small, out)
+
+
+def small(results: pd.DataFrame) -> pd.DataFrame:
+    """Without repetition, rounded to a thousandth, which is more than any figure shows."""
+    results = results.drop_duplicates(["id", "method", "retention", "positions", "seed"])
+    results = results.drop(columns="error")
+    floats = ["found", "loglik", "loglik_open", "margin", "kl", "layer_weighted", "score"]
+    rounded = {name: results[name].astype("float32").round(3) for name in floats}
+    return results.assign(**rounded)
+
+
+def main(names: list[str]) -> None:
+    STORE.parent.mkdir(parents=True, exist_ok=True)
+    model, processor = fopru.load("pocket")
+    torch.set_grad_enabled(False)
+    for name in names:
+        ask(model, processor, name)
+    if names:
+        return
+    parts = {name: pd.concat(ask(model, processor, name), ignore_index=True) for name in PARTS}
+    test = pd.concat([parts[name] for name in PARTS if name != "validation"], ignore_index=True)
+    questions = {e.id: e.question for e in fopru.pocket.benchmark("test")}
+    test = pd.concat([test, guesser(test, questions)], ignore_index=True)
+    keep(small(test), RESULTS / "pocketbench.parquet")
+    keep(small(parts["validation"]), RESULTS / "validation.parquet")
 
 
 if __name__ == "__main__":
-    folder = Path(__file__).parents[1] / "data" / "results"
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else folder / "pocketbench.parquet")
+    main(sys.argv[1:])

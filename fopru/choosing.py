@@ -58,7 +58,7 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
         owner.append(went.where(went < 0, went + done))
         start, done = start + n, done + k
     places, features = torch.cat(kept), torch.cat(tokens)
-    weighted = pruner.weights != "none"
+    weighted = pruner.weights != "none" and pruner.selects()
     pruned = PrunedImage(
         sample=image.sample,
         kept=places,
@@ -66,6 +66,11 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
         grid=image.grid,
         owner=owners(image.features, places).cpu() if weighted else torch.cat(owner),
     )
+    if pruner.weights != "none" and not pruned.mass.all():
+        raise ValueError(
+            f"weights={pruner.weights!r}: {type(pruner).__name__}.merge made tokens that no old one "
+            "went into, which weigh nothing."
+        )
     if image.deep is not None:
         features = torch.cat([features, image.deep[places.to(features.device)]], 1)
     return pruned, features

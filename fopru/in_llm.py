@@ -29,6 +29,11 @@ class InLLMPruner(Pruner):
         super().__post_init__()
         if self.k is not None:
             raise ValueError(f"k={self.k}: methods inside the language model take `retention`.")
+        if self.weights != "none":
+            raise ValueError(
+                f"weights={self.weights!r}: {type(self).__name__} drops tokens inside the language "
+                "model, where none stands for others; use weights='none'."
+            )
 
     @classmethod
     def selects(cls) -> bool:

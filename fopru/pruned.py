@@ -38,8 +38,8 @@ class PrunedImage:
     grid: Grid
     owner: Tensor
     """(N,) int64: for each visual token the kept one that it went into, as a place in `kept`; -1
-    where it was dropped. With `weights="mass"` none is dropped: each goes to the kept token that
-    is most like it."""
+    where it was dropped. With `weights="mass"` a method that selects drops none: each goes to the
+    kept token that is most like it."""
 
     def __repr__(self) -> str:
         return f"PrunedImage({self.n_kept} of {self.n_full} visual tokens, row {self.sample})"

@@ -66,9 +66,11 @@ class Pruner:
         positions: How the kept tokens are numbered. "reindex" numbers the shorter prompt from 0
             without gaps, as FoPru's paper does; "preserve" keeps each token's original position
             id; None is the family's default.
-        weights: "mass" lets the language model attend to each kept token as to all those that are
-            most like it (`fopru.picking.owners`). This works in `with pruner(model)` only, and not
-            for methods that merge tokens or work inside the language model.
+        weights: "mass" lets the language model attend to each kept token as to all those that it
+            stands for: of a method that selects, those that are most like it
+            (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
+            proportional attention (Bolya et al., ICLR 2023, section 3). This works in
+            `with pruner(model)` only, and not for methods inside the language model.
 
     Raises:
         ValueError: a value is none of these, or both `retention` and `k` are given.
@@ -121,11 +123,6 @@ class Pruner:
                 )
         check_choice("positions", self.positions, (None, *POSITIONS))
         check_choice("weights", self.weights, WEIGHTS)
-        if self.weights == "mass" and not self.selects():
-            raise ValueError(
-                f"weights='mass': {type(self).__name__} does not select tokens before the language "
-                "model, and only those can stand for others; use weights='none'."
-            )
 
     @property
     def share(self) -> float | None:

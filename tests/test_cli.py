@@ -100,7 +100,7 @@ def test_bad_options_end_with_one_sentence(picture, tmp_path):
     refused(fopru_cli(*ask, "--model", tmp_path / "nowhere"), "model=", "no such folder")
     refused(fopru_cli(*ask, "--model", "poket"), "model='poket'", "Did you mean 'pocket'?")
     refused(fopru_cli(*ask, "--method", "divprun"), "method='divprun'", "Did you mean 'divprune'?")
-    refused(fopru_cli(*ask, "--method", "tome", "--weights", "mass"), "weights='mass'", "ToMe")
+    refused(fopru_cli(*ask, "--method", "fastv", "--weights", "mass"), "weights='mass'", "FastV")
     refused(fopru_cli(*ask, "--device", "gpu"), "device='gpu'", "it has cpu")
     refused(fopru_cli(*ask, "--device", "cuda:77"), "device='cuda:77'")
     refused(fopru_cli("ask", picture, " "), "question=' '", "ask something")
@@ -287,8 +287,8 @@ def test_evaluate_on_questions_of_ones_own(tmp_path, picture):
             "methods='fopru-rows': there is no such method. Did you mean 'fopru-row'?",
         ),
         (
-            ("reading", "--out", "x.parquet", "--method", "tome", "--weights", "mass"),
-            "weights='mass': ToMe does not select",
+            ("reading", "--out", "x.parquet", "--method", "fastv", "--weights", "mass"),
+            "weights='mass': FastV drops tokens",
         ),
         (("reading", "--out", "x.parquet", "--weights", "mas"), "weights='mas': must be one of"),
         (("reading", "--out", "x.parquet", "--blind", "dark"), "blind='dark': must be one of"),

@@ -106,7 +106,7 @@ def test_evaluate_says_what_pruned_generation_says(family, positions):
             expected = list(answer(model, processor, asked, max_new_tokens=2))
         assert rows.prediction.tolist() == expected, method
         assert rows.retention.unique().tolist() == [retention]
-        assert rows.correct.tolist() == [
+        assert rows.exact.tolist() == [
             s == e.answer for s, e in zip(expected, asked, strict=True)
         ]
         one_by_one = [
@@ -272,7 +272,7 @@ def test_an_answer_is_generated_and_not_supposed():
     for n in (1, 3):
         found = evaluate(model, processor, asked, (), max_new_tokens=n)
         assert found.prediction.tolist() == [" ".join(s.split()[:n]) for s in said]
-    assert found.correct.all() and (found.score == 1).all()
+    assert found.exact.all() and (found.score == 1).all()
     model.generation_config.suppress_tokens += [tiny.WORDS.index(s.split()[1]) for s in said]
     expected = list(answer(model, processor, asked, max_new_tokens=3))
     assert evaluate(model, processor, asked, (), max_new_tokens=3).prediction.tolist() == expected
@@ -549,7 +549,7 @@ def test_intervals_resample_pictures_not_questions():
 
 
 def results(rows):
-    columns = ["id", "image", "task", "method", "retention", "seed", "correct"]
+    columns = ["id", "image", "task", "method", "retention", "seed", "exact"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -593,7 +593,7 @@ def answers_table(rows):
         "method",
         "retention",
         "kept",
-        "correct",
+        "exact",
         "prediction",
         "answer",
     ]
@@ -679,7 +679,7 @@ def two_numberings():
 def test_position_ids_are_not_averaged_and_failures_not_counted(function):
     table = two_numberings()
     expected = function(table)
-    failed = table.assign(id="q9", error="no such file", **dict.fromkeys(["correct", "kept"]))
+    failed = table.assign(id="q9", error="no such file", **dict.fromkeys(["exact", "kept"]))
     found = function(pd.concat([table, failed]))
     if isinstance(expected, pd.DataFrame):
         pd.testing.assert_frame_equal(found, expected, check_dtype=False)

@@ -96,9 +96,9 @@ def test_a_model_that_runs_on_knows_and_does_not_say(pocket):
     end = processor.tokenizer.eos_token_id
     model.generation_config.suppress_tokens = [end]
     after = evaluate(model, processor, examples, (), []).set_index("id")
-    right = before.correct.astype(bool)
+    right = before.exact.astype(bool)
     assert right.mean() > 0.8
-    assert not after.correct.any() and not after.formed.any()
+    assert not after.exact.any() and not after.formed.any()
     assert after.begins[right].all() and after.choice.equals(before.choice)
     np.testing.assert_allclose(after.margin, before.margin, atol=1e-4)
     assert (before.loglik_open >= before.loglik).all()

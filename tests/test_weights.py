@@ -12,6 +12,7 @@ from test_pruner import SIZES, TEXTS, answers
 import fopru
 from fopru.families import Family
 from fopru.picking import owners
+from fopru.pruner import Merged
 
 MASS = fopru.FoPru(0.25, weights="mass")
 SOME = ["llava", "llava_next", "llava_onevision", "qwen2_5_vl", "internvl", "gemma3"]
@@ -85,9 +86,17 @@ def copies(model, inputs, pruned, mass, extra):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("family", [f for f in SOME if f not in ("gemma3",)])
 def test_logits_are_those_of_as_many_copies(family, attention, positions):
+    equal_to_copies(replace(MASS, positions=positions), family, attention)
+
+
+@pytest.mark.parametrize("method", ["tome", "pool", "visionzip", "prumerge"])
+def test_merged_tokens_weigh_what_went_into_them(method):
+    equal_to_copies(fopru.METHODS[method](0.25, weights="mass"), "llava")
+
+
+def equal_to_copies(pruner, family, attention="sdpa"):
     model = zoo.model(family, attention)
     inputs = zoo.inputs(family, pictures()[:1], TEXTS[:1])
-    pruner = replace(MASS, positions=positions)
     extra = torch.tensor([[9, 11, 13]])
     with pruner(model) as run, torch.no_grad():
         out = model(**inputs, use_cache=True)
@@ -105,10 +114,12 @@ def test_logits_are_those_of_as_many_copies(family, attention, positions):
             )
             logits.append(out.logits[0, -1])
     mass = torch.cat([image.mass for image in run.last.images])
-    assert mass.max() > 1 and mass.sum() == sum(image.n_full for image in run.last.images)
+    assert mass.max() > 1
+    if pruner.selects():
+        assert mass.sum() == sum(image.n_full for image in run.last.images)
     expected = copies(model, inputs, run.last, mass, extra)
     torch.testing.assert_close(torch.stack(logits), expected, atol=1e-4, rtol=1e-4)
-    unweighted = fopru.FoPru(0.25, positions=positions).prune(model, inputs)
+    unweighted = replace(pruner, weights="none").prune(model, inputs)
     with torch.no_grad():
         assert (model(**unweighted).logits[0, -1] - expected[0]).abs().max() > 1e-3
 
@@ -187,9 +198,22 @@ def test_inputs_cannot_carry_weights():
         MASS.compact(fopru.encode(model, inputs, [MASS]))
 
 
-@pytest.mark.parametrize("name", ["tome", "pool", "visionzip", "prumerge", "fastv", "pyramiddrop"])
-def test_methods_that_merge_or_work_inside_the_llm_have_no_weights(name):
-    with pytest.raises(ValueError, match=r"weights='mass': \w+ does not select tokens before"):
+def test_new_tokens_that_nothing_went_into_have_no_weight():
+    class Empty(fopru.Pruner):
+        def merge(self, image, k):
+            owner = torch.zeros(image.grid.n_tokens, dtype=torch.int64)
+            return Merged(torch.arange(k), image.features[:k], owner)
+
+    model, inputs = tiny.model(), tiny.inputs()
+    Empty(0.25).prune(model, inputs)
+    with pytest.raises(ValueError, match="Empty.merge made tokens that no old one went into"):
+        with Empty(0.25, weights="mass")(model):
+            model(**inputs)
+
+
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+def test_methods_inside_the_llm_have_no_weights(name):
+    with pytest.raises(ValueError, match=r"weights='mass': \w+ drops tokens inside the language"):
         fopru.METHODS[name](0.5, weights="mass")
 
 

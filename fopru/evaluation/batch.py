@@ -137,7 +137,7 @@ class Batch:
                 "found": (evidence[kept].sum() / evidence.sum()).item(),  # 0 / 0: NaN
                 "prediction": said[i],
                 "answer": e.right[0],
-                "correct": said[i] in e.right,
+                "exact": said[i] in e.right,
                 "begins": begins(said[i], e.right),
                 "formed": said[i] in legal if (legal := legal_answers(e)) else None,
                 "choice": None if margin[i] is None else margin[i] >= 0,

@@ -32,7 +32,7 @@ from fopru.pictures import load_image
 
 COLUMNS = (
     *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
-    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "correct", "begins"),
+    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
     *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
 )
 """Columns of `evaluate`'s table."""
@@ -88,7 +88,7 @@ def evaluate(
         retention, positions ("reindex" or "preserve", as was done), seed, kept and tokens (visual
         tokens, kept and in all; inside the language model, those that its last layer sees),
         layer_weighted (mean over its layers of those seen), evidence (patches under it), found
-        (share of these among the kept, NaN where there are none), prediction, answer, correct (the
+        (share of these among the kept, NaN where there are none), prediction, answer, exact (the
         prediction is one of the right answers, in lower case), begins (it begins with one, where a
         word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
         right answer is the likeliest of the legal ones, their ends not scored) and margin (by how

@@ -67,7 +67,7 @@ def interval(
     return mean, *map(float, result.confidence_interval)
 
 
-def per_question(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
+def per_question(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
     """One row per question, one column per (method, retention): the mean over seeds.
 
     Args:
@@ -81,7 +81,7 @@ def per_question(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
 
 
 def means(
-    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "correct"
+    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
 ) -> pd.DataFrame:
     """Mean of a column per method, retention and `by`.
 
@@ -113,7 +113,7 @@ def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Data
 
 
 def accuracy(
-    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "correct"
+    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
 ) -> pd.DataFrame:
     """As `means`, with 95 % intervals over pictures: low, high."""
     results = answered(results)
@@ -125,7 +125,7 @@ def accuracy(
 
 
 def difference(
-    results: pd.DataFrame, one: tuple[str, float], other: tuple[str, float], value: str = "correct"
+    results: pd.DataFrame, one: tuple[str, float], other: tuple[str, float], value: str = "exact"
 ) -> tuple[float, float, float]:
     """Mean of one (method, retention) minus another, paired by question, 95 % over pictures.
 
@@ -144,7 +144,7 @@ def difference(
 def bands(
     results: pd.DataFrame,
     by: Sequence[str] = ("task",),
-    value: str = "correct",
+    value: str = "exact",
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
@@ -226,7 +226,7 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
     full = results[results.method == "full"].drop_duplicates("id").set_index("id")
     others = results[~results.method.isin(["full"])]
     before = full.loc[others["id"]]
-    right, was_right = others["correct"].to_numpy(bool), before["correct"].to_numpy(bool)
+    right, was_right = others["exact"].to_numpy(bool), before["exact"].to_numpy(bool)
     table = others[["task", "method", "retention"]].assign(
         agrees=others["prediction"].to_numpy() == before["prediction"].to_numpy(),
         lost=was_right & ~right,
@@ -236,7 +236,7 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(["task", "method", "retention"], sort=False).mean().reset_index()
 
 
-def area(results: pd.DataFrame, value: str = "correct") -> pd.DataFrame:
+def area(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
     """Area under accuracy over log tokens kept, divided by the width: a mean over the budgets.
 
     The budgets go from the fewest that all methods of the task reach up to all tokens; between its

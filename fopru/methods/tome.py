@@ -20,7 +20,8 @@ class ToMe(Pruner, name="tome"):
     most similar pairs, at most half of the tokens, become their average, weighted by how many
     tokens each stands for. Rounds go on until k tokens are left. A merged token stands at the
     place of its first member, and tokens keep that order between rounds. The authors merge inside
-    the tower, by keys, and weigh attention by size; neither is done here.
+    the tower, by keys, and weigh attention by size: here `weights="mass"` weighs it in the language
+    model.
     """
 
     def merge(self, image: EncodedImage, k: int) -> Merged:

@@ -240,7 +240,7 @@ def said_of(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
     """At each retention, what was said and the probability of the right answer."""
     part = rows[rows.method == method]
     return [
-        {"text": row.prediction, "p": math.exp(row.loglik), "right": bool(row.correct)}
+        {"text": row.prediction, "p": math.exp(row.loglik), "right": bool(row.exact)}
         for row in part.itertuples()
     ]
 

@@ -73,7 +73,7 @@ def test_the_state_is_what_pruners_and_evaluate_say(explorer, pocket, examples):
     stop = RETENTIONS.index(0.25)
     for method, row in zip(("full", "divprune"), rows.itertuples(), strict=True):
         said = scene["answers"][method][stop if method == "divprune" else 0]
-        assert said["text"] == row.prediction and said["right"] == row.correct
+        assert said["text"] == row.prediction and said["right"] == row.exact
         assert said["p"] == pytest.approx(torch.tensor(row.loglik).exp().item(), rel=1e-4)
 
 

@@ -146,9 +146,9 @@ RESULTS = [
         _beside("json", "sqlite", "parquet", "times"),
     ),
     Refusal(
-        r"weights='mass': \w+ does not select tokens before the language model",
-        "Only kept tokens stand for others.",
-        lambda d: d[1].weights == "mass" and set(d[1].methods) & {"tome", "fastv"},
+        r"weights='mass': \w+ drops tokens inside the language model",
+        "Inside the language model no token stands for others.",
+        lambda d: d[1].weights == "mass" and "fastv" in d[1].methods,
     ),
     Refusal(
         r"question '.*' holds '.*', which stands for the picture",
