@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 import fopru
 from fopru.cli.common import keep

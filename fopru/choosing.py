@@ -68,8 +68,8 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
     )
     if pruner.weights != "none" and not pruned.mass.all():
         raise ValueError(
-            f"weights={pruner.weights!r}: {type(pruner).__name__}.merge made tokens that no old one "
-            "went into, which weigh nothing."
+            f"weights={pruner.weights!r}: {type(pruner).__name__}.merge made tokens that no old "
+            "one went into, which weigh nothing."
         )
     if image.deep is not None:
         features = torch.cat([features, image.deep[places.to(features.device)]], 1)

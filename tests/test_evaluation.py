@@ -106,9 +106,7 @@ def test_evaluate_says_what_pruned_generation_says(family, positions):
             expected = list(answer(model, processor, asked, max_new_tokens=2))
         assert rows.prediction.tolist() == expected, method
         assert rows.retention.unique().tolist() == [retention]
-        assert rows.exact.tolist() == [
-            s == e.answer for s, e in zip(expected, asked, strict=True)
-        ]
+        assert rows.exact.tolist() == [s == e.answer for s, e in zip(expected, asked, strict=True)]
         one_by_one = [
             evaluate(
                 model,

@@ -206,9 +206,12 @@ def test_new_tokens_that_nothing_went_into_have_no_weight():
 
     model, inputs = tiny.model(), tiny.inputs()
     Empty(0.25).prune(model, inputs)
-    with pytest.raises(ValueError, match="Empty.merge made tokens that no old one went into"):
-        with Empty(0.25, weights="mass")(model):
-            model(**inputs)
+    weighted = Empty(0.25, weights="mass")
+    with (
+        weighted(model),
+        pytest.raises(ValueError, match="Empty.merge made .* no old one went into"),
+    ):
+        model(**inputs)
 
 
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
