@@ -1,3 +1,5 @@
+import sys
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -214,12 +216,70 @@ def swept(methods):
 
 def test_curves_of_one_retention_and_of_all_controls():
     ax = plots.curves(swept({"fopru": [64], "random": [64], "full": [256]}))
-    points = {line.get_label(): line.get_xdata() for line in ax.lines}
-    assert list(points["fopru"]) == [64] and list(points["random"]) == [64]
-    ax = plots.curves(swept({"full": [256]}))
-    assert [line.get_label() for line in ax.lines] == ["full"]
+    assert drawn(ax) == {"fopru": [64], "random": [64], "full": [0, 1]}
+    assert drawn(plots.curves(swept({"full": [256]}))) == {"full": [0, 1]}
     blind = ["none", "grey", "swapped"]
     ax = plots.curves(swept({"fopru": [64, 32], "full": [256], **{b: [256] for b in blind}}))
-    styles = {line.get_linestyle() for line in ax.lines[1:]}
-    assert [line.get_label() for line in ax.lines] == ["fopru", "full", *blind]
-    assert len(styles) == 4
+    styles = {line.get_linestyle() for line in ax.lines if len(line.get_xdata())}
+    assert list(drawn(ax)) == ["fopru", "full", *blind] and len(styles) == 4
+
+
+def drawn(ax):
+    """What the legend names -> the x of the line of its colour and dashes."""
+    lines = {(li.get_color(), li.get_linestyle()): li for li in ax.lines if len(li.get_xdata())}
+    named = zip(*ax.get_legend_handles_labels(), strict=True)
+    return {
+        name: list(lines[handle.get_color(), handle.get_linestyle()].get_xdata())
+        for handle, name in named
+    }
+
+
+def test_a_method_looks_the_same_everywhere():
+    assert plots.look("fopru") == plots.look("fopru-mass") == plots.look("fopru, layer=2")
+    assert plots.look("fopru-row-mass") == plots.look("fopru-row") != plots.look("fopru")
+    assert len(set(plots.LOOKS.values())) == len(plots.LOOKS)
+    assert set(fopru.METHODS) | {"oracle", "smaller"} <= set(plots.LOOKS)
+    assert plots.look("mine") == plots.look("mine")
+    cells = swept({"fopru": [64, 32], "divprune": [64, 32], "fopru-mass": [64, 32]})
+    for part in (cells, cells[cells.method != "fopru"]):
+        for handle, name in zip(*plots.curves(part).get_legend_handles_labels(), strict=True):
+            assert (handle.get_color(), handle.get_marker()) == plots.look(name)
+
+
+def test_readings_stand_side_by_side():
+    cells = swept({"fopru": [64, 32], "full": [256], "guess": [0]})
+    cells = pd.concat([cells.assign(reading=r) for r in ("known", "said", "malformed")])
+    figure = plots.readings(cells)
+    titles = [ax.get_title() for ax in figure.axes]
+    assert titles == ["known (forced choice)", "said (exact match)", "malformed answers"]
+    assert [len(list(filter(len, (li.get_xdata() for li in ax.lines)))) for ax in figure.axes] == [
+        *(3, 3, 2)
+    ]
+
+
+def test_gaps_stand_in_the_order_of_their_table():
+    rows = [("b", "known", 1, 0, 2), ("a", "known", -3, -5, -1), ("b", "said", 4, 3, 6)]
+    ax = plots.gaps(pd.DataFrame(rows, columns=["task", "reading", "mean", "low", "high"]), "task")
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "a"]
+    assert ax.get_legend_handles_labels()[1] == ["known", "said"]
+
+
+def test_shown_figures_take_the_colour_of_the_text_and_say_what_they_are(capsys, monkeypatch):
+    pytest.importorskip("IPython")
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    with plt.rc_context():
+        plots.theme()
+        ax = plots.curves(swept({"fopru": [64, 32]}))
+        plots.show(ax.figure, 'Figure 1.2. A <b> & "c".')
+    (html,) = shown
+    assert "currentColor" in html.data and "#010203" not in html.data
+    assert "<strong>Figure 1.2.</strong>" in html.data
+    assert "A &lt;b&gt; &amp; &quot;c&quot;." in html.data and "<b>" not in html.data
+    assert not plt.get_fignums()
+
+
+def test_without_seaborn_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seaborn", None)
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "fopru\[book\]"'):
+        plots.curves(swept({"fopru": [64]}))

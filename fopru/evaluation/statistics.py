@@ -124,6 +124,31 @@ def accuracy(
     return _means(results, each, keys).assign(low=ends[:, 0], high=ends[:, 1])
 
 
+READINGS = {"known": "choice", "said": "exact", "malformed": "malformed"}
+"""Reading of an answer -> the column that holds it: what is known (forced choice), what is said
+(exact match of what was generated), and the share of what was said that is no legal answer."""
+
+
+def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = True) -> pd.DataFrame:
+    """What the model knows and what it says, side by side: `accuracy`, or `means`, of each of
+    `READINGS`, under the column "reading".
+
+    Questions that name no legal answers count in "said" only.
+
+    Raises:
+        ValueError: Not one question names its legal answers.
+    """
+    if results["choice"].isna().all():
+        raise ValueError("results: no question names its legal answers: only `exact` can be read.")
+    formed = results["formed"].astype(float)
+    table = accuracy if intervals else means
+    parts = [
+        table(results.assign(malformed=1 - formed), by, column).assign(reading=name)
+        for name, column in READINGS.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def difference(
     results: pd.DataFrame, one: tuple[str, float], other: tuple[str, float], value: str = "exact"
 ) -> tuple[float, float, float]:
