@@ -569,6 +569,35 @@ def test_seeds_are_averaged_per_question_and_differences_are_paired():
         statistics.difference(results(rows), ("fopru", 0.5), ("full", 1.0))
 
 
+def test_a_share_of_all_or_none_is_not_certain():
+    rows = [(f"q{i}", f"p{i // 2}", "t", "full", 1.0, 0, True) for i in range(40)]
+    rows += [(f"q{i}", f"p{i // 2}", "t", "random", 0.5, 0, False) for i in range(40)]
+    table = statistics.accuracy(results(rows)).set_index("method")
+    # 20 pictures, not 40 questions: (0.05 / 2) ** (1 / 20)
+    assert table.loc["full", ["low", "high"]].tolist() == pytest.approx([0.025 ** (1 / 20), 1])
+    assert table.loc["random", ["low", "high"]].tolist() == pytest.approx(
+        [0, 1 - 0.025 ** (1 / 20)]
+    )
+
+
+def test_readings_are_known_said_and_malformed():
+    rows = [(f"q{i}", f"p{i}", "t", "fopru", 0.5, 0, i < 2) for i in range(8)]
+    frame = results(rows).assign(
+        choice=[True] * 6 + [False, None], formed=[True] * 4 + [False] * 3 + [None]
+    )
+    table = statistics.readings(frame, intervals=False).set_index("reading")
+    assert table["n"].to_dict() == {"known": 7, "said": 8, "malformed": 7}
+    assert table["mean"].to_dict() == {
+        "known": pytest.approx(6 / 7),
+        "said": 0.25,
+        "malformed": pytest.approx(3 / 7),
+    }
+    bands = statistics.readings(frame, ["task"]).set_index("reading")
+    assert (bands.low <= bands["mean"]).all() and (bands.high >= bands["mean"]).all()
+    with pytest.raises(ValueError, match="no question names its legal answers"):
+        statistics.readings(frame.assign(choice=None))
+
+
 def test_methods_inside_the_language_model_are_evaluated_within():
     model, processor, asked = tiny.model(), tiny.processor(), examples()
     found = evaluate(model, processor, asked, ("fastv",), (0.25,), max_new_tokens=2)

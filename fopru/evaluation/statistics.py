@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import bootstrap
+from scipy.stats import binomtest, bootstrap
 
 RESAMPLES = 2000
 
@@ -115,12 +115,16 @@ def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Data
 def accuracy(
     results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
 ) -> pd.DataFrame:
-    """As `means`, with 95 % intervals over pictures: low, high."""
+    """As `means`, with 95 % intervals over pictures: low, high.
+
+    Where all answers are right, or all wrong, a bootstrap has no width: there the interval is that
+    of Clopper and Pearson, with each picture as one trial.
+    """
     results = answered(results)
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
     cells = each.groupby(keys, sort=False, observed=True)
-    ends = np.array([interval(cell["value"], cell["image"])[1:] for _, cell in cells])
+    ends = np.array([_share(cell["value"], cell["image"]) for _, cell in cells])
     return _means(results, each, keys).assign(low=ends[:, 0], high=ends[:, 1])
 
 
@@ -147,6 +151,15 @@ def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = Tr
         for name, column in READINGS.items()
     ]
     return pd.concat(parts, ignore_index=True)
+
+
+def _share(values: pd.Series, images: pd.Series) -> tuple[float, float]:
+    """The interval of a share."""
+    pictures = images.nunique()
+    if pictures > 1 and (values.eq(1).all() or values.eq(0).all()):
+        exact = binomtest(pictures if values.iloc[0] else 0, pictures).proportion_ci()
+        return exact.low, exact.high
+    return interval(values, images)[1:]
 
 
 def difference(

@@ -104,6 +104,8 @@ def show(figure: Figure, caption: str) -> None:
     plt.close(figure)
     drawn = text.getvalue()[text.getvalue().index("<svg") :].replace(INK, "currentColor")
     name = html.escape(caption, quote=True)
-    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{name}" style="max-width:100%;height:auto"', 1)
+    drawn = drawn.replace(
+        "<svg", f'<svg role="img" aria-label="{name}" style="max-width:100%;height:auto"', 1
+    )
     caption = re.sub(r"^(Figure [0-9.]+)", r"<strong>\1</strong>", html.escape(caption))
     display(HTML(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"))

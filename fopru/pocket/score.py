@@ -1,4 +1,5 @@
-"""The numbers of the model card: accuracy per task beside its controls, and what pruning does."""
+"""The numbers of the model card: what is known and what is said of each task, beside its controls,
+and what pruning does to both."""
 
 from __future__ import annotations
 
@@ -12,12 +13,12 @@ import torch
 from fopru.encoding import encode
 from fopru.evaluation import chat, evaluate
 from fopru.evaluation.controls import BLIND
-from fopru.evaluation.statistics import accuracy, difference, means
+from fopru.evaluation.statistics import READINGS, accuracy, difference, means
 from fopru.loading import load
 from fopru.methods import FoPru
 from fopru.pocket import sample, scenes
 
-METHODS = ("fopru", "fopru-row", "cls", "random", "uniform", "oracle")
+METHODS = ("fopru", "fopru-row", "cls", "divprune", "random", "uniform", "oracle")
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
 POSITIONS = ("preserve", "reindex")
 
@@ -82,16 +83,35 @@ def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataF
 
 def report(results: pd.DataFrame, stands_out: pd.DataFrame) -> str:
     """The tables of the model card, in Markdown, from `score` and `sinks`."""
+    results = results.assign(malformed=1 - results["formed"].astype(float))
     kept = results[results.positions == "preserve"]
-    parts = ["### Accuracy in percent, all tokens and blind", _full(kept)]
+    parts = []
+    for reading in ("known", "said"):
+        value, what = READINGS[reading], TITLES[reading]
+        parts += [f"### {what}, percent: all tokens and blind", _full(kept, value)]
+        for positions in POSITIONS:
+            parts += [f"### {what}, percent: pruned, {NUMBERED[positions]}"]
+            parts += [_pruned(results, positions, value)]
+        parts += [
+            f"### {what}, percent, by patches that the evidence covers, {NUMBERED['preserve']}"
+        ]
+        parts += [_by_evidence(kept, value)]
+        parts += [f"### {what}: FoPru rank against others at 25 %, {NUMBERED['preserve']}"]
+        parts += [_differences(kept, value)]
     for positions in POSITIONS:
-        title = {"preserve": "original position ids", "reindex": "renumbered position ids"}
-        parts += [f"### Pruned, {title[positions]}", _pruned(results, positions)]
-    parts += ["### By patches that the evidence covers, original position ids", _by_evidence(kept)]
-    parts += ["### FoPru rank against random at 25 %", _differences(kept)]
+        parts += [f"### {TITLES['malformed']}, percent: {NUMBERED[positions]}"]
+        parts += [_pruned(results, positions, "malformed")]
     parts += ["### Share of the evidence that is kept, in percent", _recall(kept)]
     parts += ["### Tokens that stand out, median and largest over pictures", _sinks(stands_out)]
     return "\n\n".join(parts)
+
+
+TITLES = {
+    "known": "Known (forced choice)",
+    "said": "Said (exact match)",
+    "malformed": "Malformed answers",
+}
+NUMBERED = {"preserve": "original position ids", "reindex": "renumbered position ids"}
 
 
 def _cell(row: pd.Series) -> str:
@@ -109,8 +129,8 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
-def _full(results: pd.DataFrame) -> str:
-    cells = accuracy(results[results.method.isin(["full", *BLIND])])
+def _full(results: pd.DataFrame, value: str) -> str:
+    cells = accuracy(results[results.method.isin(["full", *BLIND])], value=value)
     lines = []
     for task, part in cells.groupby("task", sort=False):
         by = part.set_index("method")
@@ -118,9 +138,9 @@ def _full(results: pd.DataFrame) -> str:
     return _table(["task", "all tokens", "no picture", "a grey one", "another one"], lines)
 
 
-def _pruned(results: pd.DataFrame, positions: str) -> str:
+def _pruned(results: pd.DataFrame, positions: str, value: str) -> str:
     rows = results[results.positions == positions]
-    cells = means(rows).set_index(["task", "method", "retention"])["mean"]
+    cells = means(rows, value=value).set_index(["task", "method", "retention"])["mean"]
     methods = [m for m in METHODS if m in set(rows.method)]
     retentions = sorted(set(rows.retention) - {0.0, 1.0}, reverse=True)
     lines = []
@@ -135,11 +155,12 @@ def _pruned(results: pd.DataFrame, positions: str) -> str:
     )
 
 
-def _by_evidence(results: pd.DataFrame) -> str:
+def _by_evidence(results: pd.DataFrame, value: str) -> str:
     rows = results[(results.evidence > 0) & results.retention.isin((1.0, 0.25))]
     labels = ["1-4", "5-16", "17-64", "65-256"]
     bins = pd.cut(rows.evidence, [0, 4, 16, 64, 256], labels=labels)
-    cells = accuracy(rows.assign(patches=bins.astype(str)), by=["patches"]).set_index("patches")
+    cells = accuracy(rows.assign(patches=bins.astype(str)), ["patches"], value)
+    cells = cells.set_index("patches")
     lines = []
     for patches in (label for label in labels if label in cells.index):
         by = cells.loc[[patches]].set_index("method")
@@ -148,13 +169,14 @@ def _by_evidence(results: pd.DataFrame) -> str:
     return _table(["patches", "questions", *methods], lines)
 
 
-def _differences(results: pd.DataFrame) -> str:
+def _differences(results: pd.DataFrame, value: str) -> str:
     lines = []
     for task, part in results.groupby("task", sort=False):
-        pairs = (("full", 1.0), ("random", 0.25), ("uniform", 0.25), ("fopru-row", 0.25))
-        gaps = [difference(part, ("fopru", 0.25), other) for other in pairs]
+        others = ["full", *(m for m in METHODS if m not in ("fopru", "oracle"))]
+        pairs = [(other, 1.0 if other == "full" else 0.25) for other in others]
+        gaps = [difference(part, ("fopru", 0.25), pair, value) for pair in pairs]
         lines.append([task, *(_within(*gap, "+") for gap in gaps)])
-    return _table(["task", "less all tokens", "less random", "less uniform", "less row"], lines)
+    return _table(["task", *(f"less {other}" for other in others)], lines)
 
 
 def _recall(results: pd.DataFrame) -> str:
