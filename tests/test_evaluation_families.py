@@ -119,8 +119,8 @@ def test_pictures_share_their_part_of_the_prompt(family, loaded):
     with torch.no_grad():
         list(batch.rows(cell, 1))
     handle.remove()
-    assert batch.prefix is not None
-    assert batch.prefix["input_ids"].shape[0] == 2 and sum(seen) == 2  # once for "full"
+    assert batch.prompts.prefix is not None
+    assert batch.prompts.prefix["input_ids"].shape[0] == 2 and sum(seen) == 2  # once for "full"
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)

@@ -1,0 +1,268 @@
+"""Some questions and their pictures, before the language model under many settings: each picture
+encoded once, and what several prompts begin with read once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import Cache, PreTrainedModel, ProcessorMixin
+
+from fopru.applying import Session, cache_name, cache_of, select_rows
+from fopru.applying.layers import window
+from fopru.encoding import Encoded, EncodedImage, encode
+from fopru.evaluation.asking import inputs, pictureless
+from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
+from fopru.evaluation.evidence import cover, frames
+from fopru.evaluation.settings import Setting
+from fopru.evaluation.tasks import Example
+from fopru.families import Family
+from fopru.pruned import PER_TOKEN, numbered
+
+
+@dataclass
+class Prompted:
+    """Prompts that went through the language model, padded on the left: B rows of L tokens."""
+
+    arguments: Mapping[str, Any]
+    """What the model was called with, where it was called once."""
+    cache: Cache
+    ids: Tensor  # (B, L)
+    mask: Tensor  # (B, L)
+    positions: Tensor  # (B, L), or (4, B, L) with M-RoPE
+    last: Tensor  # (B, V) logits of what follows
+    kept: list[Tensor]
+    """Per row the visual tokens that are kept."""
+    layer_weighted: list[float]
+    """Per row the mean over layers of the visual tokens seen."""
+
+
+class Prompts:
+    """The prompts of some questions.
+
+    Args:
+        text: of each, as `fopru.evaluation.asking.prompts` makes it.
+        settings: all that `read` will be asked for.
+        follow: how many tokens will follow a prompt at most.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        examples: Sequence[Example],
+        text: Sequence[str],
+        settings: Sequence[Setting],
+        follow: int,
+    ):
+        self.model, self.processor, self.text, self.follow = model, processor, text, follow
+        self.family = Family.of(model)
+        pictures: dict[int, int] = {}
+        numbers = [pictures.setdefault(id(e.image), len(pictures)) for e in examples]
+        self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
+        self.first = [numbers.index(i) for i in range(len(pictures))]
+        whole = inputs(processor, examples, text).to(model.device)
+        shown = whole
+        if len(self.first) < len(examples):
+            first = [examples[row] for row in self.first], [text[row] for row in self.first]
+            shown = inputs(processor, *first).to(model.device)
+        encoded = encode(model, shown, [setting.pruner for setting in settings])
+        gone = (*self.family.pixels, *self.family.options)
+        self.asked = {name: value for name, value in whole.items() if name not in gone}
+        self.pictures = _with_pixels(encoded.images, shown["pixel_values"])
+        self.images = tuple(
+            image for row, e in enumerate(examples) for image in self._of(row, e, numbers[row])
+        )
+        covered = [(image.scores[EVIDENCE] > 0.2).cpu() for image in self.images]
+        self.evidence = [
+            torch.cat([c for c, i in zip(covered, self.images, strict=True) if i.sample == row])
+            for row in range(len(examples))
+        ]
+
+    def _of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
+        """The picture of a question, or its tiles, with what is evidence to the question."""
+        images = [image for image in self.pictures if image.sample == number]
+        views = sum(len(image.grid.views) for image in images)
+        shown = iter(frames(e.image, self.processor, views))
+        for image in images:
+            evidence = cover(image.grid, list(islice(shown, len(image.grid.views))), e.evidence)
+            scores = {**image.scores, EVIDENCE: evidence.to(image.features)}
+            yield replace(image, sample=row, scores=scores)
+
+    @contextmanager
+    def read(self, setting: Setting) -> Iterator[Prompted]:
+        """The prompts of all questions, in a block in which the model goes on with them."""
+        if setting.method == "none":
+            yield self._without_picture()
+            return
+        pruner, chosen = setting.pruner, ()
+        with pruner(self.model) as session:
+            if session.shortens or not setting.later:
+                yield self._prompts(session, setting)
+                return
+            others = {name: value[..., self._next, :] for name, value in self._per_token.items()}
+            self._prefill(session, {**self.asked, **others}, self.images)
+            chosen = (session,)
+        with pruner(self.model, *chosen) as session:
+            yield self._prompts(session, setting)
+
+    def _prompts(self, session: Session, setting: Setting) -> Prompted:
+        """The prompts of all questions, within the session's block."""
+        pruner = setting.pruner
+        if session.shortens and not pruner.asks and self.prefix is not None:
+            before = self._prefill(session, self.prefix, self.pictures, setting)
+            return self._on(before, pruner.numbering(self.family))
+        images = self.images
+        if setting.later:
+            told = Encoded(self.family, self.asked, images)
+            images = tuple(replace(i, text=told.text(self._next[i.sample])) for i in images)
+        return self._prefill(session, self.asked, images, setting)
+
+    def _prefill(
+        self,
+        session: Session,
+        text: Mapping[str, Any],
+        images: tuple[EncodedImage, ...],
+        setting: Setting | None = None,
+    ) -> Prompted:
+        """Prompts with their pictures, through the language model once."""
+        arguments = session.arguments(Encoded(self.family, text, images))
+        if setting is not None and setting.shuffled:
+            arguments = shuffled(arguments, setting.seed)
+        found = self._forward(arguments)
+        return replace(found, kept=session.kept, layer_weighted=session.layer_weighted)
+
+    def _forward(self, arguments: Mapping[str, Any]) -> Prompted:
+        ids, mask = arguments["input_ids"], arguments["attention_mask"]
+        positions = arguments.get("position_ids")
+        if positions is None:
+            positions = numbered(mask)
+            if self.family.spatial:
+                positions = positions.expand(4, -1, -1)
+        called = {**arguments, "position_ids": positions}
+        out = self.model(**called, use_cache=True, logits_to_keep=1)
+        cache = cache_of(out)
+        return Prompted(arguments, cache, ids, mask, positions, out.logits[:, -1], [], [])
+
+    def _without_picture(self) -> Prompted:
+        text = [pictureless(self.processor, prompt) for prompt in self.text]
+        asked = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt")
+        none = [torch.zeros(0, dtype=torch.int64)] * len(text)
+        found = self._forward(asked.to(self.model.device))
+        return replace(found, kept=none, layer_weighted=[0.0] * len(text))
+
+    @cached_property
+    def _per_token(self) -> dict[str, Tensor]:
+        """The inputs with one value per token, (B, L) each."""
+        names = [name for name in PER_TOKEN if self.asked.get(name) is not None]
+        return {name: self.asked[name] for name in names}
+
+    @cached_property
+    def _next(self) -> list[int]:
+        """For each question the next one on its picture, after the last the first."""
+        pictures, rows = self.picture.tolist(), []
+        for row, picture in enumerate(pictures):
+            same = [i for i, other in enumerate(pictures) if other == picture]
+            rows.append(same[(same.index(row) + 1) % len(same)])
+        return rows
+
+    # several questions on one picture
+
+    @cached_property
+    def _tails(self) -> Tensor:
+        """(B,) tokens that follow the picture in each prompt."""
+        return (self.asked["input_ids"] == self.family.image_token_id).flip(1).long().argmax(1)
+
+    @cached_property
+    def prefix(self) -> dict[str, Tensor] | None:
+        """What the prompts on each picture begin with, up to its last token: what a language model
+        that looks back only makes of it is the same whatever follows. None where no picture has
+        several questions, their beginnings differ, or the sequences fill a window."""
+        mask = self._per_token["attention_mask"].bool()
+        columns = torch.arange(mask.shape[1], device=mask.device)
+        kept = mask & (columns < mask.shape[1] - self._tails[:, None])  # (B, L)
+        heads = {
+            name: [row[here] for row, here in zip(values, kept, strict=True)]
+            for name, values in self._per_token.items()
+        }
+        firsts = [self.first[picture] for picture in self.picture.tolist()]
+        alike = all(
+            torch.equal(head, rows[first])
+            for rows in heads.values()
+            for head, first in zip(rows, firsts, strict=True)
+        )
+        if len(self.first) == len(firsts) or not alike or not self.roomy:
+            return None
+        fill = {**PER_TOKEN, "input_ids": int(self.asked["input_ids"][0, -1])}
+        return {
+            name: pad_sequence(
+                [rows[row] for row in self.first],
+                batch_first=True,
+                padding_value=fill[name],
+                padding_side="left",
+            )
+            for name, rows in heads.items()
+        }
+
+    @cached_property
+    def roomy(self) -> bool:
+        """Whether prompts and what follows them are shorter than any window of the language model,
+        so that its cache holds all of them and can go back to where it was."""
+        length = self.asked["input_ids"].shape[1] + self.follow
+        sizes = [window(layer) for layer in self.family.decoder.layers]
+        return all(size is None or length < size for size in sizes)
+
+    def _on(self, before: Prompted, numbering: str) -> Prompted:
+        """Every question on its picture's prefix, which went through the model once."""
+        of = self.picture
+        select_rows(before.cache, of)
+        longest = int(self._tails.max())
+        ids = self.asked["input_ids"][:, -longest:]  # (B, T)
+        there = torch.arange(longest, device=of.device) >= longest - self._tails[:, None]
+        ids = ids.where(there, ids[:, -1:])  # no placeholders
+        mask = torch.cat([before.mask[of], there.to(before.mask)], 1)
+        positions = numbered(mask)[:, -longest:]
+        if numbering == "preserve":
+            kept = self._whole_positions[..., -longest:]  # (B, T), or (3, B, T)
+            positions = torch.cat([positions[None], kept]) if self.family.spatial else kept
+        out = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            **{cache_name(self.model): before.cache},
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return replace(
+            before,
+            ids=torch.cat([before.ids[of], ids], 1),
+            mask=mask,
+            positions=torch.cat([before.positions[..., of, :], positions], -1),
+            last=out.logits[:, -1],
+            kept=[before.kept[i] for i in of.tolist()],
+            layer_weighted=[before.layer_weighted[i] for i in of.tolist()],
+        )
+
+    @cached_property
+    def _whole_positions(self) -> Tensor:
+        """(B, L) position ids of the whole prompts; (3, B, L) with M-RoPE."""
+        grids = [image.grid for image in self.images]
+        found = self.family.position_ids(self.asked, self.asked["attention_mask"], grids)
+        return found[-3:] if self.family.spatial else found
+
+
+def _with_pixels(images: Sequence[EncodedImage], pixels: Tensor) -> tuple[EncodedImage, ...]:
+    """Pictures with their pixels, where each has its own (3, H, W)."""
+    if pixels.dim() != 4 or len(pixels) != len(images):
+        return tuple(images)
+    return tuple(
+        replace(image, scores={**image.scores, PIXELS: values})
+        for image, values in zip(images, pixels, strict=True)
+    )
