@@ -89,12 +89,12 @@ PARTS = {
     # every method and control over the whole range, numbered as each method does by default
     "curves": [
         Part((*ALONE, *INSIDE, *CONTROLS), RANGE, blind=(*BLIND,)),
-        Part(("random",), RANGE, seeds=(0, 1, 2, 3, 4)),
+        Part(("random",), RANGE, seeds=(0, 1, 2)),
     ],
     # the same selections with the position ids of the picture that was pruned
     "preserve": [
         Part((*ALONE, "oracle", "pyramiddrop"), FOUR, "preserve"),
-        Part(("random",), FOUR, "preserve", (0, 1, 2, 3, 4)),
+        Part(("random",), FOUR, "preserve", (0, 1, 2)),
         Part(("fastv",), FOUR, "reindex"),
         *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in ("reindex", "preserve")),
     ],
@@ -117,7 +117,7 @@ PARTS = {
         *(Part(("fopru", "fopru-row"), ROWS, positions) for positions in ("reindex", "preserve")),
     ],
     # as many tokens as the methods inside the language model keep in the mean over its layers
-    "same mean": [Part(("fopru", "divprune", "dpp", "uniform", "random"), SAME_MEAN)],
+    "same mean": [Part(("fopru", "divprune", "uniform", "random"), SAME_MEAN)],
     # is it the masses, or any weights?
     "copies": [
         Part(
