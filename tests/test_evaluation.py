@@ -14,6 +14,7 @@ from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
 from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
+from fopru.evaluation.metrics import METRICS, Metric, f1
 from fopru.families import Grid
 from fopru.families.base import View
 from fopru.methods import FastV
@@ -534,6 +535,18 @@ def test_scores_are_the_benchmarks_own():
     assert table.to_dict() == pytest.approx({"f1": 2 / 3, "anls": 0.75})
 
 
+def test_a_metric_is_a_registered_pair(monkeypatch):
+    first = Metric(lambda said, right: float(said[:1] == right[:1]), lambda rows: rows.score.min())
+    monkeypatch.setitem(METRICS, "first letter", first)
+    model, processor = tiny.model(), tiny.processor()
+    asked = [replace(e, metric="first letter") for e in examples()]
+    found = evaluate(model, processor, asked, (), (), max_new_tokens=1)
+    expected = [float(r.prediction[:1] == r.answer[:1]) for r in found.itertuples()]
+    assert found.score.tolist() == expected
+    (row,) = statistics.scores(found.assign(task="all")).itertuples()
+    assert (row.metric, row.score) == ("first letter", min(expected))
+
+
 def test_intervals_resample_pictures_not_questions():
     rng = np.random.default_rng(0)
     images = np.repeat(np.arange(50), 8)
@@ -644,7 +657,7 @@ def test_flips_f1_and_the_area_under_the_curve():
     assert flips.loc[0.25, ["agrees", "lost", "gained", "nats"]].tolist() == [0.5, 0.25, 0.25, 2.0]
     assert flips.loc[0.0625, ["agrees", "lost", "gained"]].tolist() == [0.5, 0.5, 0.0]
     full = table[table.method == "full"]
-    assert statistics.f1(full) == pytest.approx(2 * 2 / (2 * 2 + 0 + 2))
+    assert f1(full) == pytest.approx(2 * 2 / (2 * 2 + 0 + 2))
     # 0 at 16, one half at 64 and at 256: on a log axis two steps of the same width
     (area,) = statistics.area(table).area
     assert area == pytest.approx((0.25 + 0.5) / 2)
@@ -699,7 +712,7 @@ def two_numberings():
     "function",
     [
         *(statistics.means, statistics.accuracy, statistics.bands, statistics.per_question),
-        *(statistics.retained, statistics.scores, statistics.flips, statistics.area, statistics.f1),
+        *(statistics.retained, statistics.scores, statistics.flips, statistics.area),
         lambda table: statistics.difference(table, ("fopru", 0.5), ("full", 1.0)),
     ],
 )

@@ -20,9 +20,10 @@ from test_evaluation import examples
 import fopru
 from fopru.evaluation import evaluate, read_jsonl, read_rows, statistics
 from fopru.evaluation.controls import Later
+from fopru.evaluation.metrics import anls, relaxed
 from fopru.evaluation.runner import COLUMNS
 from fopru.evaluation.store import Store, provenance, weights_hash
-from fopru.evaluation.tasks import Example, anls, relaxed
+from fopru.evaluation.tasks import Example
 from fopru.pictures import load_image
 
 SETTINGS = dict(methods=("fopru", "random"), retentions=(0.5, 0.25), max_new_tokens=1, batch_size=2)

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest, bootstrap
 
+from fopru.evaluation.metrics import METRICS
+
 RESAMPLES = 2000
 
 
@@ -232,25 +234,15 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
     """The benchmarks' own metrics, seeds averaged.
 
     Returns:
-        Per task, method and retention: metric ("accuracy", "f1", "anls" or "relaxed") and score.
+        Per task, method and retention: metric (a name of `fopru.evaluation.metrics.METRICS`) and
+        score.
     """
     rows = []
     keys = ["task", "method", "retention", "metric"]
     for key, cell in answered(results).groupby(keys, sort=False):
-        if key[-1] == "f1":
-            score = np.mean([f1(part) for _, part in cell.groupby("seed")])
-        else:
-            score = cell["score"].mean()
+        score = np.mean([METRICS[key[-1]].over(part) for _, part in cell.groupby("seed")])
         rows.append(dict(zip(keys, key, strict=True)) | {"score": score})
     return pd.DataFrame(rows)
-
-
-def f1(results: pd.DataFrame, positive: str = "yes") -> float:
-    """F1 of the answer `positive` (POPE's metric), over all rows given."""
-    results = answered(results)
-    said, right = results["prediction"] == positive, results["answer"] == positive
-    both = 2 * (said & right).sum() + (said & ~right).sum() + (~said & right).sum()
-    return float(2 * (said & right).sum() / both) if both else np.nan
 
 
 def flips(results: pd.DataFrame) -> pd.DataFrame:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageOps
 
+from fopru.evaluation.metrics import METRICS
 from fopru.pictures import to_rgb
 
 
@@ -39,7 +39,7 @@ class Example:
     also: tuple[str, ...] = ()
     """Other answers that are right."""
     metric: str = "accuracy"
-    """One of `METRICS`."""
+    """One of `fopru.evaluation.metrics.METRICS`."""
 
     def __post_init__(self):
         if isinstance(self.image, str):
@@ -63,58 +63,7 @@ class Example:
         Args:
             said: The model's answer, stripped and in lower case.
         """
-        return max(METRICS[self.metric](said, right) for right in self.right)
-
-
-def exact(said: str, right: str) -> float:
-    """1 where both are the same, else 0."""
-    return float(said == right)
-
-
-def anls(said: str, right: str) -> float:
-    """1 - edit distance / longer length, 0 where that is below 0.5 (DocVQA's metric, Biten et al.,
-    "Scene Text Visual Question Answering", ICCV 2019)."""
-    longest = max(len(said), len(right), 1)
-    likeness = 1 - _edits(said, right) / longest
-    return likeness if likeness >= 0.5 else 0.0
-
-
-def relaxed(said: str, right: str) -> float:
-    """1 for the same text, or for a number within 5 % of the right one; "45%" is 0.45 (ChartQA's
-    metric, Masry et al., 2022)."""
-    number, goal = _number(said), _number(right)
-    if said == right or number is None or goal is None:
-        return exact(said, right)
-    return float(abs(number - goal) <= 0.05 * abs(goal))
-
-
-def _number(text: str) -> float | None:
-    """The finite number that a text stands for, or None: "nan" and "inf" are words."""
-    percent = text.endswith("%")
-    try:
-        value = float(text.removesuffix("%"))
-    except ValueError:
-        return None
-    return (value / 100 if percent else value) if math.isfinite(value) else None
-
-
-METRICS: dict[str, Callable[[str, str], float]] = {
-    "accuracy": exact,
-    "f1": exact,  # of "yes", over all questions: `statistics.f1`
-    "anls": anls,
-    "relaxed": relaxed,
-}
-"""Metric -> how right an answer is beside one right answer, both stripped and in lower case."""
-
-
-def _edits(a: str, b: str) -> int:
-    """Levenshtein distance."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        previous, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (x != y))
-    return row[-1]
+        return max(METRICS[self.metric].each(said, right) for right in self.right)
 
 
 def plain(image: Image.Image) -> Image.Image:
@@ -171,8 +120,8 @@ def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     Fields: "image" (a PIL image or a file), "question", "answers" (a list of texts, the first is
     the one whose likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an
     integer, the row's number if there is none), "task", "choices", "evidence" (boxes in pixels),
-    "metric" (one of `METRICS`) and "image_id" (rows that agree in it are on the same picture). A
-    field that is None counts as missing.
+    "metric" (one of `fopru.evaluation.metrics.METRICS`) and "image_id" (rows that agree in it are
+    on the same picture). A field that is None counts as missing.
 
     Raises:
         ValueError: There are no rows, or one is not like this: the message names row and field.

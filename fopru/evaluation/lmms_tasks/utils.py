@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fopru.evaluation import statistics
-from fopru.evaluation.tasks import METRICS
+from fopru.evaluation import metrics
+from fopru.evaluation.metrics import METRICS
 from fopru.pocket import folder, sampling
 
 FILES = {"test": str(folder("pocketbench") / "test.parquet")}
@@ -20,10 +20,10 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
     metric = sampling.METRICS.get(doc["task"], "accuracy")
     own = {"prediction": said, "answer": doc["answer"]}
     if metric != "f1":
-        own = METRICS[metric](said, doc["answer"])
-    return {"accuracy": METRICS["accuracy"](said, doc["answer"]), metric: own}
+        own = METRICS[metric].each(said, doc["answer"])
+    return {"accuracy": METRICS["accuracy"].each(said, doc["answer"]), metric: own}
 
 
 def f1(answers: Sequence[Mapping[str, str]]) -> float:
     """F1 of "yes" over all questions."""
-    return statistics.f1(pd.DataFrame(answers))
+    return metrics.f1(pd.DataFrame(answers))
