@@ -158,6 +158,13 @@ def encode(
     Raises:
         UnsupportedModelError: no adapter for the model, or its tower has no attention to read.
         ValueError: no images, or images and placeholders in `input_ids` do not match.
+
+    Example:
+        Two methods that share one pass of the vision tower:
+
+        >>> one, other = fopru.FoPru(0.25), fopru.DivPrune(0.25)
+        >>> encoded = fopru.encode(model, inputs, [one, other])
+        >>> out = model.generate(**one.compact(encoded))
     """
     return look(model, inputs, pruners).scored()
 

@@ -53,6 +53,10 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
         OSError: a file is missing or damaged, or the Hugging Face Hub does not have it or cannot be
             reached.
         ImportError: a package that the model or its processor needs is not installed.
+
+    Example:
+        >>> model, processor = fopru.load("pocket")
+        >>> model, processor = fopru.load("llava-hf/llava-1.5-7b-hf", dtype="bfloat16")
     """
     source = _source(model)
     hub = {name: kwargs.pop(name) for name in HUB if name in kwargs}

@@ -74,6 +74,11 @@ class Pruner:
 
     Raises:
         ValueError: a value is none of these, or both `retention` and `k` are given.
+
+    Example:
+        >>> with fopru.FoPru(retention=0.25)(model) as session:
+        ...     out = model.generate(**inputs)
+        >>> session.last.images[0].kept  # the places that stayed
     """
 
     retention: float | None = None

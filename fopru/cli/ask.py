@@ -41,7 +41,7 @@ def ask(
         float, typer.Option(help="Share of visual tokens kept, in (0, 1].")
     ] = 0.25,
     weights: Annotated[
-        Weights, typer.Option(help="mass: a kept token counts as all those most like it.")
+        Weights, typer.Option(help="mass: a kept token counts as all those that it stands for.")
     ] = Weights.none,
     positions: Annotated[
         Positions | None, typer.Option(help="The family's default if not given.")

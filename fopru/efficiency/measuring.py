@@ -226,6 +226,10 @@ def measure(
     Raises:
         ValueError: `new_tokens` or `turns` below 1, inputs without images, or something else than
             pruners.
+
+    Example:
+        >>> table = fopru.measure(model, inputs, [fopru.FoPru(0.25), fopru.FastV(0.25)])
+        >>> table.pivot(index="method", columns="stage", values="seconds")
     """
     check_integer("new_tokens", new_tokens, minimum=1)
     check_integer("turns", turns, minimum=1)

@@ -105,6 +105,11 @@ def evaluate(
             question only, "swapped" where a task has one picture only, several processes without
             `out`, or an `out` that is damaged, something else, or of another model or version.
         OSError: `out` cannot be written, or its folder is missing.
+
+    Example:
+        >>> questions = fopru.pocket.sample("reading", n=50)
+        >>> table = fopru.evaluate(model, processor, questions, ["fopru", "random"], [0.25])
+        >>> statistics.readings(table)  # what is known, said, and malformed
     """
     cells = settings(methods, retentions, positions, seeds)
     controls = distinct("blind", blind)
