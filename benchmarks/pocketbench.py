@@ -19,6 +19,7 @@ import torch
 import fopru
 from fopru.cli.common import keep
 from fopru.encoding import EncodedImage
+from fopru.evaluation import Example
 from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
 from fopru.in_llm import InLLMPruner
 from fopru.methods.divprune import DivPrune
@@ -159,19 +160,27 @@ def ask(model, processor, name: str) -> list[pd.DataFrame]:
     ]
 
 
-def guesser(asked: pd.DataFrame, questions: dict[str, str], n: int = 7000) -> pd.DataFrame:
-    """Rows of one who reads the question only, and gives the answer that it most often had in n
-    fresh scenes a task; where it never came, the most frequent answer of its kind."""
-    by_text, by_kind = defaultdict(Counter), defaultdict(Counter)
+def guesser(asked: pd.DataFrame, examples: dict[str, Example], n: int = 7000) -> pd.DataFrame:
+    """Rows of one who reads the question only, and gives of its legal answers the one that was most
+    often right where it could be given, in n fresh scenes a task: to the same words before the
+    question mark; where these never came, to questions of its kind."""
+    right, offered = defaultdict(Counter), defaultdict(Counter)
+
+    def keys(e: Example) -> tuple:
+        return e.question.partition("?")[0], (e.task, e.scene["variant"])
+
     for e in (e for task in asked.task.unique() for e in fopru.pocket.sample(task, n, seed=4242)):
-        by_text[e.question][e.answer.lower()] += 1
-        by_kind[e.task, e.scene["variant"]][e.answer.lower()] += 1
+        for key in keys(e):
+            right[key][e.answer] += 1
+            offered[key].update(e.choices)
+
+    def guess(e: Example) -> str:
+        key = next(key for key in keys(e) if key in right)
+        return max(e.choices, key=lambda a: right[key][a] / max(1, offered[key][a]))
+
     rows = asked[asked.method == "full"].drop_duplicates("id").copy()
-    guesses = [
-        (by_text.get(questions[row.id]) or by_kind[row.task, row.variant]).most_common(1)[0][0]
-        for row in rows.itertuples()
-    ]
-    right = [guess == row.answer for guess, row in zip(guesses, rows.itertuples(), strict=True)]
+    guesses = [guess(examples[name]) for name in rows.id]
+    hits = [said == row.answer for said, row in zip(guesses, rows.itertuples(), strict=True)]
     unknown = dict.fromkeys(["margin", "loglik", "loglik_open", "kl"], float("nan"))
     return rows.assign(
         method="guess",
@@ -180,9 +189,9 @@ def guesser(asked: pd.DataFrame, questions: dict[str, str], n: int = 7000) -> pd
         layer_weighted=0.0,
         found=float("nan"),
         prediction=guesses,
-        score=[float(r) for r in right],
+        score=[float(hit) for hit in hits],
         formed=True,
-        **dict.fromkeys(["exact", "begins", "choice"], right),
+        **dict.fromkeys(["exact", "begins", "choice"], hits),
         **unknown,
     )
 
@@ -206,8 +215,8 @@ def main(names: list[str]) -> None:
         return
     parts = {name: pd.concat(ask(model, processor, name), ignore_index=True) for name in PARTS}
     test = pd.concat([parts[name] for name in PARTS if name != "validation"], ignore_index=True)
-    questions = {e.id: e.question for e in fopru.pocket.benchmark("test")}
-    test = pd.concat([test, guesser(test, questions)], ignore_index=True)
+    examples = {e.id: e for e in fopru.pocket.benchmark("test")}
+    test = pd.concat([test, guesser(test, examples)], ignore_index=True)
     keep(small(test), RESULTS / "pocketbench.parquet")
     keep(small(parts["validation"]), RESULTS / "validation.parquet")
 

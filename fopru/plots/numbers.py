@@ -185,8 +185,9 @@ def training(log: pd.DataFrame) -> Figure:
     for name in ("tower", "answer"):
         left.plot(log["step"], log[name], label=name)
     left.set(xlabel="step", ylabel="loss (nats)", yscale="log")
-    for name in log.columns.drop(["step", "tower", "answer"]):
-        right.plot(log["step"], 100 * log[name], label=name)
+    for i, name in enumerate(log.columns.drop(["step", "tower", "answer"])):
+        line = "-" if i < len(PALETTE) else "--"  # the colours begin anew
+        right.plot(log["step"], 100 * log[name], line, label=name)
     right.set(xlabel="step", ylabel="accuracy (%)", ylim=(0, 100))
     left.legend(frameon=False, fontsize="small")
     right.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
