@@ -2,11 +2,12 @@
 
     python benchmarks/efficiency.py pocket    # the pocket model, every method: five minutes
     python benchmarks/efficiency.py vision    # CLIP-L/14-336 before a small decoder: ten minutes
+    python benchmarks/efficiency.py weights   # what weights="mass" adds inside the LLM: a minute
     fopru measure --shape llava-1.5-7b --turns 3 --new-tokens 4 \
         --out data/results/efficiency/cpu-7b.parquet    # half an hour on two cores, 15 GB
 
 Each prints its checks: stages against the whole, pruned against native prompts, predictions against
-configurations that they were not fitted to.
+configurations that they were not fitted to. What `weights` prints is `weights.txt`.
 """
 
 import argparse
@@ -158,13 +159,73 @@ def replace_row(row: pd.Series, taken: list[float]) -> dict:
     return {**row, "method": "eager", "seconds": median, "low": low, "high": high, "flops": None}
 
 
+def two_layers() -> LlavaForConditionalGeneration:
+    """Two layers of LLaVA-1.5-7B's decoder behind a small tower."""
+    vision = CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=2,
+        num_attention_heads=32,
+        vocab_size=128,
+    )
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    torch.manual_seed(0)
+    return LlavaForConditionalGeneration(config).to(torch.bfloat16).eval()
+
+
+@torch.no_grad()
+def once(model, asked, pruner, steps: int) -> tuple[float, float]:
+    """Seconds of the prefill of a pruned prompt, and of one step of decoding after it."""
+    with pruner(model) as run:
+        model(**asked, logits_to_keep=1)  # the tower and the selection
+        pruned = dict(run.last)
+        start = time.perf_counter()
+        out = model(**pruned, use_cache=True, logits_to_keep=1)
+        first = time.perf_counter()
+        for _ in range(steps):
+            token = torch.tensor([[7]])
+            out = model(input_ids=token, past_key_values=out.past_key_values)
+        return first - start, (time.perf_counter() - first) / steps
+
+
+def weights(turns: int, steps: int = 8) -> None:
+    """Prefill and decode with the bias of weights="mass" over without, in turns."""
+    model = two_layers()
+    asked = {
+        "pixel_values": torch.randn(1, 3, 336, 336),
+        "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34]),
+    }
+    for retention in (0.5, 0.25):
+        taken = {"none": [], "mass": []}
+        for turn in range(turns + 1):
+            for kind in ("none", "mass") if turn % 2 else ("mass", "none"):
+                pruner = fopru.FoPru(retention, weights=kind)
+                taken[kind].append(once(model, asked, pruner, steps))
+        none, mass = (torch.tensor(taken[kind][1:]) for kind in ("none", "mass"))  # (turns, 2)
+        for i, stage in enumerate(("prefill", "decode")):
+            low, ratio, high = statistics.quantiles((mass / none)[:, i].tolist(), n=4)
+            plain, biased = (1000 * times[:, i].median() for times in (none, mass))
+            print(
+                f"retention {retention}: {stage} {plain:.1f} ms, with weights {biased:.1f} ms; "
+                f"ratio {ratio:.3f} [{low:.3f}, {high:.3f}]"
+            )
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["pocket", "vision"])
+    parser.add_argument("part", choices=["pocket", "vision", "weights"])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--batch", type=int, default=2)
     arguments = parser.parse_args()
-    if arguments.part == "pocket":
-        pocket(arguments.turns)
-    else:
+    if arguments.part == "vision":
         vision(arguments.turns, arguments.batch)
+    else:
+        {"pocket": pocket, "weights": weights}[arguments.part](arguments.turns)

@@ -165,9 +165,8 @@ def break_even(
     ax = ax if ax is not None else plt.subplots(figsize=(5, 3.6), layout="constrained")[1]
     shares = 100 * np.array([[saved(t, a) for t in text] for a in answer])
     most = max(abs(shares).max(), 1e-9)
-    mesh = ax.pcolormesh(
-        text, answer, shares, cmap="PuOr", vmin=-most, vmax=most, shading="nearest"
-    )
+    style = {"cmap": "PuOr", "shading": "nearest", "edgecolors": "face", "rasterized": True}
+    mesh = ax.pcolormesh(text, answer, shares, vmin=-most, vmax=most, **style)
     if (shares < 0).any() and (shares > 0).any():
         ax.contour(text, answer, shares, levels=[0], colors="black")
     ax.set(xlabel="text tokens", ylabel="answer tokens", xscale="log", yscale="log")

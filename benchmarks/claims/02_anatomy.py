@@ -1,0 +1,8 @@
+PAGE = "notebooks/02_anatomy.ipynb"
+
+CLAIMS = []
+
+ASIDE = [
+    "The formulas agree with the counter to 2 %",  # asserted on the page
+    "Pictures of 2,880 tokens (LLaVA-NeXT)",  # reported
+]
