@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow fuzz oldest newest lmms notebooks book serve lint clean
+.PHONY: help test slow fuzz oldest newest lmms notebooks prose book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -18,6 +18,7 @@ help:
 	@echo "make newest the same with the newest (.venv-newest)"
 	@echo "make fuzz   300 drawn ways of asking, against a masked run (FOPRU_FUZZ_DRAWS, FOPRU_FUZZ_SEED)"
 	@echo "make notebooks  every notebook from top to bottom, by nbmake"
+	@echo "make prose  the numbers of the book's prose, counted again from data/results/"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 
 test: $(READY)
@@ -38,6 +39,9 @@ lmms: .venv-lmms/.ready
 
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbmake --nbmake-timeout=600 notebooks
+
+prose: $(READY)
+	$(BIN)/python benchmarks/prose.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -103,7 +103,7 @@ PARTS = {
     # kept tokens that count as those they stand for
     "mass": [
         *(Part(weighted((*ALONE, "oracle")), FOUR, p) for p in ("reindex", "preserve")),
-        *(Part(weighted(("random",)), FOUR, p, (0, 1, 2)) for p in ("reindex", "preserve")),
+        *(Part(weighted(("random",)), FOUR, p) for p in ("reindex", "preserve")),
     ],
     # what the published text leaves open, and rank and row at the same number of tokens
     "readings": [
