@@ -444,6 +444,17 @@ def test_warnings_come_after_the_progress(tmp_path):
     assert last.startswith("fopru: ") and last.endswith("a.gif: the first of 2 frames is taken.")
 
 
+def test_known_and_said_stand_side_by_side_where_there_are_legal_answers(tmp_path):
+    asked, lines = questions(tmp_path, n=2)
+    with_choices = [{**lines[0], "task": "chosen", "choices": [lines[0]["answer"], "no"]}]
+    asked.write_text("\n".join(map(json.dumps, [*with_choices, {**lines[1], "task": "free"}])))
+    result = fopru_cli("evaluate", asked, *QUICK, "--out", tmp_path / "found.parquet")
+    assert result.exit_code == 0, result.output
+    free = [line for line in result.stdout.splitlines() if "free" in line]
+    assert "known" in result.stdout and "malformed" in result.stdout
+    assert free and all(line.count("-") >= 2 for line in free)
+
+
 def test_evaluate_takes_weights_device_and_dtype(tmp_path):
     asked, _ = questions(tmp_path)
     out = tmp_path / "found.parquet"

@@ -138,20 +138,33 @@ def noted() -> Iterator[None]:
 
 
 def _show(results: pd.DataFrame) -> None:
-    """A line for each task, method and retention."""
-    cells = ["task", "method", "retention"]
-    own = statistics.scores(results).groupby(cells, sort=False)
-    scores = {key: part for key, part in own}
-    table = Table("task", "method", "kept", "accuracy (%)", "95 %", "own metric (%)")
-    for row in statistics.accuracy(results).itertuples():
-        interval = f"{100 * row.low:.1f} to {100 * row.high:.1f}"
-        part = scores[row.task, row.method, row.retention]
-        judged = ", ".join(f"{s.metric} {100 * s.score:.1f}" for s in part.itertuples())
-        shown = interval if row.low == row.low else "one picture"
-        table.add_row(
-            row.task, row.method, f"{row.kept:.0f}", f"{100 * row.mean:.1f}", shown, judged
-        )
+    """A line for each task, method and retention: what is known and what is said."""
+    keys = ["task", "method", "retention"]
+    scores = {key: part for key, part in statistics.scores(results).groupby(keys, sort=False)}
+    knows = results["choice"].notna().any()
+    columns = ("choice", "exact", "malformed") if knows else ("exact",)
+    formed = results["formed"].astype(float)
+    cells = {
+        name: statistics.accuracy(results.assign(malformed=1 - formed), value=name).set_index(keys)
+        for name in columns
+    }
+    rows = cells["exact"].index  # a task whose questions name no legal answers has no "known"
+    cells = {name: table.reindex(rows) for name, table in cells.items()}
+    titles = {"choice": "known (%)", "exact": "said (%)", "malformed": "malformed (%)"}
+    table = Table("task", "method", "kept", *(titles[name] for name in columns), "own metric (%)")
+    for key, row in cells["exact"].iterrows():
+        shown = [_percent(cells[name].loc[[key]]) for name in columns]
+        judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
+        table.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, ", ".join(judged))
     Console(file=sys.stdout).print(table)
+
+
+def _percent(cell: pd.DataFrame) -> str:
+    """A share with its interval, which there is none of for a single picture."""
+    if cell["mean"].isna().all():
+        return "-"
+    mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
+    return f"{mean:.1f} ({low:.0f} to {high:.0f})" if low == low else f"{mean:.1f} (one picture)"
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
