@@ -9,5 +9,6 @@ ASIDE = [
     "57.8 to 30.7 ms at 128 tokens",  # reported
     "the whole 95 % interval lies in the range",
     "DivPrune's lead over FoPru on *reading* at 10 %",  # asserted on the page
+    "with 25 tokens, is *malformed*",  # asserted on the page
     "a prefill of 144 tokens at batch 1",
 ]
