@@ -131,7 +131,7 @@ def wrong(page: Path, claims, aside) -> Iterator[str]:
         for printed, value in zip(found.groups(), values, strict=True):
             plain = printed.replace(",", "").replace("\u2212", "-")
             digits = len(plain.partition(".")[2])
-            if abs(float(plain) - value) > 0.5 * 10**-digits + 1e-9 + (within[0] if within else 0):
+            if not abs(float(plain) - value) <= 0.5 * 10**-digits + 1e-9 + sum(within):
                 yield f"{sentence!r} says {printed}, and it is {value:.3f} ({told})"
     covered += [m.span() for m in SETTING.finditer(text)]
     for m in SPOKEN.finditer(text):
