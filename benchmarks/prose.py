@@ -54,10 +54,10 @@ class Rows:
 
     def each(self, column: str) -> pd.Series:
         """Question -> its value, seeds averaged."""
-        values = self.rows[column]
         if column == "malformed":
             values = 1 - self.rows["formed"].astype(float)
-        values = values.astype(float)
+        else:
+            values = self.rows[column].astype(float)
         return values.groupby(self.rows["id"]).sum() / values.groupby(self.rows["id"]).count()
 
     def share(self, column: str = "choice") -> float:
