@@ -35,11 +35,11 @@ CLAIMS = [
     ("by {} points [{}, {}] with 64 tokens, and by", lambda: lead(64, "choice"), 0.3),
     ("and by {} [{}, {}] with 16.", lambda: lead(16, "choice"), 0.3),
     (
-        "reading ({} points with 64 tokens) and documents ({})",
+        "with 64 tokens is reading ({} points) and documents ({})",
         lambda: [lead(64, "choice", task=task)[0] for task in ("reading", "documents")],
     ),
     ("lead is {} points [{}, {}] with 64 tokens", lambda: lead(64, "exact"), 0.3),
-    ("and with 16 it is {} [{}, {}],", lambda: lead(16, "exact"), 0.3),
+    ("With 16 it is {} [{}, {}],", lambda: lead(16, "exact"), 0.3),
     (
         "on charts by {} points [{}, {}]",
         lambda: lead(64, "exact", -1, task="charts"),
@@ -55,8 +55,12 @@ CLAIMS = [
         lambda: shares(64, "choice", "exact", task="charts"),
     ),
     (
-        "with 16 tokens {} % of the answers are malformed with rank, and {} % with row",
+        "with 16 renumbered tokens {} % of the answers are malformed with rank, and {} % with row",
         lambda: shares(16, "malformed"),
+    ),
+    (
+        "by what is said between {} and {} points",
+        lambda: sorted(lead(k, "exact", positions="preserve")[0] for k in (16, 32, 48, 64))[::3],
     ),
     (
         "rank minus row is {}, {} and {} points",
@@ -71,7 +75,6 @@ ASIDE = [
     "64 kept tokens",
     "with 64 tokens",
     "with 16 tokens",
-    "Exact match with 64 tokens",
-    "at 16 tokens",
+    "below 64 tokens",
     "from 27 points to about nothing",  # asserted by a cell
 ]
