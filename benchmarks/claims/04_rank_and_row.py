@@ -59,6 +59,13 @@ CLAIMS = [
         lambda: shares(16, "malformed"),
     ),
     (
+        "with rank the model knows {} points more, and with row it says {} points more",
+        lambda: [
+            lead(16, "choice", task="presence")[0],
+            lead(16, "exact", -1, task="presence")[0],
+        ],
+    ),
+    (
         "by what is said between {} and {} points",
         lambda: sorted(lead(k, "exact", positions="preserve")[0] for k in (16, 32, 48, 64))[::3],
     ),
