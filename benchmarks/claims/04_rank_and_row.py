@@ -46,7 +46,7 @@ CLAIMS = [
         0.6,
     ),
     (
-        "on attributes by {} [{}, {}], with 64 tokens",
+        "on attributes by {} [{}, {}].",
         lambda: lead(64, "exact", -1, task="attributes"),
         0.6,
     ),
@@ -77,7 +77,8 @@ CLAIMS = [
 ASIDE = [
     "256 tokens",
     "25 tokens",
-    "16 tokens of row",
+    "16 tokens, of row",
+    "With 64 tokens row is ahead",
     "16, 32, 48 or 64 tokens",
     "64 kept tokens",
     "with 64 tokens",
