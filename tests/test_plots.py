@@ -46,6 +46,10 @@ def test_overlay_dims_exactly_the_pruned_patches(family, view):
     kept = (pruned.view[pruned.kept] == view) & (pruned.columns[pruned.kept] >= 0)
     assert f"{int(kept.sum())} of {dims.height * dims.width} visual" in ax.get_title()
     assert there >= dims.height * dims.width
+    (outline,) = ax.collections
+    area = np.pad(shade == 0, 1)
+    borders = (area[1:] != area[:-1]).sum() + (area[:, 1:] != area[:, :-1]).sum()
+    assert len(outline.get_segments()) == borders
 
 
 def test_significance_is_drawn_patch_by_patch():

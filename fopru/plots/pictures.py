@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -74,6 +75,23 @@ def _draw(ax: Axes, cells: np.ndarray, where: Box, **style: Any) -> AxesImage:
     return ax.imshow(cells, extent=(x0, x1, y1, y0), interpolation="nearest", **style)
 
 
+def _outline(kept: np.ndarray, where: Box) -> LineCollection:
+    """The borders of what is kept, which are seen on dark pictures too.
+
+    Args:
+        kept: (H, W) bool.
+        where: what of the picture the patches show.
+    """
+    (height, width), (x0, y0, x1, y1) = kept.shape, where
+    x, y = np.linspace(x0, x1, width + 1), np.linspace(y0, y1, height + 1)
+    wide = np.pad(kept, 1)
+    upright = np.argwhere(wide[1:-1, 1:] != wide[1:-1, :-1])
+    level = np.argwhere(wide[1:, 1:-1] != wide[:-1, 1:-1])
+    lines = [[(x[j], y[i]), (x[j], y[i + 1])] for i, j in upright]
+    lines += [[(x[j], y[i]), (x[j + 1], y[i])] for i, j in level]
+    return LineCollection(lines, colors="white", linewidths=0.5)
+
+
 def overlay(
     image: Image.Image | str | Path,
     pruned_image: Kept,
@@ -81,7 +99,7 @@ def overlay(
     ax: Axes | None = None,
     view: int | None = None,
 ) -> Axes:
-    """The picture with the patches that were pruned dimmed.
+    """The picture with the patches that were pruned dimmed, and the others outlined.
 
     Args:
         image: as it was given to the processor, or the file that holds it; the processor's resize
@@ -104,6 +122,7 @@ def overlay(
         shade = np.zeros((*places.shape, 4))
         shade[..., 3] = np.where(kept[places], 0, 0.72)
         _draw(ax, shade, where)
+        ax.add_collection(_outline(kept[places].numpy(), where))
     shown = kept if view is None else kept[drawn[0][1]]
     of = "" if view is None else f" in view {view}"
     ax.set_title(f"{int(shown.sum())} of {shown.numel()} visual tokens kept{of}")
