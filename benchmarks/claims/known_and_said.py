@@ -125,6 +125,15 @@ CLAIMS = [
         ],
     ),
     (
+        "gaps help the model to stop ({} % against {} %), on *counting* they hinder it ({} % "
+        "against {} %)",
+        lambda: [
+            100 - bench("fopru", 0.1, positions, task=task).share("formed")
+            for task in ("documents", "counting")
+            for positions in ("preserve", "reindex")
+        ],
+    ),
+    (
         "On *reading* it is {} %, on *attributes* {} %, on *documents* {} %",
         lambda: [shapes(task) for task in ("reading", "attributes", "documents")],
     ),
