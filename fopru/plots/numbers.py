@@ -113,7 +113,7 @@ def gaps(
         ax.errorbar(part["mean"], y, xerr=np.abs(reach), label=kind, **style)
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
+    ax.set_ylim(len(names) - 0.5, -0.5)
     ax.set(xlabel="points")
     ax.legend(fontsize="small")
     return ax
