@@ -44,7 +44,7 @@ CLAIMS = [
     ("has a standard deviation of {} points", lambda: spread("divprune", 0.1)),
     (
         "with a grey picture {} % of the answers are malformed, without one {} %",
-        lambda: [bench(m).share("malformed") for m in ("grey", "none")],
+        lambda: [100 - bench(m).share("formed") for m in ("grey", "none")],
     ),
     (
         "the guesser gets {} % of counting, and {} % of knowledge",
