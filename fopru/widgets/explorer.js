@@ -9,7 +9,7 @@ const VIRIDIS = [
 const WHETHER = {
   yes: "It knows the answer: of the legal ones the right one is the likeliest.",
   no: "It does not know the answer: of the legal ones a wrong one is the likeliest.",
-  "–": "The question names no legal answers to choose from.",
+  "no choices": "The question names no legal answers to choose from.",
 };
 const WORDS = { received: "received", given: "given", cls: "from the CLS token" };
 
@@ -45,7 +45,7 @@ export function verdict({ right, begins, formed }) {
 
 /** Whether the right answer is the likeliest of the legal ones; a question may name none. */
 export function known({ knows }) {
-  return knows === null ? "–" : knows ? "yes" : "no";
+  return knows === null ? "no choices" : knows ? "yes" : "no";
 }
 
 /** The (blocks, heads + 1, axes, N) maps of a scene. */
@@ -387,7 +387,7 @@ class Page {
     chart.append(
       shape("text", { x: 295, y: 246, "text-anchor": "middle" }, "visual tokens kept"),
       shape("text", { x: 0, y: 0, "text-anchor": "middle", transform: "translate(13 110) rotate(-90)" },
-        "right answer, end (%)"));
+        "probability (%)"));
     this.methods.forEach(({ name, kind, color }, i) => {
       const tokens = kind === "row" ? scene.rows.map((r) => r * scene.width) : scene.counts;
       const answers = scene.answers[name];

@@ -259,12 +259,12 @@ def test_what_is_said_and_what_is_known_stand_beside_each_other(page):
     none = "The question names no legal answers"
     cases = [  # right, begins, formed, knows
         (True, True, True, True, "right", "yes", yes),
-        (True, True, None, None, "right", "–", none),
+        (True, True, None, None, "right", "no choices", none),
         (False, True, False, True, "begins right, runs on", "yes", yes),
-        (False, True, None, None, "begins right, runs on", "–", none),
+        (False, True, None, None, "begins right, runs on", "no choices", none),
         (False, True, True, False, "wrong", "no", no),
         (False, False, True, False, "wrong", "no", no),
-        (False, False, None, None, "wrong", "–", none),
+        (False, False, None, None, "wrong", "no choices", none),
         (False, False, False, True, "no legal answer", "yes", yes),
     ]
     stop, slider = RETENTIONS.index(0.25), page.get_by_role("slider", name="retention")
