@@ -1,12 +1,16 @@
 // The page's half of fopru.widgets.Explorer. Selection happens here, from the maps and counts in the
 // widget's state, so it needs no kernel; where one answers, any map can be asked about.
 
-const COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 2"];
 const VIRIDIS = [
   [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
   [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
 ];
+const WHETHER = {
+  yes: "It knows the answer: of the legal ones the right one is the likeliest.",
+  no: "It does not know the answer: of the legal ones a wrong one is the likeliest.",
+  "no choices": "The question names no legal answers to choose from.",
+};
 const WORDS = { received: "received", given: "given", cls: "from the CLS token" };
 
 /** The k tokens of largest score, in their order; ties go to the lower index. */
@@ -30,6 +34,18 @@ export function row(scores, width, count) {
 /** The first k of a permutation, in their order. */
 export function random(order, k) {
   return order.slice(0, k).sort((a, b) => a - b);
+}
+
+/** What an answer is worth as it was said. */
+export function verdict({ right, begins, formed }) {
+  if (right) return "right";
+  if (begins && formed !== true) return "begins right, runs on";
+  return formed === false ? "no legal answer" : "wrong";
+}
+
+/** Whether the right answer is the likeliest of the legal ones; a question may name none. */
+export function known({ knows }) {
+  return knows === null ? "no choices" : knows ? "yes" : "no";
 }
 
 /** The (blocks, heads + 1, axes, N) maps of a scene. */
@@ -121,9 +137,10 @@ class Page {
       make("fieldset", {}, make("legend", { textContent: "Method" }), ...labels),
       this.sentence,
       make("table", {}, make("thead", {}, make("tr", {}, ...[
-        "method", "tokens", "of the evidence", "answer", "right answer's probability",
+        "method", "tokens", "evidence", "says", "knows it", "probability",
       ].map((text) => make("th", { textContent: text, scope: "col" })))), this.table),
-      this.chart,
+      this.chart, make("p", { className: "note", textContent: "Lines: the probability of the right "
+        + "answer with its end. Dots: where the right answer is known, the likeliest legal one." }),
       make("details", {}, make("summary", { textContent: "Which attention?" }),
         make("label", {}, "Block ", this.blocks), make("label", {}, "Head ", this.heads),
         make("label", {}, "Attention ", this.axes), this.note),
@@ -133,7 +150,7 @@ class Page {
   swatch(i) {
     const line = shape("svg", { viewBox: "0 0 30 10", class: "swatch", "aria-hidden": "true" });
     line.append(shape("line", {
-      x1: 0, x2: 30, y1: 5, y2: 5, stroke: COLORS[i % COLORS.length], "stroke-width": 3,
+      x1: 0, x2: 30, y1: 5, y2: 5, stroke: this.methods[i].color, "stroke-width": 3,
       "stroke-dasharray": DASHES[i % DASHES.length],
     }));
     return line;
@@ -270,8 +287,8 @@ class Page {
     this.heat.setAttribute("aria-label", this.captions[1].textContent);
     const answer = this.answerOf(this.state.method);
     this.sentence.textContent = answer
-      ? `${label} answers “${answer.text}”; the probability it gives the right answer is `
-        + `${percent(answer.p)}.`
+      ? `${label} answers “${answer.text}”: ${verdict(answer)}. ${WHETHER[known(answer)]} The `
+        + `probability of the right answer with its end is ${percent(answer.p)}.`
       : `What ${label} answers by this map ${this.live ? "is being asked." : "needs a kernel."}`;
     this.note.textContent = this.usual()
       ? "This is what FoPru ranks by on this picture."
@@ -285,10 +302,14 @@ class Page {
       const kept = this.keptBy(i);
       const answer = this.answerOf(i);
       const evidence = this.scene.evidence.length ? this.evidence(kept) : "none";
-      const cells = [kept.length, evidence, answer?.text ?? "–", answer ? percent(answer.p) : "–"];
+      const said = answer
+        ? make("td", {}, answer.text, " ", make("small", { textContent: verdict(answer) }))
+        : make("td", { textContent: "–" });
+      const cell = (text) => make("td", { textContent: text });
       return make("tr", { className: i === this.state.method ? "chosen" : "" },
         make("th", { scope: "row" }, this.swatch(i), method.label),
-        ...cells.map((text) => make("td", { textContent: text })));
+        cell(kept.length), cell(evidence), said, cell(answer ? known(answer) : "–"),
+        cell(answer ? percent(answer.p) : "–"));
     }));
   }
 
@@ -354,7 +375,7 @@ class Page {
     const y = (p) => 205 - 190 * p;
     chart.replaceChildren();
     chart.setAttribute("aria-label",
-      "probability that each method gives the right answer, over the tokens kept");
+      "probability of the right answer with its end, over the tokens kept; dots where it is known");
     for (const p of [0, 0.5, 1]) {
       chart.append(
         shape("line", { x1: 50, x2: 540, y1: y(p), y2: y(p), class: "grid" }),
@@ -366,16 +387,18 @@ class Page {
     chart.append(
       shape("text", { x: 295, y: 246, "text-anchor": "middle" }, "visual tokens kept"),
       shape("text", { x: 0, y: 0, "text-anchor": "middle", transform: "translate(13 110) rotate(-90)" },
-        "right answer (%)"));
-    this.methods.forEach(({ name, kind }, i) => {
+        "probability (%)"));
+    this.methods.forEach(({ name, kind, color }, i) => {
       const tokens = kind === "row" ? scene.rows.map((r) => r * scene.width) : scene.counts;
-      const color = COLORS[i % COLORS.length];
-      const points = tokens.map((t, stop) => [x(t), y(scene.answers[name][stop].p)]);
+      const answers = scene.answers[name];
+      const points = tokens.map((t, stop) => [x(t), y(answers[stop].p)]);
       chart.append(shape("polyline", {
         points: points.map((p) => p.join(",")).join(" "), fill: "none", stroke: color,
         "stroke-width": i === this.state.method ? 4 : 2,
         "stroke-dasharray": DASHES[i % DASHES.length],
-      }));
+      }), ...points.filter((_, stop) => answers[stop].knows).map(([cx, cy]) => shape("circle", {
+        cx, cy, r: i === this.state.method ? 4.5 : 3, fill: color,
+      })));
     });
     chart.append(
       shape("line", { x1: x(k), x2: x(k), y1: 10, y2: 205, class: "cursor" }),

@@ -1,4 +1,4 @@
-"""Explorer: what is kept of a picture, and what the model then says, under a slider.
+"""Explorer: what is kept of a picture, and what the model then says and knows, under a slider.
 
 Everything that the page shows before a kernel answers lies in the widget's state, and `explorer.js`
 selects tokens itself, so it works in a static page, in JupyterLab, VS Code and Colab alike.
@@ -11,7 +11,7 @@ import binascii
 import io
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from fopru.families import Family
 from fopru.methods import FoPru
 from fopru.picking import floor_share
 from fopru.pictures import load_image, to_image
+from fopru.plots import look as look_of
 from fopru.pruner import METHODS
 from fopru.redundancy import Given
 from fopru.significance import attention_scores
@@ -92,7 +93,7 @@ class Explorer(anywidget.AnyWidget):
 
     scenes = traitlets.List().tag(sync=True)
     methods = traitlets.List().tag(sync=True)
-    """Of each: its name, how the page selects, and what it calls it."""
+    """Of each: its name, how the page selects, what it calls it, and its colour."""
     retentions = traitlets.List(list(RETENTIONS)).tag(sync=True)
     axes = traitlets.List().tag(sync=True)
     layout_of_maps = traitlets.List().tag(sync=True)
@@ -115,7 +116,7 @@ class Explorer(anywidget.AnyWidget):
         self._examples: list[Example] = []
         family = Family.of(model)
         self.methods = [
-            {"name": name, "kind": kind, "label": label}
+            {"name": name, "kind": kind, "label": label, "color": look_of(name)[0]}
             for name in methods
             for kind, label in [PAGE.get(name, ("given", name))]
         ]
@@ -219,7 +220,7 @@ class Explorer(anywidget.AnyWidget):
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():
             (row,) = batch.rows(setting, max_new_tokens=8)
-        return {"text": row["prediction"], "p": math.exp(row["loglik"])}
+        return answered(row)
 
     def _own(self, content: dict[str, Any]) -> None:
         try:
@@ -237,12 +238,22 @@ class Explorer(anywidget.AnyWidget):
 
 
 def said_of(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
-    """At each retention, what was said and the probability of the right answer."""
-    part = rows[rows.method == method]
-    return [
-        {"text": row.prediction, "p": math.exp(row.loglik), "right": bool(row.exact)}
-        for row in part.itertuples()
-    ]
+    """`answered` at each retention."""
+    return [answered(row) for row in rows[rows.method == method].to_dict("records")]
+
+
+def answered(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the page is told of a row of `evaluate`.
+
+    Returns:
+        text (said), p (the right answer's probability with its end), right, begins, and of a
+        question that names its legal answers also formed (one of them was said) and knows (by
+        forced choice), which are None otherwise.
+    """
+    told = {"text": row["prediction"], "p": math.exp(row["loglik"])}
+    readings = {"right": "exact", "begins": "begins", "formed": "formed", "knows": "choice"}
+    said = {name: row[column] for name, column in readings.items()}
+    return told | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
 
 
 def picture(image: Image.Image, processor: ProcessorMixin) -> str:

@@ -16,6 +16,7 @@ import fopru
 from fopru.encoding import EncodedImage
 from fopru.evaluation import Example
 from fopru.families import Grid, View
+from fopru.plots import LOOKS
 from fopru.widgets import Explorer
 from fopru.widgets.explorer import RETENTIONS, packed
 
@@ -74,7 +75,15 @@ def test_the_state_is_what_pruners_and_evaluate_say(explorer, pocket, examples):
     for method, row in zip(("full", "divprune"), rows.itertuples(), strict=True):
         said = scene["answers"][method][stop if method == "divprune" else 0]
         assert said["text"] == row.prediction and said["right"] == row.exact
+        assert (said["begins"], said["formed"]) == (row.begins, row.formed)
+        assert said["knows"] == row.choice
         assert said["p"] == pytest.approx(torch.tensor(row.loglik).exp().item(), rel=1e-4)
+
+
+def test_colours_are_those_of_the_books_figures(explorer):
+    assert {m["name"]: m["color"] for m in explorer.methods} == {
+        name: LOOKS[name][0] for name in ("fopru", "fopru-row", "random", "divprune")
+    }
 
 
 def test_state_is_small_and_plain(explorer):
@@ -87,7 +96,8 @@ def test_a_kernel_answers_for_any_tokens(explorer, examples):
     said = told(explorer, kind="ask", token=7, scene=1, kept=kept)
     known = explorer.scenes[1]["answers"]["divprune"][stop]
     assert said["kind"] == "said" and said["token"] == 7 and said["text"] == known["text"]
-    assert said["p"] == pytest.approx(known["p"], rel=1e-4)
+    assert said.pop("p") == pytest.approx(known.pop("p"), rel=1e-4)
+    assert known.items() <= said.items() and isinstance(known["knows"], bool)
     for kept in ([3, 2], [], [0, 256], ["a"]):
         assert told(explorer, kind="ask", token=8, scene=1, kept=kept)["kind"] == "error"
 
@@ -107,6 +117,8 @@ def test_a_picture_of_ones_own(explorer, mode, size):
     assert shown.size == (336, 336) and shown.mode == "RGB"
     assert scene["answer"] == scene["answers"]["full"][0]["text"]
     assert scene["evidence"] == [] and scene["assumed"]
+    answers = [a for found in scene["answers"].values() for a in found]
+    assert all(a["knows"] is None and a["formed"] is None for a in answers)
     assert not explorer.scenes[0]["assumed"]
 
 
@@ -242,6 +254,47 @@ def test_the_page_keeps_what_the_pruners_keep(page, pocket, examples):
 
 
 @pytest.mark.slow
+def test_what_is_said_and_what_is_known_stand_beside_each_other(page):
+    yes, no = "It knows the answer: ", "It does not know the answer: "
+    none = "The question names no legal answers"
+    cases = [  # right, begins, formed, knows
+        (True, True, True, True, "right", "yes", yes),
+        (True, True, None, None, "right", "no choices", none),
+        (False, True, False, True, "begins right, runs on", "yes", yes),
+        (False, True, None, None, "begins right, runs on", "no choices", none),
+        (False, True, True, False, "wrong", "no", no),
+        (False, False, True, False, "wrong", "no", no),
+        (False, False, None, None, "wrong", "no choices", none),
+        (False, False, False, True, "no legal answer", "yes", yes),
+    ]
+    stop, slider = RETENTIONS.index(0.25), page.get_by_role("slider", name="retention")
+    row = page.locator("tbody tr").first.locator("td")
+    for *said, verdict, known, whether in cases:
+        answer = dict(zip(("right", "begins", "formed", "knows"), said, strict=True))
+        page.evaluate(
+            "([stop, said]) => Object.assign(state.scenes[0].answers.fopru[stop], said)",
+            [stop, {"text": "84 lamp", **answer}],
+        )
+        slider.fill("0")
+        slider.fill(str(stop))
+        assert row.nth(2).inner_text() == f"84 lamp {verdict}"
+        assert row.nth(3).inner_text() == known
+        assert f"“84 lamp”: {verdict}. {whether}" in page.locator(".answer").inner_text()
+
+
+@pytest.mark.slow
+def test_dots_are_where_the_answer_is_known(page):
+    found = page.evaluate(
+        """() => {
+          const { answers } = state.scenes[0];
+          const known = state.methods.flatMap(({ name }) => answers[name].filter((a) => a.knows));
+          return [known.length, document.querySelectorAll("circle[fill]").length];
+        }"""
+    )
+    assert found[0] == found[1] > 18
+
+
+@pytest.mark.slow
 def test_keys_move_the_slider_and_screen_readers_hear_it(page):
     slider = page.get_by_role("slider", name="retention")
     assert slider.get_attribute("aria-valuetext") == "25 %, 64 of 256 tokens"
@@ -268,6 +321,7 @@ def test_other_maps_want_a_kernel_and_get_one(page):
     asked = page.evaluate("sent.at(-1)")
     assert asked["kind"] == "ask" and len(asked["kept"]) == 64
     reply = {"kind": "said", "token": asked["token"], "text": "<b>12", "p": 0.25}
+    reply |= {"right": False, "begins": False, "formed": False, "knows": True}
     page.evaluate("(reply) => heard['msg:custom'](reply)", {**reply, "token": asked["token"] - 1})
     assert "is being asked" in page.locator(".answer").inner_text()
     page.evaluate("(reply) => heard['msg:custom'](reply)", reply)

@@ -107,7 +107,10 @@ def test_the_explorer_works_without_a_kernel(visit):
     )
     before = kept.evaluate("canvas => canvas.toDataURL()")
     assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
-    for _ in range(3):
+    slider.press("ArrowLeft")
+    answer = page.locator(".fopru-explorer .answer")
+    assert ": begins right, runs on. It knows the answer" in answer.inner_text()
+    for _ in range(2):
         slider.press("ArrowLeft")
     assert "FoPru, rank: 32 of 256 patches stay" in caption.inner_text()
     assert kept.evaluate("canvas => canvas.toDataURL()") != before
