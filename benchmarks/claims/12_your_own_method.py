@@ -1,4 +1,4 @@
-"""Write your own method: everything on this page is measured while it is built."""
+"""Write your own method: all of this page is measured while it is built."""
 
 PAGE = "notebooks/12_your_own_method.ipynb"
 
