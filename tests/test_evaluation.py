@@ -515,6 +515,9 @@ def test_what_is_retained_is_measured_above_the_blind():
         rows += [(f"q{i}", f"p{i}", "t", method, retention, 0, i < right) for i in range(10)]
     table = statistics.retained(results(rows).assign(kept=1)).set_index("method")
     assert table.retained.to_dict() == pytest.approx({"full": 1.0, "grey": 0.0, "fopru": 0.75})
+    known = results(rows).assign(kept=1, choice=lambda table: table.method != "grey")
+    table = statistics.retained(known, value="choice").set_index("method")
+    assert table.retained.to_dict() == {"full": 1.0, "grey": 0.0, "fopru": 1.0}
 
 
 def test_scores_are_the_benchmarks_own():

@@ -212,18 +212,19 @@ def bands(
     return cells.assign(low=cells["mean"] - width, high=cells["mean"] + width)
 
 
-def retained(results: pd.DataFrame, blind: str = "grey") -> pd.DataFrame:
+def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -> pd.DataFrame:
     """What is left of that which the picture gave: 1 answers as with all tokens, 0 as if blind.
 
     Args:
         results: as `fopru.evaluate` gives them, the control `blind` among them.
         blind: the control whose accuracy is the floor, since guessing is not worth the same
             everywhere.
+        value: the reading of an answer.
 
     Returns:
         Per task, method and retention: kept, accuracy, retained (NaN where seeing gains nothing).
     """
-    cells = means(results)
+    cells = means(results, value=value)
     floor, full = (cells[cells.method == m].set_index("task")["mean"] for m in (blind, "full"))
     low, high = cells["task"].map(floor), cells["task"].map(full)
     table = cells[["task", "method", "retention", "kept"]].assign(accuracy=cells["mean"])
