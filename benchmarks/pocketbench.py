@@ -35,8 +35,8 @@ ROWS = (1 / 16, 2 / 16, 3 / 16, 4 / 16)
 INSIDE = tuple(name for name, kind in fopru.METHODS.items() if issubclass(kind, InLLMPruner))
 BEFORE = tuple(name for name in fopru.METHODS if name not in INSIDE)
 SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
-"""What PyramidDrop (99, 125) and FastV (141, 160) keep of 256 tokens in the mean over the language
-model's layers at a tenth and a quarter: as many, before it."""
+"""What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
+in the mean over the language model's layers: as many, before it."""
 
 
 class Clusters(DivPrune, name=None):
