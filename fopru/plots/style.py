@@ -108,9 +108,9 @@ def show(figure: Figure, caption: str) -> None:
     drawn = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), drawn)
     drawn = re.sub(r"data:image/png;base64,([^\"]*)", _webp, drawn)
     name = html.escape(caption, quote=True)
-    drawn = drawn.replace(
-        "<svg", f'<svg role="img" aria-label="{name}" style="max-width:100%;height:auto"', 1
-    )
+    width = re.search(r'width="([0-9.]+pt)"', drawn)[1]
+    style = f"max-width:100%;min-width:min({width},30rem);height:auto"  # a narrow page scrolls
+    drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{name}" style="{style}"', 1)
     caption = re.sub(r"^(Figure [0-9.]+)", r"<strong>\1</strong>", html.escape(caption))
     display(HTML(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"))
 
