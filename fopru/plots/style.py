@@ -111,7 +111,7 @@ def show(figure: Figure, caption: str) -> None:
     width = re.search(r'width="([0-9.]+pt)"', drawn)[1]
     style = f"max-width:100%;min-width:min({width},30rem);height:auto"  # a narrow page scrolls
     drawn = drawn.replace("<svg", f'<svg role="img" aria-label="{name}" style="{style}"', 1)
-    caption = re.sub(r"^(Figure [0-9.]+)", r"<strong>\1</strong>", html.escape(caption))
+    caption = re.sub(r"^(Figure [0-9A-Z.]+)", r"<strong>\1</strong>", html.escape(caption))
     display(HTML(f"<figure>{drawn}<figcaption>{caption}</figcaption></figure>"))
 
 
