@@ -12,7 +12,7 @@ from typing import Annotated
 import pandas as pd
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from fopru import evaluation, load
 from fopru.arguments import check_choice, hint
@@ -151,11 +151,12 @@ def _show(results: pd.DataFrame) -> None:
     rows = cells["exact"].index  # a task whose questions name no legal answers has no "known"
     cells = {name: table.reindex(rows) for name, table in cells.items()}
     titles = {"choice": "known (%)", "exact": "said (%)", "malformed": "malformed (%)"}
-    table = Table("task", "method", "kept", *(titles[name] for name in columns), "own metric (%)")
+    own = Column("own metric (%)", no_wrap=True)
+    table = Table("task", "method", "kept", *(titles[name] for name in columns), own)
     for key, row in cells["exact"].iterrows():
         shown = [_percent(cells[name].loc[[key]]) for name in columns]
         judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
-        table.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, ", ".join(judged))
+        table.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, "\n".join(judged))
     Console(file=sys.stdout).print(table)
 
 

@@ -64,6 +64,7 @@ def _background(image: Image.Image, processor: ProcessorMixin, ax: Axes | None) 
     ):
         if w > 0 and h > 0:
             ax.add_patch(Rectangle((x, y), w, h, color="0.5", alpha=0.85, linewidth=0))
+    ax.spines[:].set_visible(False)
     ax.set(
         xlim=(min(0, x0), max(width, x1)), ylim=(max(height, y1), min(0, y0)), xticks=[], yticks=[]
     )
