@@ -11,6 +11,7 @@ from typing import Annotated
 
 import pandas as pd
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
@@ -150,9 +151,10 @@ def _show(results: pd.DataFrame) -> None:
     }
     rows = cells["exact"].index  # a task whose questions name no legal answers has no "known"
     cells = {name: table.reindex(rows) for name, table in cells.items()}
-    titles = {"choice": "known (%)", "exact": "said (%)", "malformed": "malformed (%)"}
-    own = Column("own metric (%)", no_wrap=True)
-    table = Table("task", "method", "kept", *(titles[name] for name in columns), own)
+    titles = {"choice": "known", "exact": "said", "malformed": "malformed"}
+    whole = [Column(name, no_wrap=True) for name in ("task", "method", "kept", "own metric")]
+    table = Table(*whole[:3], *(titles[name] for name in columns), whole[3], box=box.SIMPLE)
+    table.title = "percent, and 95 % intervals over pictures"
     for key, row in cells["exact"].iterrows():
         shown = [_percent(cells[name].loc[[key]]) for name in columns]
         judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
@@ -161,11 +163,11 @@ def _show(results: pd.DataFrame) -> None:
 
 
 def _percent(cell: pd.DataFrame) -> str:
-    """A share with its interval, which there is none of for a single picture."""
+    """A share, and below it its interval, which there is none of for a single picture."""
     if cell["mean"].isna().all():
         return "-"
     mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
-    return f"{mean:.1f} ({low:.0f} to {high:.0f})" if low == low else f"{mean:.1f} (one picture)"
+    return f"{mean:.1f}\n" + (f"{low:.0f}-{high:.0f}" if low == low else "one picture")
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
