@@ -77,7 +77,8 @@ def drawn_case(draws: Draws, ways: dict) -> Case:
     kind = ways[way]
     family = one(zoo.FAMILIES)
     method = one(INSIDE * 3 + BEFORE + MERGING[:2] * 2 + MERGING[2:])
-    weights = one(["none", "mass"]) if method not in INSIDE else "none"
+    # the reference of a merging method is shorter inputs, which carry no weights: test_weights.py
+    weights = one(["none", "mass"]) if method in BEFORE else "none"
     k = one([None, None, None, 3, 9]) if method not in INSIDE else None
     retention = one([0.25, 0.1, 0.5, 0.25, 1.0]) if k is None else None
     # M-RoPE positions are never numbered anew: the refusal is drawn now and then

@@ -80,8 +80,7 @@ class Scene:
                 columns[:, row, here] = False
                 columns[:, row, here[image.kept]] = True
                 if self.pruner.weights == "mass":
-                    own = masses(seen.features, image.kept) if plain.selects() else image.mass
-                    logs[row, here[image.kept]] = own.float().log()
+                    logs[row, here[image.kept]] = masses(seen.features, image.kept).log()
                 start += image.n_full
         self.columns = columns
         self.logs = logs if self.pruner.weights == "mass" else None
