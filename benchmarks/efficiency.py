@@ -88,31 +88,38 @@ def _questions(processor, n: int):
     return examples, prompts(processor, examples)
 
 
-def clip_l() -> LlavaForConditionalGeneration:
-    """LLaVA-1.5's tower and its projector, before one layer of its decoder."""
-    vision = CLIPVisionConfig(
-        hidden_size=1024,
-        intermediate_size=4096,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        image_size=336,
-        patch_size=14,
-    )
+def llava(layers: int, **tower: int) -> LlavaForConditionalGeneration:
+    """So many layers of LLaVA-1.5-7B's decoder, behind a tower of this size for 336 px."""
     text = LlamaConfig(
         hidden_size=4096,
         intermediate_size=11008,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=32,
         vocab_size=128,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
+    seen = CLIPVisionConfig(image_size=336, patch_size=14, **tower)
+    config = LlavaConfig(vision_config=seen, text_config=text, image_token_index=5)
     torch.manual_seed(0)
     return LlavaForConditionalGeneration(config).to(torch.bfloat16).eval()
 
 
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+}
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
+
+
 def vision(turns: int, batch: int) -> None:
     """What every method adds to the tower, and the peers' way to the same scores."""
-    model = clip_l()
+    model = llava(1, **CLIP_L)
     asked = {
         "pixel_values": torch.randn(batch, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
@@ -159,28 +166,6 @@ def replace_row(row: pd.Series, taken: list[float]) -> dict:
     return {**row, "method": "eager", "seconds": median, "low": low, "high": high, "flops": None}
 
 
-def two_layers() -> LlavaForConditionalGeneration:
-    """Two layers of LLaVA-1.5-7B's decoder behind a small tower."""
-    vision = CLIPVisionConfig(
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=4096,
-        intermediate_size=11008,
-        num_hidden_layers=2,
-        num_attention_heads=32,
-        vocab_size=128,
-    )
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=5)
-    torch.manual_seed(0)
-    return LlavaForConditionalGeneration(config).to(torch.bfloat16).eval()
-
-
 @torch.no_grad()
 def once(model, asked, pruner, steps: int) -> tuple[float, float]:
     """Seconds of the prefill of a pruned prompt, and of one step of decoding after it."""
@@ -198,7 +183,7 @@ def once(model, asked, pruner, steps: int) -> tuple[float, float]:
 
 def weights(turns: int, steps: int = 8) -> None:
     """Prefill and decode with the bias of weights="mass" over without, in turns."""
-    model = two_layers()
+    model = llava(2, **SMALL)
     asked = {
         "pixel_values": torch.randn(1, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34]),

@@ -39,7 +39,7 @@ SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
 in the mean over the language model's layers: as many, before it."""
 
 
-class Clusters(DivPrune, name=None):
+class Clusters(DivPrune):
     """DivPrune's tokens, each the average of all that are most like it."""
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
@@ -50,7 +50,7 @@ class Clusters(DivPrune, name=None):
         return Merged(kept, sums / sizes, owner)
 
 
-class Constant(DivPrune, name=None):
+class Constant(DivPrune):
     """DivPrune's tokens, all of about the same weight."""
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
@@ -58,7 +58,7 @@ class Constant(DivPrune, name=None):
         return Merged(kept, image.features[kept], torch.arange(n) % k)
 
 
-class Dealt(DivPrune, name=None):
+class Dealt(DivPrune):
     """DivPrune's tokens, with each other's weights."""
 
     def merge(self, image: EncodedImage, k: int) -> Merged:

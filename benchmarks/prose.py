@@ -91,6 +91,11 @@ def ends(one: Rows, other: Rows, column: str = "choice", draws: int = 4000) -> l
     return list(np.quantile(found, [0.025, 0.975]))
 
 
+def lead(one: Rows, other: Rows, column: str = "choice") -> list[float]:
+    """`gap` and its `ends`."""
+    return [gap(one, other, column), *ends(one, other, column)]
+
+
 def bench(method: str, retention: float = 1.0, positions: str = "reindex", **equal) -> Rows:
     """Rows of `pocketbench.parquet`; what has no retention is found without one."""
     rows = Rows(table("pocketbench")).where(method=method, **equal)

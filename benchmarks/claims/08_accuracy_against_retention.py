@@ -1,7 +1,7 @@
 """Accuracy against retention."""
 
 import numpy as np
-from prose import Rows, bench, ends, gap, table
+from prose import Rows, bench, ends, gap, lead, table
 
 PAGE = "notebooks/08_accuracy_against_retention.ipynb"
 
@@ -31,8 +31,7 @@ def away(one, other, column="choice", **equal):
 
 def reach(one, other, column="choice", **equal):
     """That, with the ends of its interval."""
-    one, other = bench(*one, **equal), bench(*other, **equal)
-    return [gap(one, other, column), *ends(one, other, column)]
+    return lead(bench(*one, **equal), bench(*other, **equal), column)
 
 
 def left(method, retention=0.1):

@@ -1,6 +1,6 @@
 """Other methods."""
 
-from prose import Rows, bench, ends, gap, table
+from prose import Rows, bench, lead, table
 
 PAGE = "notebooks/10_other_methods.ipynb"
 
@@ -20,8 +20,7 @@ def both(method, retention=0.1):
 
 def reach(one, other, column="choice", **equal):
     """Points between two settings, with the ends of the interval."""
-    one, other = bench(*one, **equal), bench(*other, **equal)
-    return [gap(one, other, column), *ends(one, other, column)]
+    return lead(bench(*one, **equal), bench(*other, **equal), column)
 
 
 def found(model, method, retention=0.25):
@@ -36,7 +35,7 @@ def captions(one, other, retention=0.25):
     """Said, on the model whose tower saw captions only."""
     rows = Rows(table("pocket/half")).where(model="captions", retention=retention)
     one, other = rows.where(method=one), rows.where(method=other)
-    return [gap(one, other, "exact"), *ends(one, other, "exact")]
+    return lead(one, other, "exact")
 
 
 def overhead():

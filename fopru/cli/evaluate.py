@@ -143,23 +143,21 @@ def _show(results: pd.DataFrame) -> None:
     keys = ["task", "method", "retention"]
     scores = {key: part for key, part in statistics.scores(results).groupby(keys, sort=False)}
     knows = results["choice"].notna().any()
-    columns = ("choice", "exact", "malformed") if knows else ("exact",)
-    formed = results["formed"].astype(float)
     cells = {
-        name: statistics.accuracy(results.assign(malformed=1 - formed), value=name).set_index(keys)
-        for name in columns
+        name: statistics.accuracy(results, value=column).set_index(keys)
+        for name, column in statistics.READINGS.items()
+        if knows or name == "said"
     }
-    rows = cells["exact"].index  # a task whose questions name no legal answers has no "known"
+    rows = cells["said"].index  # a task whose questions name no legal answers has no "known"
     cells = {name: table.reindex(rows) for name, table in cells.items()}
-    titles = {"choice": "known", "exact": "said", "malformed": "malformed"}
     whole = [Column(name, no_wrap=True) for name in ("task", "method", "kept", "own metric")]
-    table = Table(*whole[:3], *(titles[name] for name in columns), whole[3], box=box.SIMPLE)
-    table.title = "percent, and 95 % intervals over pictures"
-    for key, row in cells["exact"].iterrows():
-        shown = [_percent(cells[name].loc[[key]]) for name in columns]
+    lines = Table(*whole[:3], *cells, whole[3], box=box.SIMPLE)
+    lines.title = "percent, and 95 % intervals over pictures"
+    for key, row in cells["said"].iterrows():
+        shown = [_percent(table.loc[[key]]) for table in cells.values()]
         judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
-        table.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, "\n".join(judged))
-    Console(file=sys.stdout).print(table)
+        lines.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, "\n".join(judged))
+    Console(file=sys.stdout).print(lines)
 
 
 def _percent(cell: pd.DataFrame) -> str:

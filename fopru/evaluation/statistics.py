@@ -109,7 +109,8 @@ def _means(results: pd.DataFrame, each: pd.DataFrame, keys: Sequence[str]) -> pd
 
 def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
     """One row per question and cell: the keys, image, id and value, the mean over seeds."""
-    values = results.assign(value=results[value].astype(float)).dropna(subset=["value"])
+    column = 1 - results["formed"].astype(float) if value == "malformed" else results[value]
+    values = results.assign(value=column.astype(float)).dropna(subset=["value"])
     groups = values.groupby([*keys, "image", "id"], sort=False, observed=True)
     return groups["value"].mean().reset_index()
 
@@ -132,7 +133,8 @@ def accuracy(
 
 READINGS = {"known": "choice", "said": "exact", "malformed": "malformed"}
 """Reading of an answer -> the column that holds it: what is known (forced choice), what is said
-(exact match of what was generated), and the share of what was said that is no legal answer."""
+(exact match of what was generated), and the share of what was said that is no legal answer, which
+every function here that takes a column counts from `formed`."""
 
 
 def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = True) -> pd.DataFrame:
@@ -146,12 +148,8 @@ def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = Tr
     """
     if results["choice"].isna().all():
         raise ValueError("results: no question names its legal answers: only `exact` can be read.")
-    formed = results["formed"].astype(float)
     table = accuracy if intervals else means
-    parts = [
-        table(results.assign(malformed=1 - formed), by, column).assign(reading=name)
-        for name, column in READINGS.items()
-    ]
+    parts = [table(results, by, column).assign(reading=name) for name, column in READINGS.items()]
     return pd.concat(parts, ignore_index=True)
 
 

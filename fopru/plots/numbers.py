@@ -69,16 +69,19 @@ LONE = {
 """What has no retention -> its line."""
 
 
-def readings(cells: pd.DataFrame, known: str = "known (forced choice)") -> Figure:
+def readings(cells: pd.DataFrame) -> Figure:
     """What is known, what is said, and the share of what is said that is no legal answer, each
     against the visual tokens kept.
 
     Args:
         cells: of `statistics.readings`, of one task or of all together.
-        known: title of the first panel.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), sharey=True, layout="constrained")
-    titles = {"known": known, "said": "said (exact match)", "malformed": "malformed answers"}
+    titles = {
+        "known": "known (forced choice)",
+        "said": "said (exact match)",
+        "malformed": "malformed answers",
+    }
     for ax, (reading, title) in zip(axes, titles.items(), strict=True):
         part = cells[cells.reading == reading]
         if reading == "malformed":
@@ -92,24 +95,20 @@ def readings(cells: pd.DataFrame, known: str = "known (forced choice)") -> Figur
     return figure
 
 
-def gaps(
-    table: pd.DataFrame, by: str, ax: Axes | None = None, colors: dict[str, str] | None = None
-) -> Axes:
+def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
     """Differences with their intervals, one line for each of `by`: what is right of 0 is gained.
 
     Args:
         table: columns `by`, reading, mean, low and high, in points.
         by: the column whose values stand on the vertical axis, in their order.
-        colors: reading -> colour; the palette's where left out.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     names, kinds = list(dict.fromkeys(table[by])), list(dict.fromkeys(table["reading"]))
-    colors = colors or dict(zip(kinds, PALETTE, strict=False))
-    for i, kind in enumerate(kinds):
+    for i, (kind, color) in enumerate(zip(kinds, PALETTE, strict=False)):
         part = table[table["reading"] == kind]
         y = np.array([names.index(n) for n in part[by]]) + 0.22 * (i - (len(kinds) - 1) / 2)
         reach = [part["mean"] - part["low"], part["high"] - part["mean"]]
-        style = {"fmt": "osD^v"[i % 5], "color": colors[kind], "ms": 4, "capsize": 0}
+        style = {"fmt": "osD^v"[i % 5], "color": color, "ms": 4, "capsize": 0}
         ax.errorbar(part["mean"], y, xerr=np.abs(reach), label=kind, **style)
     ax.axvline(0, color=GREY, lw=0.8)
     ax.set_yticks(range(len(names)), names)

@@ -83,7 +83,6 @@ def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataF
 
 def report(results: pd.DataFrame, stands_out: pd.DataFrame) -> str:
     """The tables of the model card, in Markdown, from `score` and `sinks`."""
-    results = results.assign(malformed=1 - results["formed"].astype(float))
     kept = results[results.positions == "preserve"]
     parts = []
     for reading in ("known", "said"):
