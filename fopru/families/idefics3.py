@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class Idefics3(Family, model_types=("idefics3", "smolvlm")):
 
         def runs(found: dict[str, Any], rows: list) -> list[str]:
             tile = f"w53 {'<image> ' * 16}w54"
-            sizes = [sum(found.pop(name), []) for name in ("rows", "cols")]
+            sizes = (chain.from_iterable(found.pop(name)) for name in ("rows", "cols"))
             return [" ".join([tile] * (r * c + 1)) for r, c in zip(*sizes, strict=True)]
 
         quarters = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
