@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,58 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.families.example import Example
+from fopru.families.grid import Grid
 from fopru.versions import UnsupportedModelError
-
-
-class View(NamedTuple):
-    """One rectangle of visual tokens: the base picture, or the canvas of its tiles."""
-
-    height: int
-    width: int
-    newline: bool = False
-    """Whether a learned newline token ends each row (LLaVA-NeXT's canvas)."""
-
-    @property
-    def row_width(self) -> int:
-        """Tokens in one row, its newline included."""
-        return self.width + self.newline
-
-    @property
-    def n_tokens(self) -> int:
-        return self.height * self.row_width
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the N visual tokens of one picture sit: view after view, each in reading order.
-
-    The frames of a video are its views. A view without columns is a lone newline token. A grid
-    follows from sizes alone, before anything is encoded, so `Pruner.n_keep(grid)` is pure.
-    """
-
-    views: tuple[View, ...]
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(view.n_tokens for view in self.views)
-
-    @cached_property
-    def view(self) -> Tensor:
-        """(N,) int64: which of `views` each token is in."""
-        sizes = torch.tensor([view.n_tokens for view in self.views])
-        return torch.arange(len(self.views)).repeat_interleave(sizes)
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """(N,) int64: row of each token within its view."""
-        return torch.cat([torch.arange(v.n_tokens) // v.row_width for v in self.views])
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """(N,) int64: column of each token within its view, -1 for a newline token."""
-        columns = torch.cat([torch.arange(v.n_tokens) % v.row_width for v in self.views])
-        widths = torch.tensor([v.width for v in self.views])[self.view]
-        return columns.where(columns < widths, -1)
 
 
 class Family:
@@ -255,6 +204,17 @@ class Family:
                 f"so layer is in [{-depth}, {depth - 1}]."
             )
         return layer % depth
+
+    @property
+    def whole(self) -> Sequence[int]:
+        """0-based indices of the blocks that attend over the whole picture, first to last."""
+        return range(len(self.blocks))
+
+    def nearest_block(self, share: float) -> int:
+        """The block at a share of the depth, 3/8 of 24 being block 8: the closest one of those that
+        attend over the whole picture, of two the later one."""
+        wanted = round(share * len(self.blocks)) - 1
+        return min(self.whole, key=lambda index: (abs(index - wanted), -index))
 
     def idle(self, deepest: int) -> list[nn.Module]:
         """Blocks after `deepest` whose output the model does not read: LLaVA's last one."""
