@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fopru.arguments import check_integer
 from fopru.encoding import EncodedImage
-from fopru.picking import ranked, top
+from fopru.picking import RELATIVE, ranked, top
 from fopru.pruner import Pruner
 
 
@@ -56,7 +56,7 @@ class HoloV(Pruner, name="holov"):
 
 def _quotas(shares: Tensor, sizes: Tensor, k: int) -> Tensor:
     """Tokens to keep of each run: k of them in proportion to `shares`, at most `sizes`."""
-    quotas = (k * shares).round(decimals=9).floor().long()
+    quotas = (k * shares * (1 + RELATIVE)).floor().long()
     shares = shares.float()  # whose rounding is that of scores
     quotas[ranked(shares)[: k - quotas.sum()]] += 1
     quotas = quotas.minimum(sizes)

@@ -36,7 +36,7 @@ class PruneSID(Pruner, name="prunesid"):
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         n, count = len(image.features), max(1, k // 4)
-        soft = image.vision.double().cpu().sigmoid()  # (N, d_v)
+        soft = image.vision.cpu().double().sigmoid()  # (N, d_v)
         directions = torch.linalg.svd((soft - soft.mean(1, keepdim=True)).T, full_matrices=False).Vh
         group = directions[:count].abs().argmax(0)  # (N,)
         points = unit(image.vision).cpu()
@@ -56,10 +56,12 @@ class PruneSID(Pruner, name="prunesid"):
 
 def _unlike(points: Tensor, limit: float) -> Tensor:
     """(n,) bool: which of the tokens, in their order, are not too much like an earlier one."""
-    cosines = points @ points.T
     stays = torch.zeros(len(points), dtype=torch.bool)
-    for i in range(len(points)):
-        stays[i] = not (cosines[i, stays] > limit + ABSOLUTE).any()
+    there, count = torch.empty_like(points), 0  # the survivors so far
+    for i, point in enumerate(points):
+        if not (there[:count] @ point > limit + ABSOLUTE).any():
+            stays[i], there[count] = True, point
+            count += 1
     return stays
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from fopru.arguments import check_integer
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, UnsupportedModelError, View
-from fopru.picking import nearest, ranked, remaining, top, unit
+from fopru.picking import owners, ranked, remaining, top
 from fopru.pruner import Merged, Pruner
 
 
@@ -71,11 +71,9 @@ class VScan(Pruner, name="vscan"):
         rest = remaining(local, n)
         best = rest[top(image.significance[rest], k - len(local))]
         kept = torch.cat([local, best]).sort().values
-        points, device = unit(image.features), image.features.device
-        owner = nearest(points, points[kept.to(points.device)])[1].to(device)  # (N,)
-        owner[kept.to(device)] = torch.arange(k, device=device)
-        sums = image.features.new_zeros(k, image.features.shape[1], dtype=torch.float64)
-        sums.index_add_(0, owner, image.features.double())
+        owner = owners(image.features, kept)  # (N,)
+        old = image.features.to(owner.device).double()
+        sums = old.new_zeros(k, old.shape[1]).index_add_(0, owner, old)
         means = sums / owner.bincount(minlength=k)[:, None]
         return Merged(kept, means.to(image.features), owner)
 
