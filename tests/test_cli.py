@@ -115,7 +115,6 @@ def test_every_command_says_in_one_line_which_model_it_cannot_load(picture, tmp_
         ("ask", picture, QUESTION),
         ("evaluate", "reading", "--limit", 1, "--out", out),
         ("measure",),
-        ("pocket", "score", "--n", 4),
     ):
         refused(fopru_cli(*command, "--model", "poket"), "Did you mean 'pocket'?")
 
