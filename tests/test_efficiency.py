@@ -128,7 +128,7 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_weighted_and_plain_pruners_stay_apart_and_may_be_named():
-    both = [fopru.FoPru(0.5), fopru.FoPru(0.5, weights="mass"), fopru.FoPru(k=3)]
+    both = [fopru.FoPru(0.5), fopru.FoPru(0.5, weights="mass"), fopru.FoPru(tokens=3)]
     table = fopru.measure(tiny.model(), asked(1), both, 1, turns=1)
     assert list(table.method.unique()) == ["full", "fopru", "fopru-mass", "fopru, k=3"]
     table = fopru.measure(tiny.model(), asked(1), {"mine": both[0]}, 1, turns=1)

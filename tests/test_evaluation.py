@@ -198,7 +198,7 @@ def test_blind_controls_show_other_pictures():
         ({"methods": [5]}, "methods: 5 is neither a name nor a pruner"),
         ({"methods": ["fopru", fopru.FoPru()]}, "methods: two of them are called 'fopru'"),
         ({"methods": {"full": "fopru"}}, "methods: 'full' cannot be a label"),
-        ({"methods": [fopru.FoPru(k=9)]}, "methods: 'fopru, k=9' has k=9.*leave k out"),
+        ({"methods": [fopru.FoPru(tokens=9)]}, "methods: 'fopru, k=9' has k=9.*leave k out"),
         ({"retentions": 0.5}, r"retentions=0.5: must be a list"),
         ({"retentions": ()}, r"retentions=\[\]: 'fopru' needs at least one"),
         ({"seeds": 3}, r"seeds=3: must be a list"),

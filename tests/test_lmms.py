@@ -191,7 +191,7 @@ def test_a_tasks_own_settings(folder, family):
         ({"positions": "keep"}, "positions='keep'"),
         ({"retnetion": 0.5}, "model_args='retnetion'.*Did you mean 'retention'"),
         ({"method": "full", "retention": 0.5}, "retention: method 'full' prunes nothing"),
-        ({"k": 0}, "k=0"),
+        ({"tokens": 0}, "tokens=0"),
         ({"batch_size": "auto"}, "batch_size='auto': must be an integer"),
     ],
 )

@@ -220,17 +220,15 @@ def undefined(name, family):
     """Why a method is refused on a family; None where it runs."""
     cls = fopru.METHODS[name]
     newlines = family in ("llava_next", "llava_onevision")
-    if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
-        return "no CLS token"
+    if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
+        return "first layers"
     if "vision" in cls.needs and not cls.selects():
         if newlines:
             return "newline tokens"
-        if family == "internvl":
+        if family != "llava":
             return "several patches"
     if name == "pool" and newlines:
         return "newline token"
-    if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
-        return "first layers"
     return None
 
 
