@@ -158,7 +158,9 @@ def test_vispruner_by_hand(monkeypatch, k, listed):
         a, b = rest[0::2], rest[1::2]
         alike = {i: max(float(x[i] @ x[j]) for j in b) for i in a}
         rest = sorted(a, key=lambda i: -alike[i])[m:] + b
-    assert kept(fopru.METHODS["vispruner"](tokens=k), image).tolist() == sorted(order[:important] + rest)
+    assert kept(fopru.METHODS["vispruner"](tokens=k), image).tolist() == sorted(
+        order[:important] + rest
+    )
 
 
 def test_dart_keeps_pivots_and_what_is_least_like_them():

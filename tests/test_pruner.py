@@ -335,7 +335,9 @@ def test_bad_tokens(tokens):
 
 
 def test_tokens_beyond_the_picture():
-    with pytest.raises(ValueError, match=r"tokens=65: a picture of 64 visual tokens in 1 view\(s\)"):
+    with pytest.raises(
+        ValueError, match=r"tokens=65: a picture of 64 visual tokens in 1 view\(s\)"
+    ):
         fopru.FoPru(tokens=65).prune(tiny.model(), tiny.inputs())
 
 

@@ -17,6 +17,7 @@ from fopru.evaluation.prompting import Prompted, Prompts
 from fopru.evaluation.readings import Choices, Known, begins, legal_answers, margins
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
+from fopru.families import UnsupportedModelError
 from fopru.methods import Random
 
 
@@ -53,6 +54,18 @@ class Batch:
         places = torch.arange(answers.shape[1], device=answers.device)
         return answers, places < lengths[:, None]
 
+    def refused(self, setting: Setting) -> dict[str, str]:
+        """The questions on pictures of which a number of tokens cannot be kept: id -> why not."""
+        found: dict[str, str] = {}
+        for image in self.prompts.images if setting.budget is not None else ():
+            try:
+                setting.pruner.budgets(image.grid)
+            except UnsupportedModelError:
+                raise
+            except ValueError as error:
+                found[self.examples[image.sample].id] = str(error)
+        return found
+
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
         """A row of the table for each question."""
         with self.prompts.read(setting) as prompted:
@@ -72,6 +85,8 @@ class Batch:
                 "image": e.scene.get("image_id", e.id),
                 "method": setting.method,
                 "retention": setting.retention,
+                "budget": setting.budget,
+                "attention": setting.pruner.attended(self.prompts.family),
                 "positions": setting.pruner.numbering(self.prompts.family),
                 "seed": setting.seed,
                 "kept": len(kept),

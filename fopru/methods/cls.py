@@ -32,7 +32,7 @@ class CLS(Pruner, name="cls"):
             CLS token; elsewhere it reads "received", and a warning says so once.
 
     Raises:
-        UnsupportedModelError: while pruning, if `attention` is "cls" and the tower has no CLS token.
+        UnsupportedModelError: if `attention` is "cls" and the tower has no CLS token.
     """
 
     attention: str | None = field(default=None, kw_only=True)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
@@ -26,9 +25,10 @@ class VisionZip(CLS, name="visionzip"):
     They count the CLS token, which our models drop, among the dominant ones, and append contextual
     tokens at the end; here these stand in their places. Views with newline tokens are refused.
 
-    What is read where the tower has no CLS token, `attention`, is told of `fopru.CLS`; keys are the
-    same there. The authors' code for Qwen2.5-VL reads received attention too, and merges after the
-    projector; here models that make one token of several patches are refused.
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`; keys are as elsewhere.
+    The authors' code for Qwen2.5-VL averages what the four patches of a token receive
+    (github.com/JIA-Lab-research/VisionZip, issue 31); here models that make one token of several
+    patches are refused, since it has no features before the projector.
 
     Args:
         contextual: The share of k that is contextual, in [0, 1).

@@ -31,9 +31,9 @@ class VisPruner(CLS, name="vispruner"):
     are most like one of the second (cosine of the tower's features). With an odd number the first
     half has one more, where the authors' code would not run.
 
-    What is read where the tower has no CLS token, `attention`, is told of `fopru.CLS`. Where several
-    patches make one token, cosines are those of the patches' mean; the authors say that they
-    compare the merged tokens (github.com/Theia-4869/VisPruner, issue 1).
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`. Where several patches
+    make one token, cosines are those of the patches' mean; the authors compare the merged tokens
+    (github.com/Theia-4869/VisPruner, issue 1).
 
     Args:
         ratio: The share of k that is kept for attention, in [0, 1].
