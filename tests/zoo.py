@@ -29,6 +29,8 @@ FAMILIES = [
 ]
 VIDEO = ["llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 NEW = FAMILIES[2:]
+CLS = ["llava", "llava_next", "internvl"]
+"""Families whose towers have a CLS token."""
 
 TEXT = dict(
     hidden_size=48,

@@ -231,7 +231,8 @@ def measure(
         `fopru.evaluate`), seconds (median), low and high (quartiles), unstable (they are more than
         15 % of the median apart), flops, batch, visual and tokens (of each prompt, kept; inside the
         LLM the mean over its layers), new_tokens, kv_bytes (the cache's own tensors), peak_bytes
-        (end to end: of CUDA's allocator, on a CPU resident memory), prompts_per_s. `attrs` say machine, threads and clock.
+        (end to end: of CUDA's allocator, on a CPU resident memory), prompts_per_s. `attrs` say
+        machine, threads and clock.
 
     Raises:
         ValueError: `new_tokens` or `turns` below 1, inputs without images, or something else than

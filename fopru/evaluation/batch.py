@@ -77,14 +77,17 @@ class Batch:
         loglik, open_ = each.sum(1).tolist(), (each.sum(1) - ends).tolist()
         away = [None] * len(self.examples) if setting.blind else self._divergence(log)
         for i, (e, evidence) in enumerate(zip(self.examples, self.prompts.evidence, strict=True)):
-            kept = prompted.kept[i]
+            kept, retention = prompted.kept[i], setting.retention
+            if setting.budget is not None:
+                pictures = sum(image.sample == i for image in self.prompts.images)
+                retention = setting.budget * pictures / len(evidence)
             yield {
                 "id": e.id,
                 "task": e.task,
                 "variant": e.scene.get("variant", ""),
                 "image": e.scene.get("image_id", e.id),
                 "method": setting.method,
-                "retention": setting.retention,
+                "retention": retention,
                 "budget": setting.budget,
                 "attention": setting.pruner.attended(self.prompts.family),
                 "positions": setting.pruner.numbering(self.prompts.family),

@@ -90,8 +90,8 @@ def evaluate(
 
     Returns:
         One row per question and setting, in their order: id, task, variant, image, method,
-        retention (the share; where numbers of tokens were asked for, what these are of the
-        questions' mean), budget (that number, else missing), attention (whose scored the tokens,
+        retention (the share; where a number of tokens was asked for, its mean share over the
+        questions), budget (that number, else missing), attention (whose scored the tokens,
         "cls" or "received", of methods with that choice), positions ("reindex" or "preserve", as
         was done), seed, kept and tokens (visual tokens, kept and in all; inside the language model,
         those that its last layer sees), layer_weighted (mean over its layers of those seen),
@@ -194,13 +194,10 @@ def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[
 
 
 def _shared(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with the share that each number of tokens is, on the mean of its questions."""
-    budget = table["budget"].astype(float)
-    share = budget / table.groupby(budget)["tokens"].transform("mean")
-    return table.assign(
-        retention=table["retention"].astype(float).fillna(share),
-        budget=table["budget"].astype("Int64"),
-    )
+    """The table with one share for each number of tokens, to six digits: its questions' mean."""
+    budget, share = table["budget"].astype("Int64"), table["retention"].astype(float)
+    mean = share.groupby(budget).transform("mean").round(6)
+    return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
 
 
 def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
