@@ -213,7 +213,8 @@ def look(
     if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
         raise UnsupportedModelError(
             f"{type(family.tower).__name__} has no CLS token, whose attention was asked for: "
-            "methods that score by it are undefined here."
+            "methods that score by it are undefined here; attention='received' is defined, where "
+            "a method takes it."
         )
     missing = [name for name in family.pixels if inputs.get(name) is None]
     if missing:

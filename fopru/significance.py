@@ -18,7 +18,7 @@ from torch import Tensor
 from fopru.picking import RELATIVE
 
 SCORES = ("probabilities", "logits")
-AXES = ("received", "given", "cls", "cls_wide")
+AXES = ("received", "given", "cls", "received_wide", "cls_wide")
 
 BLOCK_ELEMENTS = 2**22
 """Attention values that are held at a time: 16 MiB of float32."""
@@ -40,8 +40,9 @@ def attention_scores(
     - "received": the mean over queries i of A[i, j], how much patch j is looked at;
     - "given": the mean over keys j of A[i, j], how much patch i looks at patches;
     - "cls": A[CLS, j], how much the CLS token looks at patch j;
-    - "cls_wide": the same as if there were one head, softmax of q . k / sqrt(h d) over whole
-      queries and keys, as PruMerge scores (arXiv 2403.15388). It has probabilities only.
+    - "received_wide" and "cls_wide": the same as if there were one head, softmax of
+      q . k / sqrt(h d) over whole queries and keys, as PruMerge scores by the CLS token (arXiv
+      2403.15388). They have probabilities only.
 
     Args:
         query, key: (tiles, h, T, d) after whatever the layer does to them (norms, rotary).
@@ -60,19 +61,18 @@ def attention_scores(
     if {"cls", "cls_wide"} & set(axes) and n_prefix == 0:
         raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
     measure = _probabilities if scores == "probabilities" else _logits
-    wide = _wide(query, key, n_prefix) if "cls_wide" in axes else {}
-    axes = set(axes) - {"cls_wide"}
-    tiles = [
-        measure(q.float() * scaling, k.float(), n_prefix, axes)  # (h, T, d)
-        for q, k in zip(query, key, strict=True)
-    ]
-    return wide | {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
-
-
-def _wide(query: Tensor, key: Tensor, p: int) -> dict[str, Tensor]:
-    queries, keys = (x.float().transpose(1, 2).flatten(2) for x in (query[:, :, :1], key))
-    logits = queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5  # (tiles, 1, T)
-    return {"cls_wide": logits.softmax(-1)[:, 0, p:]}
+    wide = {axis.removesuffix("_wide") for axis in axes if axis.endswith("_wide")}
+    plain = {axis for axis in axes if not axis.endswith("_wide")}
+    tiles = []
+    for pair in zip(query, key, strict=True):
+        q, k = (x.float() for x in pair)  # (h, T, d)
+        tile = measure(q * scaling, k, n_prefix, plain) if plain else {}
+        if wide:
+            q, k = (x.transpose(0, 1).flatten(1)[None] for x in (q, k))  # (1, T, h d)
+            found = _probabilities(q / k.shape[-1] ** 0.5, k, n_prefix, wide)
+            tile |= {f"{axis}_wide": values for axis, values in found.items()}
+        tiles.append(tile)
+    return {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
 
 
 def _probabilities(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:

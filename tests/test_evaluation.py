@@ -198,7 +198,16 @@ def test_blind_controls_show_other_pictures():
         ({"methods": [5]}, "methods: 5 is neither a name nor a pruner"),
         ({"methods": ["fopru", fopru.FoPru()]}, "methods: two of them are called 'fopru'"),
         ({"methods": {"full": "fopru"}}, "methods: 'full' cannot be a label"),
-        ({"methods": [fopru.FoPru(k=9)]}, "methods: 'fopru, k=9' has k=9.*leave k out"),
+        ({"methods": [fopru.FoPru(tokens=9)]}, "methods: 'fopru' has tokens=9.*leave it out"),
+        (
+            {"tokens": [9], "retentions": [0.5]},
+            r"retentions=\[0.5\] and tokens=\[9\]: give one of them",
+        ),
+        ({"tokens": 9}, r"tokens=9: must be a list"),
+        ({"tokens": []}, r"tokens=\[\]: 'fopru' needs at least one"),
+        ({"tokens": [9, 9]}, r"tokens=\[9, 9\]: each may stand there once"),
+        ({"tokens": [0]}, "tokens=0: must be an integer of at least 1"),
+        ({"tokens": [9], "methods": ["fastv"]}, "tokens=9: methods inside .* take `retention`"),
         ({"retentions": 0.5}, r"retentions=0.5: must be a list"),
         ({"retentions": ()}, r"retentions=\[\]: 'fopru' needs at least one"),
         ({"seeds": 3}, r"seeds=3: must be a list"),
@@ -728,6 +737,9 @@ def test_position_ids_are_not_averaged_and_failures_not_counted(function):
         pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     else:
         np.testing.assert_equal(found, expected)
+    counted = table.assign(budget=9)  # as 9 tokens of the same share would be
+    with pytest.raises(ValueError, match="'f.*' has rows with budget nan and 9"):
+        function(pd.concat([table.assign(budget=np.nan), counted]))
     both = table.assign(positions="preserve")
     with pytest.raises(ValueError, match="'f.*' has rows with positions 'reindex' and 'preserve'"):
         function(pd.concat([table, both]))

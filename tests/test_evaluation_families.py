@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import folders
 import numpy as np
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -12,10 +13,11 @@ import zoo
 
 import fopru
 from fopru.applying import cache_name
-from fopru.evaluation import Example, answer, controls, evaluate
+from fopru.evaluation import Example, answer, controls, evaluate, runner
 from fopru.evaluation.asking import answer_ids, inputs, prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.settings import settings
+from fopru.families import Family
 from fopru.methods import FastV
 
 METHODS = {
@@ -103,6 +105,48 @@ def test_questions_on_one_picture_are_each_by_itself(family, method, loaded):
         assert (row.prediction, row.kept, row.found) == (alone.prediction, alone.kept, alone.found)
         assert row.loglik == pytest.approx(alone.loglik, abs=1e-4)
         assert row.kl == pytest.approx(alone.kl, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_number_of_tokens_is_that_of_each_picture(family, loaded):
+    model, processor = loaded(family)
+    pruners = ["cls", "cdpruner", "tome"][: 2 if family == "qwen3_vl" else 3]
+    found = evaluate(model, processor, examples(), pruners, tokens=[8, 12], max_new_tokens=1)
+    pictures = {}  # of each question: its tiles, where each is a picture
+    for e in examples():
+        asked = inputs(processor, [e], prompts(processor, [e]))
+        pictures[e.id] = len(Family.of(model).grids(asked))
+    rows = found[found.method != "full"]
+    assert len(rows) == 4 * 2 * len(pruners) and rows.error.isna().all()
+    assert rows.budget.tolist() == [8, 12] * len(pruners) * 4
+    assert (rows.kept == rows.budget * rows.id.map(pictures)).all()
+    read = rows.attention[rows.method == "cls"].unique()
+    assert read == ["cls" if family in zoo.CLS else "received"]
+    full = found[found.method == "full"]
+    for budget, shares in rows.groupby("budget").retention.unique().items():
+        mean = (budget * full.id.map(pictures) / full.tokens).mean()
+        assert shares == pytest.approx([mean], abs=1e-6)  # one for all questions
+
+
+def test_a_picture_with_too_few_tokens_is_a_row_with_its_reason(loaded, tmp_path, monkeypatch):
+    """On dynamic resolution: the other pictures are asked all the same, and nothing twice."""
+    model, processor = loaded("qwen2_vl")
+    small, large = examples()[0], replace(examples()[2], image=tiny.image(64, 64, 1))
+    small = replace(small, image=tiny.image(16, 32, 0))
+    given = {"methods": ["fopru", "random"], "tokens": [12], "seeds": [0], "max_new_tokens": 2}
+    out = tmp_path / "a.sqlite"
+    found = evaluate(model, processor, [small, large], out=out, **given)
+    failed = found[found.error.notna()]
+    assert failed.method.tolist() == ["fopru", "random"] and set(failed.id) == {small.id}
+    reason = r"tokens=12: a picture of 8 visual tokens in 1 view\(s\) keeps 1 to 8 of them\."
+    assert failed.error.str.fullmatch(reason).all()
+    alone = evaluate(model, processor, [large], **given)
+    rest = found[found.id == large.id].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, alone, check_dtype=False, atol=1e-4)
+    assert rest.retention[1:].tolist() == pytest.approx([12 / rest.tokens[0]] * 2, abs=1e-6)
+    monkeypatch.setattr(runner, "Batch", None)
+    again = evaluate(model, processor, [small, large], out=out, **given)
+    pd.testing.assert_frame_equal(again, found, check_dtype=False)
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)

@@ -50,18 +50,18 @@ def hiprune(middle, last, k, alpha):
 def test_hiprune_keeps_anchors_with_what_is_around_them(alpha, k):
     image = noise(k)
     middle, last = image.tap("received", 1), image.tap("received")
-    found = kept(fopru.HiPrune(k=k, alpha=alpha, object_layer=1), image).tolist()
+    found = kept(fopru.HiPrune(tokens=k, alpha=alpha, object_layer=1), image).tolist()
     assert found == hiprune(middle, last, k, alpha)
-    assert kept(fopru.HiPrune(k=k, alpha=alpha), image).tolist() == found  # 3/8 of 4 blocks
+    assert kept(fopru.HiPrune(tokens=k, alpha=alpha), image).tolist() == found  # 3/8 of 4 blocks
 
 
 @pytest.mark.parametrize("k", KS)
 def test_hiprune_without_anchors_is_fopru_on_attention_received(k):
     image = noise()
-    expected = kept(fopru.FoPru(k=k, axis="received"), image)
-    assert torch.equal(kept(fopru.HiPrune(k=k, alpha=0), image), expected)
+    expected = kept(fopru.FoPru(tokens=k, axis="received"), image)
+    assert torch.equal(kept(fopru.HiPrune(tokens=k, alpha=0), image), expected)
     if k <= 25:
-        assert torch.equal(kept(fopru.HiPrune(k=k), image), expected)
+        assert torch.equal(kept(fopru.HiPrune(tokens=k), image), expected)
 
 
 def test_the_blocks_that_the_authors_choose():
@@ -86,14 +86,14 @@ def test_scope_takes_the_largest_gain_of_coverage(alpha, k):
         best = max(rest, key=lambda v: round(gains[v] * weight[v], 9))
         chosen.append(best)
         covered = [max(c, alike[u][best]) for u, c in enumerate(covered)]
-    assert kept(fopru.SCOPE(k=k, alpha=alpha), image).tolist() == sorted(chosen)
+    assert kept(fopru.SCOPE(tokens=k, alpha=alpha), image).tolist() == sorted(chosen)
 
 
 def test_scope_gives_what_adds_nothing_to_the_lower_index():
     image = noise()
     image.scores[VISION] = torch.ones(N, 32)  # the first covers all
     image.scores[Tap(2, "cls")] = torch.arange(N).float() + 1
-    assert kept(fopru.SCOPE(k=4), image).tolist() == [0, 1, 2, N - 1]
+    assert kept(fopru.SCOPE(tokens=4), image).tolist() == [0, 1, 2, N - 1]
 
 
 @pytest.mark.parametrize("k", KS)
@@ -118,7 +118,7 @@ def test_holov_gives_each_run_its_quota(crops, k):
     chosen = []
     for part, quota in zip(parts, quotas, strict=True):
         chosen += [part[i] for i in best_first(scores[part])[:quota]]
-    assert kept(fopru.HoloV(k=k, crops=crops), image).tolist() == sorted(chosen)
+    assert kept(fopru.HoloV(tokens=k, crops=crops), image).tolist() == sorted(chosen)
 
 
 @pytest.mark.parametrize("k", KS)
@@ -139,7 +139,7 @@ def test_vscan_takes_its_local_half_window_by_window_and_averages_the_rest(windo
     alike, members = cosines(image.features), {i: [i] for i in chosen}
     for i in set(range(N)) - set(chosen):
         members[max(chosen, key=lambda j: alike[i, j])].append(i)
-    pruner = fopru.VScan(k=k, window=window, shallow_layer=0)
+    pruner = fopru.VScan(tokens=k, window=window, shallow_layer=0)
     pruned, features = pruned_image(pruner, image)
     assert pruned.kept.tolist() == chosen
     means = torch.stack([image.features[members[i]].double().mean(0) for i in chosen])
@@ -149,10 +149,10 @@ def test_vscan_takes_its_local_half_window_by_window_and_averages_the_rest(windo
 
 def test_vscans_window_fits_a_small_grid_and_one_that_is_larger_is_refused():
     image = noise()
-    six, none = fopru.VScan(k=9, window=6), fopru.VScan(k=9)
+    six, none = fopru.VScan(tokens=9, window=6), fopru.VScan(tokens=9)
     assert torch.equal(kept(six, image), kept(none, image))
     with pytest.raises(ValueError, match=r"window=7: the grid has 6 x 8 visual tokens"):
-        kept(fopru.VScan(k=9, window=7), image)
+        kept(fopru.VScan(tokens=9, window=7), image)
 
 
 @pytest.mark.parametrize("k", KS)
@@ -169,7 +169,7 @@ def test_mmtok_covers_words_and_tokens(k):
     while len(chosen) < k:
         rest = [v for v in range(N) if v not in chosen]
         chosen.append(max(rest, key=lambda v: float(covered([*chosen, v]))))
-    assert kept(fopru.MMTok(k=k), image).tolist() == sorted(chosen)
+    assert kept(fopru.MMTok(tokens=k), image).tolist() == sorted(chosen)
 
 
 def prunesid(vision, scores, k):
@@ -212,7 +212,7 @@ def test_prunesid_takes_from_every_direction(seed, k):
     centre = torch.randn(1, 32) * 2
     image.scores[VISION] = image.vision + centre  # alike, so that duplicates go
     expected = prunesid(image.vision, image.tap("cls"), k)
-    assert kept(fopru.PruneSID(k=k), image).tolist() == expected
+    assert kept(fopru.PruneSID(tokens=k), image).tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -259,5 +259,5 @@ def test_vscan_refuses_newline_tokens_and_hiprune_steps_over_them():
     middle[9] = 1  # the second row's second patch; 7 and 15 are newline tokens
     image.scores[Tap(1, "received")] = middle
     image.scores[Tap(2, "received")] = -torch.arange(N).float()
-    found = kept(fopru.HiPrune(k=10, alpha=0.5), image).tolist()
+    found = kept(fopru.HiPrune(tokens=10, alpha=0.5), image).tolist()
     assert found == sorted({9, 8, 10, 1, 17} | {0, 2, 3, 4, 5})

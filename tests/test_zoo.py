@@ -1,5 +1,6 @@
 """Every family: nothing changes at retention 1, the masked oracle below it, scores by hand."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -220,13 +221,41 @@ def test_significance_is_an_eager_towers_attention_pushed_through_the_merge(fami
         assert want.std() > 1e-3 * want.mean()
 
 
+@pytest.mark.parametrize("family", [f for f in zoo.FAMILIES if f not in zoo.CLS])
+def test_towers_without_a_cls_token_are_scored_by_what_tokens_receive(family):
+    model, inputs = zoo.model(family), batch(family)
+    adapter = Family.of(model)
+    with pytest.warns(UserWarning, match="has no CLS token: method 'cls' scores by"):
+        pruned = fopru.CLS(0.25).prune(model, inputs)
+    maps = reference.eager_calls(
+        model, adapter.blocks[adapter.block(None)], lambda: fopru.encode(model, inputs)
+    )
+    expected = by_hand(family, model, inputs, maps)
+    received = fopru.FoPru(0.25, axis="received").prune(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a choice that was made is not told again
+        chosen = fopru.CLS(0.25, attention="received").prune(model, inputs)
+        half = fopru.VisPruner(0.25, attention="received").prune(model, inputs)
+    pruner = fopru.CLS(attention="cls")
+    with pytest.raises(fopru.UnsupportedModelError, match="has no CLS token, whose attention"):
+        pruner.prune(model, inputs)
+    assert [fopru.VisPruner().attended(adapter), pruner.attended(adapter)] == ["received", "cls"]
+    pairs = zip(expected, received.images, chosen.images, half.images, strict=True)
+    for image, (want, *others) in zip(pruned.images, pairs, strict=True):
+        for other in (image, *others):
+            found = other.significance.double()
+            torch.testing.assert_close(found, want, atol=1e-6, rtol=1e-4)
+        assert torch.equal(image.kept, others[0].kept) and torch.equal(image.kept, others[1].kept)
+        assert not torch.equal(image.kept, others[2].kept)
+
+
 # Every method on every family
 
 
-def test_the_readme_has_the_families_and_the_matrix():
+def test_the_readme_has_the_families_and_the_refusals():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     assert Family.table() in readme
-    assert zoo.matrix() in readme
+    assert zoo.refusals() in readme
 
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)

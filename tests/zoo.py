@@ -7,6 +7,7 @@ makes the pixels, the model itself says how many tokens a picture becomes.
 import re
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import tiny
@@ -16,11 +17,14 @@ from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 
 import fopru
 from fopru.families import Family
+from fopru.families.llava_next import LlavaNext
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
 FAMILIES = list(Family.registry)
 VIDEO = [name for name, family in Family.registry.items() if family.video is not None]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
+CLS = ["llava", "llava_next", "internvl"]
+"""Types whose towers have a CLS token."""
 
 
 @cache
@@ -104,28 +108,49 @@ def video(family, frames=4):
 
 
 def undefined(name, family):
-    """Why a method is refused on a family; None where it runs."""
-    cls = fopru.METHODS[name]
-    newlines = family in ("llava_next", "llava_onevision")
-    if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
-        return "no CLS token"
-    if "vision" in cls.needs and not cls.selects():
+    """Why a method is refused on a type; None where it runs."""
+    method, adapter = fopru.METHODS[name], Family.registry[family]
+    newlines = issubclass(adapter, LlavaNext)
+    if adapter.deep is not Family.deep and method.merge is not fopru.Pruner.merge:
+        return "first layers"
+    if "vision" in method.needs and not method.selects():
         if newlines:
             return "newline tokens"
-        if family == "internvl":
+        if adapter.merges:
             return "several patches"
-    if name == "pool" and newlines:
+    if name in ("pool", "vscan") and newlines:
         return "newline token"
-    if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
-        return "first layers"
     return None
 
 
-def matrix():
-    """Methods and families, in Markdown."""
-    head = "| | " + " | ".join(FAMILIES) + " |\n" + "|---" * (len(FAMILIES) + 1) + "|\n"
-    rows = []
+def refusals():
+    """Which methods are refused on which types, in Markdown."""
+    where = {}  # (why, types) -> methods
     for name in sorted(fopru.METHODS):
-        cells = [undefined(name, family) or "✓" for family in FAMILIES]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return head + "\n".join(rows)
+        why = {}
+        for family in FAMILIES:
+            if reason := undefined(name, family):
+                why.setdefault(reason.removesuffix("s"), []).append(f"`{family}`")
+        for reason, types in why.items():
+            where.setdefault((reason, ", ".join(types)), []).append(f"`{name}`")
+    rows = ["| methods | are refused on | because of |", "|---|---|---|"]
+    for (reason, types), names in where.items():
+        rows.append(f"| {', '.join(names)} | {types} | {REASONS[reason]} |")
+    return "\n".join(rows)
+
+
+REASONS = {
+    "first layer": "features for the LLM's first layers, which a new token does not have",
+    "newline token": "newline tokens, which belong to no patch",
+    "several patche": "tokens made of several patches: there is no new one before the projector",
+}
+
+
+def write_readme():
+    """Bring the README's generated tables up to date."""
+    path = Path(__file__).parents[1] / "README.md"
+    text = path.read_text()
+    for table in (Family.table(), refusals()):
+        head = table.splitlines()[0]
+        text = re.sub(re.escape(head) + r"\n(\|.*\n)+", lambda _: f"{table}\n", text)  # noqa: B023
+    path.write_text(text)

@@ -28,14 +28,14 @@ from fopru.families import Family
 TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 
 
-def pruner(method: str, retention: float, weights: str, positions: str | None) -> Pruner:
+def pruner(method: str, **options: Any) -> Pruner:
     """The pruner of these options.
 
     Raises:
         ValueError: an unknown method, or an option that it does not take.
     """
     check_choice("method", method, tuple(METHODS))
-    return METHODS[method](retention, weights=weights, positions=positions)
+    return METHODS[method](**options)
 
 
 class Asked:
@@ -59,7 +59,8 @@ class Asked:
                 f"{type(processor).__name__} of this model has no chat template, so there "
                 "is no way to know how it wants to be asked."
             )
-        token_id = Family.of(net).image_token_id
+        self.family = Family.of(net)
+        token_id = self.family.image_token_id
         for token in (processor.image_token, processor.tokenizer.convert_ids_to_tokens(token_id)):
             if token in question:
                 raise ValueError(
@@ -93,8 +94,8 @@ class Asked:
         return {"full": full, "pruned": pruned, "times_faster": faster}
 
     def _answer(self, pruner: Pruner | None, max_new_tokens: int) -> dict[str, Any]:
-        family, marks = Family.of(self.net), Marks(self.net.device)
-        begins = family.decoder.register_forward_pre_hook(marks.decoding)
+        marks = Marks(self.net.device)
+        begins = self.family.decoder.register_forward_pre_hook(marks.decoding)
         told = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
         try:
             with pruner(self.net) if pruner else nullcontext() as run:
@@ -114,7 +115,7 @@ class Asked:
     def _visual(self, run: Session | None) -> float:
         """Visual tokens that the language model sees: a mean over its layers, where they differ."""
         if run is None:
-            return int((self.inputs["input_ids"] == Family.of(self.net).image_token_id).sum())
+            return int((self.inputs["input_ids"] == self.family.image_token_id).sum())
         return round(run.layer_weighted[0], 1)
 
     def draw(self, path: Path) -> None:
@@ -177,9 +178,10 @@ def show(result: dict[str, Any]) -> None:
     for column in ("tokens", *(name.removesuffix("_ms") for name in TIMES)):
         table.add_column(column, justify="right", no_wrap=True)
     weights = "" if result["weights"] == "none" else f" {result['weights']}"
+    kept = f"{result['retention']:g}" if result["tokens"] is None else f"{result['tokens']} tokens"
     names = {
         "full": "all tokens",
-        "pruned": f"{result['method']}{weights} {result['retention']:g}",
+        "pruned": f"{result['method']}{weights} {kept}",
     }
     for key, name in names.items():
         row = result[key]

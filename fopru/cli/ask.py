@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fopru.cli.common import one_sentence
+from fopru.cli.common import TOKENS_HELP, noted, one_sentence
 from fopru.pictures import load_image, open_image
 
 
@@ -38,8 +37,10 @@ def ask(
     model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
     method: Annotated[str, typer.Option(help="A name in fopru.METHODS.")] = "fopru",
     retention: Annotated[
-        float, typer.Option(help="Share of visual tokens kept, in (0, 1].")
-    ] = 0.25,
+        float | None,
+        typer.Option(help="Share of visual tokens kept, in (0, 1]; 0.25 if none is given."),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help=TOKENS_HELP)] = None,
     weights: Annotated[
         Weights, typer.Option(help="mass: a kept token counts as all those that it stands for.")
     ] = Weights.none,
@@ -55,8 +56,7 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask with all visual tokens and with the kept ones: answers, token counts, times."""
-    with warnings.catch_warnings(record=True) as notes, one_sentence():
-        warnings.simplefilter("always")
+    with one_sentence(), noted():
         if not question.strip():
             raise ValueError(f"question={question!r}: ask something.")
         if overlay is not None:
@@ -66,13 +66,16 @@ def ask(
             if image == "-"
             else (load_image(image))
         )
-    for note in notes:
-        if note.category is UserWarning:
-            typer.echo(f"fopru: {note.message}", err=True)
-    with one_sentence():
+    with one_sentence(), noted():
         from fopru.cli import answering  # torch, which bad input need not wait for
 
-        pruner = answering.pruner(method, retention, weights.value, positions and positions.value)
+        pruner = answering.pruner(
+            method,
+            retention=retention,
+            tokens=tokens,
+            weights=weights.value,
+            positions=positions and positions.value,
+        )
         asked = answering.Asked(model, picture, question, device, dtype and dtype.value)
         for note in asked.notes():
             typer.echo(f"fopru: {note}", err=True)
@@ -84,8 +87,10 @@ def ask(
         "question": question,
         "model": model,
         "method": method,
-        "retention": retention,
+        "retention": pruner.share,
+        "tokens": pruner.tokens,
         "weights": weights.value,
+        "attention": pruner.attended(asked.family),
         **result,
     }
     if as_json:

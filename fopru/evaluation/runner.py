@@ -31,9 +31,10 @@ from fopru.methods import Random
 from fopru.pictures import load_image
 
 COLUMNS = (
-    *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
-    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
-    *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
+    *("id", "task", "variant", "image", "method", "retention", "budget", "attention", "positions"),
+    *("seed", "kept", "layer_weighted", "tokens", "evidence", "found", "prediction", "answer"),
+    *("exact", "begins", "formed", "choice", "margin", "metric", "score", "loglik", "loglik_open"),
+    *("kl", "error"),
 )
 """Columns of `evaluate`'s table."""
 
@@ -49,13 +50,14 @@ def evaluate(
     processor: ProcessorMixin,
     examples: Sequence[Example],
     methods: Iterable[Method] | Mapping[str, Method] = ("fopru", "fopru-row", "random"),
-    retentions: Iterable[float] = (0.5, 0.25, 0.1),
+    retentions: Iterable[float] | None = None,
     positions: str | None = None,
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
     blind: Iterable[str] = (),
     batch_size: int = 64,
     max_new_tokens: int = 8,
     out: str | Path | None = None,
+    tokens: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
@@ -71,7 +73,8 @@ def evaluate(
         methods: Names from `fopru.METHODS` and `fopru.evaluation.controls`, pruners such as
             `fopru.FoPru(layer=3)`, or `{"label": pruner}` to say what the table calls each. A
             pruner's retention and seed are replaced by those below.
-        retentions: Shares of each picture's visual tokens to keep, in (0, 1].
+        retentions: Shares of each picture's visual tokens to keep, in (0, 1]; 0.5, 0.25 and 0.1
+            where neither these nor `tokens` are given.
         positions: As for `fopru.Pruner`; None leaves each pruner its own.
         seeds: Those of methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
@@ -82,21 +85,27 @@ def evaluate(
             question, answers, picture and settings are the same. Of a method it knows the name and
             the arguments: write to another file after a change of its code. A question whose
             picture could not be read is asked again by the next run.
+        tokens: Numbers of visual tokens to keep of each picture instead of shares, as
+            `fopru.Pruner(tokens=...)` takes them; `fopru.budgets.PAPERS` has those of papers.
 
     Returns:
         One row per question and setting, in their order: id, task, variant, image, method,
-        retention, positions ("reindex" or "preserve", as was done), seed, kept and tokens (visual
-        tokens, kept and in all; inside the language model, those that its last layer sees),
-        layer_weighted (mean over its layers of those seen), evidence (patches under it), found
-        (share of these among the kept, NaN where there are none), prediction, answer, exact (the
-        prediction is one of the right answers, in lower case), begins (it begins with one, where a
+        retention (the share; where a number of tokens was asked for, its mean share over the
+        questions), budget (that number, else missing), attention (whose scored the tokens,
+        "cls" or "received", of methods with that choice), positions ("reindex" or "preserve", as
+        was done), seed, kept and tokens (visual tokens, kept and in all; inside the language model,
+        those that its last layer sees), layer_weighted (mean over its layers of those seen),
+        evidence (patches under it), found (share of these among the kept, NaN where there are
+        none), prediction, answer, exact (the prediction is one of the right answers, in lower
+        case), begins (it begins with one, where a
         word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
         right answer is the likeliest of the legal ones, their ends not scored) and margin (by how
         much it leads all wrong ones, in nats), metric and score (by the example's own metric),
         loglik (of the right answer with its end, in nats) and loglik_open (without), kl (from the
         full model's distribution to this one's on the right answer, nats per token), error (why a
-        picture could not be read, else None). formed, choice and margin are missing where a
-        question names no choices. "full" is the method with all tokens.
+        picture could not be read, or cannot keep that number of tokens; else None). formed, choice
+        and margin are missing where a question names no choices. "full" is the method with all
+        tokens.
 
     Raises:
         UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
@@ -111,7 +120,7 @@ def evaluate(
         >>> table = fopru.evaluate(model, processor, questions, ["fopru", "random"], [0.25])
         >>> statistics.readings(table)  # what is known, said, and malformed
     """
-    cells = settings(methods, retentions, positions, seeds)
+    cells = settings(methods, retentions, positions, seeds, tokens)
     controls = distinct("blind", blind)
     for control in controls:
         check_choice("blind", control, tuple(BLIND))
@@ -158,7 +167,7 @@ def evaluate(
             if left:
                 batch = Batch(model, processor, whole, left)
             for setting in left:
-                rows = batch.rows(setting, max_new_tokens)
+                rows = _rows(batch, setting, max_new_tokens)
                 store.add({found[row["id"], *setting.cell]: row for row in rows})
                 bar.update(len(some))
             bar.update(len(some) * (len(asked) - len(left)))
@@ -168,7 +177,27 @@ def evaluate(
         rows = store.rows({place for place in places.values() if isinstance(place, str)})
     order = [places[e.id, *s.cell] for e in examples for _, asked in parts for s in asked]
     table = [rows[place] if isinstance(place, str) else place for place in order]
-    return pd.DataFrame(table, columns=COLUMNS)
+    return _shared(pd.DataFrame(table, columns=COLUMNS))
+
+
+def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """A row for each question; that of a picture with which a budget cannot be kept says why."""
+    refused = batch.refused(setting)
+    for e in batch.examples:
+        if e.id in refused:
+            yield _failed(e, setting, batch.prompts.family, refused[e.id])
+    left = [e for e in batch.examples if e.id not in refused]
+    if refused and left:
+        batch = Batch(batch.model, batch.processor, left, [setting])
+    if left:
+        yield from batch.rows(setting, max_new_tokens)
+
+
+def _shared(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with one share for each number of tokens, to six digits: its questions' mean."""
+    budget, share = table["budget"].astype("Int64"), table["retention"].astype(float)
+    mean = share.groupby(budget).transform("mean").round(6)
+    return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
 
 
 def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
@@ -195,6 +224,7 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
 def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
     """Whether a setting can act on the model at all: refused before anything is computed."""
     cell.pruner.numbering(family)
+    cell.pruner.taps(family)
     with cell.pruner(model) as session:
         if cell.shuffled and not session.shortens:
             raise ValueError(
@@ -275,6 +305,8 @@ def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[s
         "image": e.scene.get("image_id", e.id),
         "method": setting.method,
         "retention": setting.retention,
+        "budget": setting.budget,
+        "attention": setting.pruner.attended(family),
         "positions": setting.pruner.numbering(family),
         "seed": setting.seed,
         "answer": e.right[0],

@@ -61,14 +61,14 @@ class FoPru(Pruner, name="fopru"):
     def budgets(self, grid: Grid) -> list[int]:
         if self.strategy == "rank":
             return super().budgets(grid)
-        if self.k is None:
+        if self.tokens is None:
             return [floor_share(v.height, self.share) * v.row_width for v in grid.views]
         budgets = super().budgets(grid)
         for k, view in zip(budgets, grid.views, strict=True):
             if k % view.row_width:
                 raise ValueError(
-                    f"k={self.k}: strategy='row' keeps whole rows, and {k} tokens are no multiple "
-                    f"of this view's {view.row_width} a row."
+                    f"tokens={self.tokens}: strategy='row' keeps whole rows, and {k} tokens are no "
+                    f"multiple of this view's {view.row_width} a row."
                 )
         return budgets
 

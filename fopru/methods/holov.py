@@ -10,12 +10,12 @@ from torch import Tensor
 
 from fopru.arguments import check_integer
 from fopru.encoding import EncodedImage
+from fopru.methods.cls import CLS
 from fopru.picking import RELATIVE, ranked, top
-from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)
-class HoloV(Pruner, name="holov"):
+class HoloV(CLS, name="holov"):
     """Give every part of the picture a quota (Zou et al., "Don't Just Chase Highlighted Tokens",
     NeurIPS 2025, arXiv 2510.02912, section 4.1).
 
@@ -28,6 +28,8 @@ class HoloV(Pruner, name="holov"):
     scaled to the run's mean attention and cancels from the quotas, and tokens are kept by attention
     alone: it has no effect, and is left out here.
 
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`.
+
     Args:
         crops: The number of runs; of a view with fewer tokens each token is one.
     """
@@ -38,9 +40,6 @@ class HoloV(Pruner, name="holov"):
     def __post_init__(self):
         super().__post_init__()
         check_integer("crops", self.crops, minimum=1)
-
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         runs = image.significance.tensor_split(min(self.crops, len(image.significance)))

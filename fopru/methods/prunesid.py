@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fopru.encoding import EncodedImage
+from fopru.encoding import VISION, EncodedImage, Tap
+from fopru.families import Family
 from fopru.picking import ABSOLUTE, ranked, unit
 from fopru.pruner import Pruner
 
@@ -25,27 +26,35 @@ class PruneSID(Pruner, name="prunesid"):
     too much like one that survived already; the others come last. Each group with members gives
     one token, and the rest is shared in proportion to the survivors.
 
+    Where the tower has no CLS token, a token's loading on its group's direction stands for its
+    attention, as in the paper.
+
     The singular vectors are exact, where the authors draw random ones. They count the CLS token
     among the k.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"cls", "vision"})
 
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
+    def taps(self, family: Family) -> set[Tap]:
+        taps = super().taps(family)
+        return taps if family.n_prefix else taps & {VISION}
+
+    def score(self, image: EncodedImage) -> Tensor | None:
+        return image.tap("cls", self.layer) if image.family.n_prefix else None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         n, count = len(image.features), max(1, k // 4)
         soft = image.vision.cpu().double().sigmoid()  # (N, d_v)
         directions = torch.linalg.svd((soft - soft.mean(1, keepdim=True)).T, full_matrices=False).Vh
-        group = directions[:count].abs().argmax(0)  # (N,)
+        loads, group = directions[:count].abs().max(0)  # (N,) each
+        scores = loads if image.significance is None else image.significance
         points = unit(image.vision).cpu()
         pairs = points.sum(0).square().sum() - points.square().sum()
         limit = k / 32 * pairs / (n * (n - 1))
         orders, survivors = [], []
         for g in range(count):
             members = (group == g).nonzero().flatten()
-            order = members[ranked(image.significance[members])]
+            order = members[ranked(scores[members])]
             stays = _unlike(points[order], float(limit))
             orders.append(torch.cat([order[stays], order[~stays]]))
             survivors.append(int(stays.sum()))

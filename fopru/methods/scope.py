@@ -9,12 +9,12 @@ from torch import Tensor
 
 from fopru.arguments import check_number
 from fopru.encoding import EncodedImage
+from fopru.methods.cls import CLS
 from fopru.picking import greedy_cover, unit
-from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)
-class SCOPE(Pruner, name="scope"):
+class SCOPE(CLS, name="scope"):
     """Keep salient tokens that cover the picture (Deng et al., "SCOPE", NeurIPS 2025, arXiv
     2510.24214).
 
@@ -22,6 +22,8 @@ class SCOPE(Pruner, name="scope"):
     Each next token is the one for which the gain of coverage over all tokens, times its CLS
     attention to the power of `alpha`, is largest. Cosines are those of the tower's features, before
     the projector.
+
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`.
 
     Args:
         alpha: How much the CLS token's attention counts; 0 for coverage alone.
@@ -33,9 +35,6 @@ class SCOPE(Pruner, name="scope"):
     def __post_init__(self):
         super().__post_init__()
         check_number("alpha", self.alpha)
-
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         points = unit(image.vision)

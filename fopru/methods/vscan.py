@@ -11,12 +11,13 @@ from torch import Tensor
 from fopru.arguments import check_integer
 from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, UnsupportedModelError, View
+from fopru.methods.cls import CLS
 from fopru.picking import owners, ranked, remaining, top
-from fopru.pruner import Merged, Pruner
+from fopru.pruner import Merged
 
 
 @dataclass(frozen=True)
-class VScan(Pruner, name="vscan"):
+class VScan(CLS, name="vscan"):
     """Keep local and global tokens, and fold the others in (Zhang et al., "VScan", TMLR 2026, arXiv
     2505.22654, section 4.1).
 
@@ -27,6 +28,9 @@ class VScan(Pruner, name="vscan"):
     becomes the mean of itself and those. This is the paper's first stage, before the language
     model; where the quota of the windows does not divide, the rule is that of the authors' code for
     Qwen2.5-VL, which keeps exactly k. Views with newline tokens are refused.
+
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`, as the authors do for
+    Qwen2.5-VL.
 
     Args:
         window: Tokens along the side of a window. None is 6, or the shorter side of a grid that is
@@ -53,10 +57,8 @@ class VScan(Pruner, name="vscan"):
         return family.nearest_block(1 / 4) if self.shallow_layer is None else self.shallow_layer
 
     def taps(self, family: Family) -> set[Tap]:
-        return {*super().taps(family), Tap(family.block(self._shallow_layer(family)), "cls")}
-
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
+        layer = self._shallow_layer(family)
+        return {*super().taps(family), Tap(family.block(layer), self.attended(family))}
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
         (view,) = image.grid.views
@@ -66,7 +68,8 @@ class VScan(Pruner, name="vscan"):
                 "of a picture with a newline token: it is undefined here."
             )
         n = view.n_tokens
-        shallow = image.tap("cls", self._shallow_layer(image.family)).cpu()
+        family = image.family
+        shallow = image.tap(self.attended(family), self._shallow_layer(family)).cpu()
         local = self._local(shallow, view, k // 2)
         rest = remaining(local, n)
         best = rest[top(image.significance[rest], k - len(local))]

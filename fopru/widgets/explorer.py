@@ -215,7 +215,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         example, kept = self._examples[content["scene"]], content["kept"]
-        pruner = Given(k=len(kept), indices=tuple(kept))
+        pruner = Given(tokens=len(kept), indices=tuple(kept))
         setting = Setting("chosen", pruner, 1.0)
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():
