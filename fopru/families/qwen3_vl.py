@@ -10,7 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from fopru.families.qwen2_vl import Qwen2VL
 
 
-class Qwen3VL(Qwen2VL, model_types=("qwen3_vl",)):
+class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
     title = "Qwen3-VL"
     notes = "as Qwen2-VL; the features for its first layers go with their tokens"
     also = ()
