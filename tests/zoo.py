@@ -116,7 +116,8 @@ def undefined(name, family):
             return "several patches"
     if name == "pool" and newlines:
         return "newline token"
-    if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
+    deep = Family.registry[family].deep is not Family.deep
+    if deep and cls.merge is not fopru.Pruner.merge:
         return "first layers"
     return None
 
