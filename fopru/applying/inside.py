@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
-from fopru.applying.layers import placed
+from fopru.applying.layers import listed, placed
 from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
@@ -54,10 +54,9 @@ class Inside(Session):
         self.stages = placed(asked, self.decoder, pruner.before)
         """Layer that tokens leave on entering it -> share of all visual tokens that go on."""
         if self.stages.keys() != asked.keys():
-            wanted, there = (", ".join(map(str, layers)) for layers in (asked, self.stages))
             warnings.warn(
-                f"method {pruner.name!r}: tokens leave on entering layer {there} of "
-                f"{self.family.title} in place of {wanted}, where no attention says which.",
+                f"method {pruner.name!r}: tokens leave on entering layer {listed(self.stages)} of "
+                f"{self.family.title} in place of {listed(asked)}, where no attention says which.",
                 stacklevel=3,
             )
         self.first = min(self.stages)

@@ -7,6 +7,7 @@ it: everything that is read of a layer's call goes through here, and what is mis
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,6 +111,11 @@ def window(layer: nn.Module) -> int | None:
     return getattr(layer.self_attn, "sliding_window", None)
 
 
+def listed(layers: Iterable[int]) -> str:
+    """Layers in words."""
+    return ", ".join(map(str, layers))
+
+
 def placed(stages: dict[int, float], decoder: PreTrainedModel, before: bool) -> dict[int, float]:
     """The stages of a method, each at the layer nearest to its own where tokens can be chosen: by
     the attention of the layer before, or by that of the layer itself. Of two layers equally near it
@@ -133,6 +139,6 @@ def placed(stages: dict[int, float], decoder: PreTrainedModel, before: bool) -> 
     if len(found) < len(stages):
         raise UnsupportedModelError(
             f"{len(attending)} of the {len(layers)} layers of {type(decoder).__name__} have "
-            f"attention to choose tokens by, too few for stages at layers {', '.join(map(str, stages))}."
+            f"attention to choose tokens by, too few for stages at layers {listed(stages)}."
         )
     return found

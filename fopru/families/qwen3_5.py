@@ -8,6 +8,9 @@ import transformers as hf
 from fopru.families.example import TEXT, Example
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
+KINDS = ["linear", "full", "full", "linear", "full", "linear", "full", "linear"]
+"""The example's layers."""
+
 
 class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
     title = "Qwen3.5"
@@ -22,7 +25,7 @@ class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
         vision = dict(**TOWER, hidden_size=32, intermediate_size=48, out_hidden_size=48)
         text = dict(
             **{**TEXT, "num_hidden_layers": 8},
-            layer_types=["linear_attention", "full_attention"] * 4,
+            layer_types=[f"{kind}_attention" for kind in KINDS],
             head_dim=12,
             rope_parameters={**ROPE, "mrope_interleaved": True, "partial_rotary_factor": 1.0},
             linear_key_head_dim=8,
