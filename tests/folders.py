@@ -25,6 +25,7 @@ def tokenizer(family):
     )
     others = sorted({"<image>", *special.values()} & words.keys())
     made.add_special_tokens({"extra_special_tokens": others}, replace_extra_special_tokens=False)
+    made.add_tokens([word for word in words if word.startswith("w") or word.endswith(":")])  # BPE
     return made
 
 

@@ -156,6 +156,8 @@ def test_drafted_tokens_change_nothing(family, pruner):
     words = torch.randperm(53, generator=torch.Generator().manual_seed(0)).tolist()
     text = "USER: <image> " + " ".join(f"w{i}" for i in words) + " w1 w2 ASSISTANT:"
     model, inputs = zoo.model(family), asked(family, text=text)
+    if model._is_stateful:
+        pytest.skip("transformers drafts no tokens for models with a state")
     with pruner(model):
         plain = logits(model, inputs, max_new_tokens=12)
         found = logits(model, inputs, max_new_tokens=12, prompt_lookup_num_tokens=3)

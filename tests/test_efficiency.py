@@ -236,11 +236,20 @@ def test_shapes_have_the_published_numbers_of_parameters():
         "llava-1.5-13b": 13.35,
         "llava-next-7b": 7.06,
         "qwen2.5-vl-7b": 8.29,
+        "qwen3-vl-8b": 8.77,
+        "qwen3.5-9b": 9.41,
     }
 
 
 @pytest.mark.parametrize(
-    "shape, visual", [("llava-1.5-7b", 576), ("llava-next-7b", 2928), ("qwen2.5-vl-7b", 1296)]
+    "shape, visual",
+    [
+        ("llava-1.5-7b", 576),
+        ("llava-next-7b", 2928),
+        ("qwen2.5-vl-7b", 1296),
+        ("qwen3-vl-8b", 1024),
+        ("qwen3.5-9b", 1024),
+    ],
 )
 def test_prompts_have_the_placeholders_of_their_picture(shape, visual):
     model = efficiency.empty(shape)

@@ -151,7 +151,7 @@ def test_a_picture_with_too_few_tokens_is_a_row_with_its_reason(loaded, tmp_path
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_pictures_share_their_part_of_the_prompt(family, loaded):
-    """The language model gets each picture once for all questions on it, in every family."""
+    """The language model gets each picture once for all questions on it, if all layers attend."""
     model, processor = loaded(family)
     (cell,) = settings(["fopru"], [0.5])
     batch = Batch(model, processor, examples(), [cell])
@@ -163,6 +163,9 @@ def test_pictures_share_their_part_of_the_prompt(family, loaded):
     with torch.no_grad():
         list(batch.rows(cell, 1))
     handle.remove()
+    if model._is_stateful:  # padding between the picture and a shorter question would fade a state
+        assert batch.prompts.prefix is None
+        return
     assert batch.prompts.prefix is not None
     assert batch.prompts.prefix["input_ids"].shape[0] == 2 and sum(seen) == 2  # once for "full"
 

@@ -165,6 +165,6 @@ def select_rows(cache: Cache, index: Tensor) -> None:
         cache: the KV cache of a prompt that was pruned; it is changed in place.
         index: (R,) int64 rows; one may stand there several times.
     """
-    cache.batch_select_indices(index)
+    cache.reorder_cache(index)  # the one way that states of linear attention know, too
     if (noted := conversation(cache)) is not None:
         mark(cache, noted.rows(index))

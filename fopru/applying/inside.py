@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
+from fopru.applying.layers import listed, placed
 from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
@@ -39,15 +41,24 @@ class Inside(Session):
             if these prompts were asked on its cache.
 
     Raises:
-        UnsupportedModelError: there is no adapter for the model, or its first layers add features
-            to visual tokens that the method would drop.
+        UnsupportedModelError: there is no adapter for the model, its first layers add features to
+            visual tokens that the method would drop, or too few of its layers have attention to
+            choose tokens by.
     """
 
     def __init__(self, pruner: Any, model: PreTrainedModel, chosen: Inside | None = None):
         super().__init__(pruner, model)
         self.decoder = self.family.decoder
         self.chosen = chosen
-        self.stages: dict[int, float] = pruner.stages(len(self.decoder.layers))
+        asked = pruner.stages(len(self.decoder.layers))
+        self.stages = placed(asked, self.decoder, pruner.before)
+        """Layer that tokens leave on entering it -> share of all visual tokens that go on."""
+        if self.stages.keys() != asked.keys():
+            warnings.warn(
+                f"method {pruner.name!r}: tokens leave on entering layer {listed(self.stages)} of "
+                f"{self.family.title} in place of {listed(asked)}, where no attention says which.",
+                stacklevel=3,
+            )
         self.first = min(self.stages)
         if self.first < self.family.n_deep:
             raise UnsupportedModelError(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fopru.applying.layers import LayerCall, waves_at, window
+from fopru.applying.layers import LayerCall, attends, waves_at, window
 from fopru.attention import heard, implementation
 from fopru.families import UnsupportedModelError
 from fopru.pruned import line_up
@@ -110,7 +110,9 @@ class Pass:
         """What the hook of layer i makes of the layer's arguments."""
         first = self.session.first
         if not self.prefill:
-            return None if i < first else self._step(i, LayerCall(layer, args, kwargs))
+            if i < first or not attends(layer):  # a state is of the tokens that the layer saw
+                return None
+            return self._step(i, LayerCall(layer, args, kwargs))
         call = None
         if i >= first:
             call = LayerCall(layer, args, kwargs)
@@ -180,6 +182,9 @@ class Pass:
     def _fit(self, i: int, call: LayerCall) -> None:
         """Cut a layer's arguments at prefill down to the present sequence."""
         now = self.current
+        if not attends(call.layer):
+            call.mask = ~now.dead if now.padded else None
+            return
         self._refuse_window(call.layer, self.known.length)
         if self.session.reindex:
             places = ((~now.dead).cumsum(1) - 1).clamp(min=0)

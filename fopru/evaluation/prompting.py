@@ -3,6 +3,7 @@ encoded once, and what several prompts begin with read once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from fopru.applying import Session, cache_name, cache_of, select_rows
-from fopru.applying.layers import window
+from fopru.applying.layers import attends, window
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import inputs, pictureless
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
@@ -213,11 +214,12 @@ class Prompts:
 
     @cached_property
     def roomy(self) -> bool:
-        """Whether prompts and what follows them are shorter than any window of the language model,
-        so that its cache holds all of them and can go back to where it was."""
+        """Whether the language model's cache holds all of prompts and what follows them, and can go
+        back to where it was: they are shorter than any of its windows, and all its layers attend
+        (a state of linear attention only goes on, and padding between tokens would fade it)."""
         length = self.asked["input_ids"].shape[1] + self.follow
-        sizes = [window(layer) for layer in self.family.decoder.layers]
-        return all(size is None or length < size for size in sizes)
+        layers = self.family.decoder.layers
+        return all(attends(layer) and length < (window(layer) or math.inf) for layer in layers)
 
     def _on(self, before: Prompted, numbering: str) -> Prompted:
         """Every question on its picture's prefix, which went through the model once."""

@@ -11,6 +11,7 @@ from fopru.families.llava_next import LlavaNext
 from fopru.families.llava_onevision import LlavaOnevision
 from fopru.families.qwen2_5_vl import Qwen25VL
 from fopru.families.qwen2_vl import Qwen2VL
+from fopru.families.qwen3_5 import Qwen35
 from fopru.families.qwen3_vl import Qwen3VL
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",
+    "Qwen35",
     "UnsupportedModelError",
     "View",
 ]
