@@ -257,8 +257,9 @@ def measure(
 
 
 def kv_bytes(cache: Cache) -> int:
-    """Bytes of all keys and values in a cache."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    """Bytes of all keys and values in a cache; layers that share those of others have none."""
+    own = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in own)
 
 
 @contextmanager
