@@ -18,8 +18,10 @@ import fopru
 from fopru.families import Family
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
-FAMILIES = list(Family.registry)
-VIDEO = [name for name, family in Family.registry.items() if family.video is not None]
+EVERY = list(Family.registry)
+FAMILIES = [name for name in EVERY if Family.registry[name].depth is not None]
+"""Those with a tower, whose attention FoPru reads."""
+VIDEO = [name for name in FAMILIES if Family.registry[name].video is not None]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 
 
@@ -77,7 +79,9 @@ def video(family, frames=4):
     pictures = [tiny.image(64, 48, seed=seed) for seed in range(frames)]
     rng = np.random.default_rng(0)
     found = image_processor(family)(images=pictures, return_tensors="pt")
-    if "image_grid_thw" not in found:
+    if example(family).clip is not None:
+        data = example(family).clip(found)
+    elif "image_grid_thw" not in found:
         data = {"pixel_values_videos": torch.tensor(rng.normal(size=(1, frames, 3, SIDE, SIDE)))}
     else:
         _, height, width = found["image_grid_thw"][0].tolist()
@@ -92,7 +96,8 @@ def video(family, frames=4):
     with torch.no_grad():
         tokens = net.base_model.get_video_features(**shown, return_dict=True).pooler_output[0]
     if announced := example(family).frame:
-        runs = [[announced] + ["w55"] * (len(tokens) // (frames // 2))] * (frames // 2)
+        (grid,) = Family.of(net).reading(data).grids(data)
+        runs = [[announced] + ["w55"] * view.n_tokens for view in grid.views]
     else:
         runs = [["w55"] * len(tokens)]
     words = ["w1", "w2", *(word for run in runs for word in run), "w4", "w5"]
@@ -106,6 +111,8 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a family; None where it runs."""
     cls = fopru.METHODS[name]
+    if family not in FAMILIES and cls.needs - {"vision", "text"}:
+        return "no stack of attention blocks"
     newlines = family in ("llava_next", "llava_onevision")
     if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
         return "no CLS token"
@@ -123,9 +130,9 @@ def undefined(name, family):
 
 def matrix():
     """Methods and families, in Markdown."""
-    head = "| | " + " | ".join(FAMILIES) + " |\n" + "|---" * (len(FAMILIES) + 1) + "|\n"
+    head = "| | " + " | ".join(EVERY) + " |\n" + "|---" * (len(EVERY) + 1) + "|\n"
     rows = []
     for name in sorted(fopru.METHODS):
-        cells = [undefined(name, family) or "✓" for family in FAMILIES]
+        cells = [undefined(name, family) or "✓" for family in EVERY]
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     return head + "\n".join(rows)

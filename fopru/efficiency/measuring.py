@@ -257,9 +257,14 @@ def measure(
 
 
 def kv_bytes(cache: Cache) -> int:
-    """Bytes of all keys and values in a cache; layers that share those of others have none."""
-    own = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in own)
+    """Bytes of all that a cache holds: keys and values, and the states of layers with linear
+    attention, which are of one size however long the prompt is."""
+    held = []
+    for layer in cache.layers:
+        held += [getattr(layer, name, None) for name in ("keys", "values")]
+        for name in ("conv_states", "recurrent_states"):
+            held += getattr(layer, name, {}).values()
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 @contextmanager
