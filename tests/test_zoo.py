@@ -127,7 +127,8 @@ def test_beams_and_static_caches_at_retention_one_and_on_singles(family, options
 def by_hand(family, model, inputs, maps):
     """(N,) float64 of each picture: the mean attention that each token's patches receive."""
     if family == "gemma4":
-        return [pooled(*picture) for picture in zip(maps[0], inputs["image_position_ids"])]
+        places = inputs["image_position_ids"]
+        return [pooled(*picture) for picture in zip(maps[0], places, strict=True)]
     n_prefix = int(family == "internvl")
     tiles = [
         tile.mean(0)[n_prefix:, n_prefix:].mean(0)  # (P,)
