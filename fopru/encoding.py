@@ -276,11 +276,11 @@ def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
         return
     thread = threading.get_ident()  # in others, methods may project by themselves
 
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if threading.get_ident() == thread:
-            seen.append(args[0])
+            seen.append(next(iter((*args, *kwargs.values()))))
 
-    hook = family.projector.register_forward_pre_hook(note)
+    hook = family.projector.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:
@@ -299,12 +299,18 @@ def _scores(
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
         maps: dict[str, list[Tensor]] = {axis: [] for axis in axes}
-        for query, key, scaling in seen[block]:
+        for query, key, scaling, visible in seen[block]:
             if "keys" in axes:
                 patches = key[:, :, family.n_prefix :]  # (tiles, h, P, d)
                 maps["keys"] += patches.transpose(1, 2).flatten(2)
             found = attention_scores(
-                query, key, scaling, family.n_prefix, axes=axes - {"keys"}, scores=kind
+                query,
+                key,
+                scaling,
+                family.n_prefix,
+                axes=axes - {"keys"},
+                scores=kind,
+                visible=visible,
             )  # (tiles, P) each
             for axis, tiles in found.items():
                 maps[axis] += tiles[..., None]

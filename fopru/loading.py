@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import (
     PROCESSOR_MAPPING,
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -128,6 +129,7 @@ def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]
         PROCESSOR_MAPPING[type(config)],
         {
             "tokenizer": AutoTokenizer.from_pretrained,
+            "feature_extractor": AutoFeatureExtractor.from_pretrained,  # of sounds
             "image_processor": partial(AutoImageProcessor.from_pretrained, backend="pil"),
         },
     )
@@ -153,10 +155,18 @@ class NoVideos:
         )
 
 
+class _Parts(ProcessorMixin):
+    """Between a processor's class and transformers' own: a missing video part is no argument."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.pop("video_processor", None)
+        super().__init__(*args, **kwargs)
+
+
 def _without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The class of processor with nothing but a stand-in for its video part."""
 
-    class Processor(kind):
+    class Processor(kind, _Parts):
         video_processor = NoVideos()
 
         @classmethod

@@ -31,6 +31,7 @@ def attention_scores(
     n_prefix: int,
     axes: Collection[str],
     scores: str = "probabilities",
+    visible: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Average one layer's attention over heads, and along one axis or several.
 
@@ -51,9 +52,11 @@ def attention_scores(
         axes: Which of `AXES` to compute.
         scores: "probabilities" for attention after the softmax over all T keys, "logits" for that
             before it.
+        visible: (tiles, T) bool, False for padding: it neither looks nor is looked at, so that it
+            has no share in any average. None where nothing is padded.
 
     Returns:
-        For each axis (tiles, P) float32.
+        For each axis (tiles, P) float32. Padding has probability 0, and logit minus infinity.
 
     Raises:
         ValueError: "cls" or "cls_wide" is among the axes, and there is no CLS token.
@@ -61,18 +64,24 @@ def attention_scores(
     if {"cls", "cls_wide"} & set(axes) and n_prefix == 0:
         raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
     measure = _probabilities if scores == "probabilities" else _logits
+    if visible is None:
+        visible = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool)  # (tiles, T)
+    padding = 0.0 if scores == "probabilities" else -torch.inf
     wide = {axis.removesuffix("_wide") for axis in axes if axis.endswith("_wide")}
     plain = {axis for axis in axes if not axis.endswith("_wide")}
-    tiles = []
-    for pair in zip(query, key, strict=True):
-        q, k = (x.float() for x in pair)  # (h, T, d)
+    found: dict[str, list[Tensor]] = {axis: [] for axis in axes}
+    for q, k, there in zip(query, key, visible, strict=True):
+        q, k = q[:, there].float(), k[:, there].float()  # (h, T', d)
         tile = measure(q * scaling, k, n_prefix, plain) if plain else {}
         if wide:
-            q, k = (x.transpose(0, 1).flatten(1)[None] for x in (q, k))  # (1, T, h d)
-            found = _probabilities(q / k.shape[-1] ** 0.5, k, n_prefix, wide)
-            tile |= {f"{axis}_wide": values for axis, values in found.items()}
-        tiles.append(tile)
-    return {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
+            q, k = (x.transpose(0, 1).flatten(1)[None] for x in (q, k))  # (1, T', h d)
+            one_head = _probabilities(q / k.shape[-1] ** 0.5, k, n_prefix, wide)
+            tile |= {f"{axis}_wide": values for axis, values in one_head.items()}
+        patches = there[n_prefix:]  # (P,)
+        for axis, values in tile.items():
+            whole = values.new_full(patches.shape, padding)
+            found[axis].append(whole.masked_scatter(patches, values))
+    return {axis: torch.stack(tiles) for axis, tiles in found.items()}
 
 
 def _probabilities(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:

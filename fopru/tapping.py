@@ -26,6 +26,8 @@ class Attention(NamedTuple):
     query: Tensor  # (tiles, h, T, d)
     key: Tensor
     scaling: float
+    visible: Tensor | None = None
+    """(tiles, T) bool: False for padding, which no query sees; None where there is none."""
 
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -79,16 +81,17 @@ def tapped(
     def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
         if (index := owner.get(id(module))) is None:
             return
-        if attention_mask is not None and _hides(attention_mask):
+        visible = None if attention_mask is None else _visible(attention_mask, len(query))
+        if visible is not None and visible.dim() > 2:
             raise UnsupportedModelError(
-                f"{type(tower).__name__} masks the attention of its block {index} (are pictures "
-                "padded?): there is no way to score its tokens yet."
+                f"{type(tower).__name__} masks the attention of its block {index}, and not the "
+                "same for every query, as padding is: there is no way to score its tokens."
             )
         scaling = scaling or query.shape[-1] ** -0.5
         pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
         lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            seen.setdefault(index, []).append(Attention(q, k, scaling))
+            seen.setdefault(index, []).append(Attention(q, k, scaling, visible))
 
     with twinned(tower.config), heard(note):
         yield seen
@@ -99,6 +102,14 @@ def tapped(
         )
 
 
-def _hides(mask: Tensor) -> bool:
-    """Whether a mask, boolean or added to the logits, keeps any query from any key."""
-    return not bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
+def _visible(mask: Tensor, tiles: int) -> Tensor | None:
+    """(tiles, T) bool: the keys that a mask, boolean, of ones or added to the logits, leaves to all
+    queries. (..., Q, K) where it leaves some of them other keys, None where it hides none."""
+    shown = mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0
+    if bool(shown.all()):
+        return None
+    if shown.dim() > 2:
+        if not torch.equal(shown, shown[:, :1, :1].expand_as(shown)):
+            return shown
+        shown = shown[:, 0, 0]
+    return shown.expand(tiles, -1)

@@ -20,8 +20,10 @@ from fopru.families import Family
 from fopru.families.llava_next import LlavaNext
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
-FAMILIES = list(Family.registry)
-VIDEO = [name for name, family in Family.registry.items() if family.video is not None]
+EVERY = list(Family.registry)
+FAMILIES = [name for name in EVERY if Family.registry[name].depth is not None]
+"""Those with a tower, whose attention FoPru reads."""
+VIDEO = [name for name in FAMILIES if Family.registry[name].video is not None]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 CLS = ["llava", "llava_next", "internvl"]
 """Types whose towers have a CLS token."""
@@ -81,7 +83,9 @@ def video(family, frames=4):
     pictures = [tiny.image(64, 48, seed=seed) for seed in range(frames)]
     rng = np.random.default_rng(0)
     found = image_processor(family)(images=pictures, return_tensors="pt")
-    if "image_grid_thw" not in found:
+    if example(family).clip is not None:
+        data = example(family).clip(found)
+    elif "image_grid_thw" not in found:
         data = {"pixel_values_videos": torch.tensor(rng.normal(size=(1, frames, 3, SIDE, SIDE)))}
     else:
         _, height, width = found["image_grid_thw"][0].tolist()
@@ -96,7 +100,8 @@ def video(family, frames=4):
     with torch.no_grad():
         tokens = net.base_model.get_video_features(**shown, return_dict=True).pooler_output[0]
     if announced := example(family).frame:
-        runs = [[announced] + ["w55"] * (len(tokens) // (frames // 2))] * (frames // 2)
+        (grid,) = Family.of(net).reading(data).grids(data)
+        runs = [[announced] + ["w55"] * view.n_tokens for view in grid.views]
     else:
         runs = [["w55"] * len(tokens)]
     words = ["w1", "w2", *(word for run in runs for word in run), "w4", "w5"]
@@ -110,6 +115,8 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a type; None where it runs."""
     method, adapter = fopru.METHODS[name], Family.registry[family]
+    if family not in FAMILIES and method.needs - {"vision", "text"}:
+        return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)
     if adapter.deep is not Family.deep and method.merge is not fopru.Pruner.merge:
         return "first layers"
@@ -128,7 +135,7 @@ def refusals():
     where = {}  # (why, types) -> methods
     for name in sorted(fopru.METHODS):
         why = {}
-        for family in FAMILIES:
+        for family in EVERY:
             if reason := undefined(name, family):
                 why.setdefault(reason.removesuffix("s"), []).append(f"`{family}`")
         for reason, types in why.items():
@@ -140,6 +147,7 @@ def refusals():
 
 
 REASONS = {
+    "no stack of attention block": "no vision tower, so that there is no attention to read",
     "first layer": "features for the LLM's first layers, which a new token does not have",
     "newline token": "newline tokens, which belong to no patch",
     "several patche": "tokens made of several patches: there is no new one before the projector",

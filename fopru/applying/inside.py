@@ -66,10 +66,26 @@ class Inside(Session):
                 f"up to {self.family.n_deep - 1} of {self.family.title} add features to all visual "
                 "tokens: it is undefined here."
             )
+        self._refuse_ties()
         self.reindex = pruner.numbering(self.family) == "reindex"
         self.prompt = Layers(0)
         self.grids: list[Grid] = []
         self.hooks: list[int] = []
+
+    def _refuse_ties(self) -> None:
+        """Layers that read what was made for all tokens cannot see fewer of them."""
+        config, kind = self.decoder.config, type(self.decoder).__name__
+        ties = []
+        if shared := getattr(config, "num_kv_shared_layers", 0):
+            ties.append(f"its last {shared} layers attend to keys and values of earlier ones")
+        if getattr(config, "hidden_size_per_layer_input", 0):
+            ties.append("each layer gets an input of its own for every token of the prompt")
+        if ties:
+            raise UnsupportedModelError(
+                f"method {self.pruner.name!r} drops tokens between layers, and {kind} does not "
+                f"allow for it: {', and '.join(ties)}. Use a method that prunes before the "
+                "language model."
+            )
 
     @property
     def layers(self) -> list[Sequence]:
@@ -173,7 +189,9 @@ class Inside(Session):
                 )
             if known is None:
                 return forward(**kwargs)
-            at_hand = Pass(self, fitted(known, len(ids)))
+            mask = kwargs.get("attention_mask")
+            plain = isinstance(mask, Tensor) and mask.dim() == 2
+            at_hand = Pass(self, fitted(known, len(ids)), shown=mask if plain else None)
         elif not shown or ids is None:
             output = forward(**kwargs)
             mark(cache_of(output) or cache, None)

@@ -79,8 +79,16 @@ class _Enough(Exception):
 class Pass:
     """One forward pass: of a prompt with pictures, or of a step on its cache."""
 
-    def __init__(self, session: Any, known: Layers, current: Sequence | None = None):
+    def __init__(
+        self,
+        session: Any,
+        known: Layers,
+        current: Sequence | None = None,
+        shown: Tensor | None = None,
+    ):
         self.session, self.known = session, known
+        self.shown = shown
+        """(B, K): the caller's attention mask at a step, where there is one with a value a key."""
         self.pruner, self.decoder = session.pruner, session.decoder
         self.prefill = current is not None
         self.current = current
@@ -238,6 +246,11 @@ class Pass:
         dead = F.pad(seen.dead, (0, columns.shape[1] - seen.dead.shape[1]))
         if mask is None:
             mask = self._causal(columns, queries)
+        elif mask.dim() == 4 and mask.shape[-1] <= int(columns.max()):
+            # made for the cache of a layer that tokens have left: Gemma's first without a window
+            mask = self._causal(columns, queries)
+            if self.shown is not None:
+                dead = dead | (self.shown.gather(1, columns) == 0)
         elif mask.dim() == 2:
             return mask.gather(1, columns) * ~dead
         else:

@@ -31,7 +31,7 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
         side = max(width, height)
         x0, y0 = (width - side) / 2, (height - side) / 2
         x1, y1 = x0 + side, y0 + side
-    size = dict(images.size)
+    size = dict(images.size or {})  # Gemma 4 takes what fits into its number of patches
     if images.do_resize and not size.get("shortest_edge"):
         return x0, y0, x1, y1  # squeezed to a fixed size, nothing is cut off
     if getattr(images, "do_center_crop", False):

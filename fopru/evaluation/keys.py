@@ -47,7 +47,7 @@ def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens
     config = model.config.to_dict()
     config.pop("_name_or_path", None)  # a folder may be moved
     parts = {"all": model.config, **{n: getattr(model.config, n) for n in model.config.sub_configs}}
-    attention = {name: part._attn_implementation for name, part in parts.items()}
+    attention = {n: part._attn_implementation for n, part in parts.items() if part is not None}
     generation = model.generation_config.to_dict()
     images = processor.image_processor.to_dict()
     told = [repr(sorted(values.items())) for values in (config, generation, images)]

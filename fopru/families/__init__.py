@@ -3,6 +3,7 @@
 from fopru.families.base import Family, UnsupportedModelError
 from fopru.families.example import Example
 from fopru.families.gemma3 import Gemma3
+from fopru.families.gemma4 import Gemma4, Gemma4Unified
 from fopru.families.grid import Grid, View
 from fopru.families.idefics3 import Idefics3
 from fopru.families.internvl import InternVL
@@ -18,6 +19,8 @@ __all__ = [
     "Example",
     "Family",
     "Gemma3",
+    "Gemma4",
+    "Gemma4Unified",
     "Grid",
     "Idefics3",
     "InternVL",

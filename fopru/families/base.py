@@ -234,7 +234,8 @@ class Family:
         names = [n for n in (*self.pixels, *self.options) if inputs.get(n) is not None]
         pixels = {n: torch.as_tensor(inputs[n]) for n in names}  # sizes may come as a list
         if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
-            pixels = {n: x.to(self.tower.device) for n, x in pixels.items()}
+            device = next(self.tower.parameters()).device
+            pixels = {n: x.to(device) for n, x in pixels.items()}
         encode = getattr(self.model.base_model, f"get_{self.modality}_features")
         return encode(**pixels, return_dict=True)
 

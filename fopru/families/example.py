@@ -58,6 +58,9 @@ class Example:
     as many as the model makes features."""
     nested: bool = False
     """Whether `images` takes the pictures row by row."""
+    clip: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What `images` made of frames -> what the model wants of a video of them, in families whose
+    videos are pictures one after the other."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `images`."""
     kinds: str | None = None
