@@ -79,14 +79,16 @@ def tapped(
     def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
         if (index := owner.get(id(module))) is None:
             return
-        if attention_mask is not None and _hides(attention_mask):
+        scaling = scaling or query.shape[-1] ** -0.5
+        pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
+        lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
+        if attention_mask is not None and _hides(attention_mask):  # others may, with a mask
+            lengths = _lengths(attention_mask)
+        if not lengths:
             raise UnsupportedModelError(
                 f"{type(tower).__name__} masks the attention of its block {index} (are pictures "
                 "padded?): there is no way to score its tokens yet."
             )
-        scaling = scaling or query.shape[-1] ** -0.5
-        pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
-        lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
             seen.setdefault(index, []).append(Attention(q, k, scaling))
 
@@ -101,4 +103,21 @@ def tapped(
 
 def _hides(mask: Tensor) -> bool:
     """Whether a mask, boolean or added to the logits, keeps any query from any key."""
-    return not bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
+    return not bool(_shown(mask).all())
+
+
+def _shown(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask == 0
+
+
+def _lengths(mask: Tensor) -> list[int]:
+    """The lengths of the pictures that a mask (B, 1, T, T) keeps apart in one sequence, each of
+    which sees all of itself; none where the mask does anything else."""
+    shown = _shown(mask)
+    if shown.dim() != 4:
+        return []
+    first = shown[0, 0].byte().argmax(-1)  # (T,) the first key that each query sees
+    apart = bool((first.diff() >= 0).all())
+    if not apart or not torch.equal(shown, (first[:, None] == first).expand_as(shown)):
+        return []
+    return first.unique_consecutive(return_counts=True)[1].tolist()

@@ -8,6 +8,7 @@ from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava
 from fopru.families.llava_next import LlavaNext
 from fopru.families.llava_onevision import LlavaOnevision
+from fopru.families.pixtral import LightOnOcr, LlavaPixtral, Mistral3
 from fopru.families.qwen2_5_vl import Qwen25VL
 from fopru.families.qwen2_vl import Qwen2VL
 from fopru.families.qwen3_vl import Qwen3VL
@@ -19,9 +20,12 @@ __all__ = [
     "Grid",
     "Idefics3",
     "InternVL",
+    "LightOnOcr",
     "Llava",
     "LlavaNext",
     "LlavaOnevision",
+    "LlavaPixtral",
+    "Mistral3",
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",
