@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
+from fopru.families.example import Example
 from fopru.versions import UnsupportedModelError
 
 
@@ -158,6 +159,14 @@ class Family:
         for family, names in types.items():
             lines.append(f"| {family.title} | {', '.join(names)} | {family.notes} |")
         return "\n".join(lines)
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        """What a tiny random model of `model_type`, one of the adapter's, is made of.
+
+        Every adapter has one: the tests run over all of the registry.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no `example`: tests cannot run on it.")
 
     def reading(self, inputs: Mapping[str, Any]) -> Family:
         """The adapter for what is in `inputs`: this one, or that of videos.
