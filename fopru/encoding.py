@@ -121,8 +121,9 @@ class Encoded:
         """(T, d): the language model's embeddings of the text in one row's prompt.
 
         Left out are padding, what ends a row of a picture, and every id that a config of the model
-        names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only the tokenizer knows, as
-        Qwen's `<|im_start|>`, count as text, since the inputs do not say which ones they are.
+        names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only
+        the tokenizer knows, as Qwen's `<|im_start|>`, count as text, since the inputs do not say
+        which ones they are.
         """
         ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
         keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()

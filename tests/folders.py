@@ -35,10 +35,11 @@ def save(family, folder):
     images = zoo.image_processor(family).to_dict()
     images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
-    kind = hf.PROCESSOR_MAPPING[type(hf.AutoConfig.from_pretrained(folder))].__name__
+    case = zoo.example(family)
+    kind = case.processor or hf.PROCESSOR_MAPPING[type(case.config)].__name__
     (folder / "processor_config.json").write_text(
-        json.dumps({"processor_class": kind, **zoo.example(family).settings})
+        json.dumps({"processor_class": kind, **case.settings})
     )
-    template = tiny.CHAT_TEMPLATE.replace("<image>", zoo.example(family).picture)
+    template = tiny.CHAT_TEMPLATE.replace("<image>", case.picture)
     (folder / "chat_template.jinja").write_text(template)
     return folder

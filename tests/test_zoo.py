@@ -141,11 +141,24 @@ def by_hand(family, model, inputs, maps):
         return list(torch.cat(blocks).split(sizes))
     if family == "llava_onevision":
         return list(canvases(tiles, inputs, side))
+    if "image_sizes" in inputs:
+        return list(packed(family, maps, inputs["image_sizes"] // tiny.PATCH))
     tokens = torch.cat(tiles).view(-1, 4).mean(1)  # four patches in a row make a token
     if family == "qwen2_5_vl":
         order = torch.cat([windows(inputs["image_grid_thw"])])
         tokens = torch.empty_like(tokens).index_copy(0, order, tokens)
     return list(tokens.split((inputs["image_grid_thw"].prod(1) // 4).tolist()))
+
+
+def packed(family, maps, sizes):
+    """Pixtral: all pictures in one sequence, masked off from each other."""
+    ((attention,),), start = maps, 0  # (h, T, T)
+    for height, width in sizes.tolist():
+        own = slice(start, start := start + height * width)
+        received = attention[:, own, own].mean((0, 1)).view(height, width)
+        if family != "llava/pixtral":
+            received = received.view(height // 2, 2, width // 2, 2).mean((1, 3))
+        yield received.flatten()
 
 
 def windows(sizes):

@@ -91,15 +91,16 @@ def video(family, frames=4):
     shown = {k: v for k, v in data.items() if k != "second_per_grid_ts"}
     with torch.no_grad():
         tokens = net.base_model.get_video_features(**shown, return_dict=True).pooler_output[0]
+    placeholder = Family.of(net).reading(data).image_token_id
     if announced := example(family).frame:
-        runs = [[announced] + ["w55"] * (len(tokens) // (frames // 2))] * (frames // 2)
+        runs = [[announced] + [WORDS[placeholder]] * (len(tokens) // (frames // 2))] * (frames // 2)
     else:
-        runs = [["w55"] * len(tokens)]
+        runs = [[WORDS[placeholder]] * len(tokens)]
     words = ["w1", "w2", *(word for run in runs for word in run), "w4", "w5"]
     ids = torch.tensor([[WORDS.index(word) for word in words]])
     data |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if example(family).kinds == "mm_token_type_ids":
-        data["mm_token_type_ids"] = 2 * (ids == VIDEO_TOKEN_ID).long()
+        data["mm_token_type_ids"] = 2 * (ids == placeholder).long()
     return data
 
 

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fopru.families.base import Family, Grid, View
+from fopru.families.example import IMAGE, PATCH, TEXT, VIT, Example
+
+ROW = {"<image>": "[IMG]", "w52": "[IMG_BREAK]", "w54": "[IMG_END]"}
 
 
 class Mistral3(Family, model_types=("mistral3",)):
@@ -23,6 +27,43 @@ class Mistral3(Family, model_types=("mistral3",)):
     notes = "the break tokens between rows are text, and stay"
     pixels = ("pixel_values", "image_sizes")
     merges = True
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        side, text = 2 * PATCH, {**TEXT, "sliding_window": None}
+        config = hf.Mistral3Config(
+            vision_config=cls._tower(),
+            text_config=hf.MistralConfig(**text),
+            image_token_index=IMAGE,
+            spatial_merge_size=2,
+        )
+        return cls._example(config, side, settings=dict(patch_size=PATCH, spatial_merge_size=2))
+
+    @staticmethod
+    def _tower() -> hf.PixtralVisionConfig:
+        return hf.PixtralVisionConfig(**VIT, image_size=64, patch_size=PATCH)
+
+    @staticmethod
+    def _example(config: hf.PreTrainedConfig, side: int, **more: Any) -> Example:
+        """What the examples of all models with this tower share; a token has `side` pixels."""
+
+        def runs(found: dict[str, Any], rows: list) -> list[str]:
+            sizes = (torch.as_tensor(found["image_sizes"]) // side).tolist()
+            return ["w52 ".join(["<image> " * wide] * high) + "w54" for high, wide in sizes]
+
+        size = {"height": side, "width": side}
+        images = hf.PixtralImageProcessorPil(size={"longest_edge": 64}, patch_size=size)
+        return Example(
+            config,
+            images,
+            **{
+                "runs": runs,
+                "special": ROW,
+                "picture": "[IMG]",
+                "processor": "PixtralProcessor",
+                **more,
+            },
+        )
 
     @property
     def side(self) -> int:
@@ -54,10 +95,40 @@ class LlavaPixtral(Mistral3, model_types=("llava/pixtral",)):
     merges = False
     side = 1
 
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        text = {**TEXT, "sliding_window": None}
+        config = hf.LlavaConfig(
+            vision_config=cls._tower(),
+            text_config=hf.MistralConfig(**text),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
+            vision_feature_select_strategy="full",
+        )
+        return cls._example(config, PATCH, twin=True, settings=dict(patch_size=PATCH))
+
 
 class LightOnOcr(Mistral3, model_types=("lighton_ocr",)):
     title = "LightOnOCR"
     notes = "as Mistral Small 3, without break tokens"
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        config = hf.LightOnOcrConfig(
+            vision_config=cls._tower(),
+            text_config=hf.Qwen3Config(**TEXT, head_dim=12),
+            image_token_id=IMAGE,
+        )
+        names = dict(zip(("image", "image_break", "image_end"), ROW.values(), strict=True))
+        return cls._example(
+            config,
+            2 * PATCH,
+            runs=None,
+            twin=True,
+            named={f"{name}_token": token for name, token in names.items()},
+            processor="LightOnOcrProcessor",
+            settings=dict(patch_size=PATCH, spatial_merge_size=2),
+        )
 
     @property
     def tower(self) -> PreTrainedModel:
