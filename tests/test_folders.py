@@ -166,10 +166,6 @@ def test_with_torchvision_the_video_processor_is_transformers_own(folder, monkey
             return ["image_processor", "tokenizer", "video_processor"]
 
         @staticmethod
-        def get_processor_dict(source, **kwargs):
-            return {}, {}
-
-        @staticmethod
         def from_args_and_dict(parts, settings):
             return [type(part).__name__ for part in parts]
 
@@ -179,7 +175,7 @@ def test_with_torchvision_the_video_processor_is_transformers_own(folder, monkey
     config = transformers.AutoConfig.from_pretrained(folder("qwen2_vl"))
     monkeypatch.setattr(fopru.loading, "is_torchvision_available", lambda: True)
     monkeypatch.setattr(fopru.loading, "AutoVideoProcessor", Videos)
-    monkeypatch.setattr(fopru.loading, "PROCESSOR_MAPPING", {type(config): Kept})
+    monkeypatch.setattr(fopru.loading, "_kind", lambda *_: Kept)
     parts = fopru.loading._processor(folder("qwen2_vl"), config, {"revision": "main"})
     assert parts[0] == "Qwen2VLImageProcessorPil" and len(parts) == 3
     assert asked_for == [(folder("qwen2_vl"), {"revision": "main"})]
