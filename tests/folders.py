@@ -1,11 +1,26 @@
 """A folder of each family as one finds it on the Hub: tiny weights, real processor classes."""
 
+import importlib.util
 import json
 
+import pytest
 import tiny
 import transformers as hf
 import zoo
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers.utils import is_torchvision_available
+
+
+def skip_without(family):
+    """Skip the test where the processor wants what is not installed."""
+    kind = zoo.example(family).processor or type(zoo.config(family)).__name__
+    there = {
+        "SmolVLMConfig": ("num2words", importlib.util.find_spec("num2words") is not None),
+        "PixtralProcessor": ("torchvision", is_torchvision_available()),
+    }
+    wanted, installed = there.get(kind, ("", True))
+    if not installed:
+        pytest.skip(f"the processor of {family} wants {wanted}, which is not installed")
 
 
 def tokenizer(family):

@@ -1,6 +1,5 @@
 """From saved folders with real processors to answers, evaluations and measurements."""
 
-import importlib.util
 import json
 
 import folders
@@ -26,10 +25,7 @@ def folder(tmp_path_factory):
     made = {}
 
     def of(family):
-        if family == "smolvlm" and importlib.util.find_spec("num2words") is None:
-            pytest.skip("SmolVLM's processor wants num2words, which is not installed")
-        if zoo.example(family).processor == "PixtralProcessor" and not is_torchvision_available():
-            pytest.skip("Pixtral's processor wants torchvision, which is not installed")
+        folders.skip_without(family)
         if family not in made:
             made[family] = folders.save(family, tmp_path_factory.mktemp(family.replace("/", "_")))
         return made[family]

@@ -277,7 +277,7 @@ def test_methods_inside_the_llm_change_nothing_at_retention_one(name, family):
         assert torch.equal(answers(model, inputs), expected)
 
 
-@pytest.mark.parametrize("family", [f for f in zoo.FAMILIES if f.startswith("qwen")])
+@pytest.mark.parametrize("family", zoo.SPATIAL)
 def test_positions_of_time_height_and_width_are_never_numbered_anew(family):
     model, inputs = zoo.model(family), batch(family)
     with pytest.raises(fopru.UnsupportedModelError, match="positions='reindex'.*time, height"):

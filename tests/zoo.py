@@ -20,6 +20,7 @@ from fopru.families import Family
 VIDEO_TOKEN_ID = WORDS.index("w55")
 FAMILIES = list(Family.registry)
 VIDEO = [name for name, family in Family.registry.items() if family.video is not None]
+SPATIAL = [name for name, family in Family.registry.items() if family.spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 
 
