@@ -120,14 +120,15 @@ class Encoded:
     def text(self, sample: int) -> Tensor:
         """(T, d): the language model's embeddings of the text in one row's prompt.
 
-        Left out are padding and every id that a config of the model names: placeholders, and what
-        begins and ends prompts, answers and pictures. Marks that only the tokenizer knows, as
-        Qwen's `<|im_start|>`, count as text, since the inputs do not say which ones they are.
+        Left out are padding, what ends a row of a picture, and every id that a config of the model
+        names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only
+        the tokenizer knows, as Qwen's `<|im_start|>`, count as text, since the inputs do not say
+        which ones they are.
         """
         ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
         keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()
         special = torch.tensor(sorted(_special(self.family)), device=ids.device)
-        keep &= ~torch.isin(ids, special)
+        keep &= ~torch.isin(ids, special) & ~self.family.marks(ids)
         return self.family.model.get_input_embeddings()(ids[keep])
 
 

@@ -6,6 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fopru.families import Family
+
 
 def eager_attention(model, pixel_values, block):
     """(tiles, h, T, T) float64 attention of one block, from the tower run in eager mode."""
@@ -46,10 +48,9 @@ def masked_logits(model, inputs, pruned, positions="preserve"):
     Returns one (tokens, vocabulary) tensor per batch row.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"].clone()
+    placeholder = Family.of(model).reading(inputs).image_token_id
     for row, sample in enumerate(ids):
-        flags = sample == model.config.image_token_id
-        if "pixel_values_videos" in inputs:
-            flags = sample == model.config.video_token_id
+        flags = sample == placeholder
         kept = []
         for picture in pruned.images:
             if picture.sample == row:

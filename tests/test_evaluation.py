@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import zoo
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -59,6 +60,8 @@ def test_processors_with_tiles_or_a_fixed_size_see_the_whole_picture():
     processor.image_processor = CLIPImageProcessorPil(
         size={"height": 32, "width": 32}, do_center_crop=False
     )
+    assert frame(image, processor) == (0, 0, 100, 50)
+    processor.image_processor = zoo.image_processor("mistral3")  # pads the pictures of a batch
     assert frame(image, processor) == (0, 0, 100, 50)
 
 

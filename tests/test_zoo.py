@@ -145,6 +145,8 @@ def by_hand(family, model, inputs, maps):
         return list(torch.cat(blocks).split(sizes))
     if family == "llava_onevision":
         return list(canvases(tiles, inputs, side))
+    if "image_sizes" in inputs:
+        return list(packed(family, maps, inputs["image_sizes"] // tiny.PATCH))
     tokens = torch.cat(tiles).view(-1, 4).mean(1)  # four patches in a row make a token
     if family == "qwen2_5_vl":
         order = torch.cat([windows(inputs["image_grid_thw"])])
@@ -162,6 +164,17 @@ def pooled(attention, places):
     for (column, row), share in zip(places[there].tolist(), received, strict=True):
         table[row // 2, column // 2] += share / 4
     return table.flatten()
+
+
+def packed(family, maps, sizes):
+    """Pixtral: all pictures in one sequence, masked off from each other."""
+    ((attention,),), start = maps, 0  # (h, T, T)
+    for height, width in sizes.tolist():
+        own = slice(start, start := start + height * width)
+        received = attention[:, own, own].mean((0, 1)).view(height, width)
+        if family != "llava/pixtral":
+            received = received.view(height // 2, 2, width // 2, 2).mean((1, 3))
+        yield received.flatten()
 
 
 def windows(sizes):
@@ -308,7 +321,7 @@ def test_methods_inside_the_llm_change_nothing_at_retention_one(name, family):
         assert torch.equal(answers(model, inputs), expected)
 
 
-@pytest.mark.parametrize("family", [f for f in zoo.FAMILIES if f.startswith("qwen")])
+@pytest.mark.parametrize("family", zoo.SPATIAL)
 def test_positions_of_time_height_and_width_are_never_numbered_anew(family):
     model, inputs = zoo.model(family), batch(family)
     with pytest.raises(fopru.UnsupportedModelError, match="positions='reindex'.*time, height"):

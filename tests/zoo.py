@@ -24,6 +24,7 @@ EVERY = list(Family.registry)
 FAMILIES = [name for name in EVERY if Family.registry[name].depth is not None]
 """Those with a tower, whose attention FoPru reads."""
 VIDEO = [name for name in FAMILIES if Family.registry[name].video is not None]
+SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 CLS = ["llava", "llava_next", "internvl"]
 """Types whose towers have a CLS token."""
@@ -99,16 +100,17 @@ def video(family, frames=4):
     shown = {k: v for k, v in data.items() if k != "second_per_grid_ts"}
     with torch.no_grad():
         tokens = net.base_model.get_video_features(**shown, return_dict=True).pooler_output[0]
+    placeholder = Family.of(net).reading(data).image_token_id
     if announced := example(family).frame:
         (grid,) = Family.of(net).reading(data).grids(data)
-        runs = [[announced] + ["w55"] * view.n_tokens for view in grid.views]
+        runs = [[announced] + [WORDS[placeholder]] * view.n_tokens for view in grid.views]
     else:
-        runs = [["w55"] * len(tokens)]
+        runs = [[WORDS[placeholder]] * len(tokens)]
     words = ["w1", "w2", *(word for run in runs for word in run), "w4", "w5"]
     ids = torch.tensor([[WORDS.index(word) for word in words]])
     data |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if example(family).kinds == "mm_token_type_ids":
-        data["mm_token_type_ids"] = 2 * (ids == VIDEO_TOKEN_ID).long()
+        data["mm_token_type_ids"] = 2 * (ids == placeholder).long()
     return data
 
 

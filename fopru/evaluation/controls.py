@@ -133,7 +133,8 @@ class Smaller(Pruner):
                 "them: give it smaller pictures instead."
             )
         side = family.config.vision_config.patch_size
-        pixels = image.scores[PIXELS][None]  # (1, 3, H, W)
+        pixels = image.scores[PIXELS][None]  # (1, 3, H, W); a smaller one of a batch is padded
+        pixels = pixels[..., : view.height * side, : view.width * side]
         small = F.interpolate(pixels, (height * side, width * side), mode="bicubic", antialias=True)
         (features,) = family.model.get_image_features(
             pixel_values=small, interpolate_pos_encoding=True, return_dict=True

@@ -27,11 +27,11 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
     if hasattr(images, "image_grid_pinpoints") or hasattr(images, "do_image_splitting"):
         return 0, 0, width, height
     x0, y0, x1, y1 = 0.0, 0.0, float(width), float(height)
-    if getattr(images, "do_pad", False):
+    size = dict(images.size or {})  # Gemma 4 takes what fits into its number of patches
+    if getattr(images, "do_pad", False) and not size.get("longest_edge"):  # Pixtral's pads batches
         side = max(width, height)
         x0, y0 = (width - side) / 2, (height - side) / 2
         x1, y1 = x0 + side, y0 + side
-    size = dict(images.size or {})  # Gemma 4 takes what fits into its number of patches
     if images.do_resize and not size.get("shortest_edge"):
         return x0, y0, x1, y1  # squeezed to a fixed size, nothing is cut off
     if getattr(images, "do_center_crop", False):

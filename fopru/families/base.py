@@ -20,9 +20,10 @@ from fopru.versions import UnsupportedModelError
 class Family:
     """Adapter of one model family. Subclasses say what differs; nothing of the model is replaced.
 
-    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s. A
-    class that is defined again, as in a notebook's cell, takes its own place; a second class for a
-    type raises a ValueError.
+    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s, or
+    for "type/tower" where only models with that type of vision tower differ. A class that is
+    defined again, as in a notebook's cell, takes its own place; a second class for a type raises a
+    ValueError.
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
@@ -88,12 +89,14 @@ class Family:
         Raises:
             UnsupportedModelError: no adapter is registered for its `model_type`.
         """
-        if config.model_type not in Family.registry:
-            raise UnsupportedModelError(
-                f"there is no adapter for model type {config.model_type!r}; "
-                f"there are adapters for: {', '.join(sorted(Family.registry))}."
-            )
-        return Family.registry[config.model_type]
+        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        for name in (f"{config.model_type}/{tower}", config.model_type):
+            if name in Family.registry:
+                return Family.registry[name]
+        raise UnsupportedModelError(
+            f"there is no adapter for model type {config.model_type!r}; "
+            f"there are adapters for: {', '.join(sorted(Family.registry))}."
+        )
 
     @staticmethod
     def table() -> str:
@@ -139,6 +142,10 @@ class Family:
     def image_token_id(self) -> int:
         """What stands in `input_ids` for each visual token."""
         return getattr(self.config, f"{self.modality}_token_id")
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """(L,) bool: tokens of a prompt that frame its pictures, and that no config names."""
+        return torch.zeros_like(ids, dtype=torch.bool)
 
     @property
     def tower(self) -> PreTrainedModel:

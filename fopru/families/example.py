@@ -76,5 +76,7 @@ class Example:
     """Special tokens that the processor asks its tokenizer for by name."""
     picture: str = "<image>"
     """What a picture is in the chat template."""
+    processor: str | None = None
+    """The processor's class, where transformers has no other or a different one for the type."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the processor."""

@@ -89,7 +89,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:
         ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")
         if kinds is None:
-            kinds = (ids == self.config.image_token_id) + 2 * (ids == self.config.video_token_id)
+            kinds = (ids == self.image_token_id) * (2 if self.modality == "video" else 1)
         views = [(len(grid.views), *grid.views[0][:2]) for grid in grids]
         sizes = torch.tensor(views) * torch.tensor([1, self.side, self.side])
         also = {name: inputs[name] for name in self.also if inputs.get(name) is not None}

@@ -83,7 +83,7 @@ def drawn_case(draws: Draws, ways: dict) -> Case:
     retention = one([0.25, 0.1, 0.5, 0.25, 1.0]) if budget is None else None
     # M-RoPE positions are never numbered anew: the refusal is drawn now and then
     positions = one([None, None, "preserve", "reindex"])
-    if positions == "reindex" and family.startswith("qwen") and not draws.once_in(10):
+    if positions == "reindex" and family in zoo.SPATIAL and not draws.once_in(10):
         positions = None
     video = family in zoo.VIDEO and draws.once_in(5)
     n_rows = 1 if kind.single or video else one([1, 2, 2, 3])
@@ -149,7 +149,7 @@ def _inputs(family: str, rows: tuple[Row, ...], padding: str) -> dict:
     if not any(row.pictures for row in rows):
         ids = tiny.tokenizer(padding)([r.words for r in rows], padding=True, return_tensors="pt")
         data = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
-        if family.startswith("qwen"):
+        if family in zoo.SPATIAL:
             data["mm_token_type_ids"] = torch.zeros_like(ids.input_ids)
         if family == "gemma3":
             data["token_type_ids"] = torch.zeros_like(ids.input_ids)

@@ -8,15 +8,15 @@ from cases import INSIDE, Case
 from drawing import Refusal
 
 
-def _qwen(case: Case) -> bool:
-    return case.family.startswith("qwen")
+def _spatial(case: Case) -> bool:
+    return case.family in zoo.SPATIAL
 
 
 GENERATION = [
     Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
-        lambda c: _qwen(c) and c.positions == "reindex",
+        lambda c: _spatial(c) and c.positions == "reindex",
     ),
     Refusal(
         r"newline token|several patches|first layers|undefined here",
@@ -113,7 +113,7 @@ RESULTS = [
     Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
-        lambda d: _qwen(d[0]) and d[1].positions == "reindex",
+        lambda d: _spatial(d[0]) and d[1].positions == "reindex",
     ),
     Refusal(
         r"holds no questions|rows: there are none|examples=\[\]: there is no question",
