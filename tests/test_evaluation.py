@@ -16,8 +16,7 @@ from fopru.evaluation import Example, answer, controls, evaluate, statistics
 from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.metrics import METRICS, Metric, f1
-from fopru.families import Grid
-from fopru.families.base import View
+from fopru.families import Grid, View
 from fopru.methods import FastV
 
 

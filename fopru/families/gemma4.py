@@ -12,8 +12,9 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from fopru.families.base import Family, Grid, View
+from fopru.families.base import Family
 from fopru.families.example import END, IMAGE, PATCH, START, TEXT, VIDEO, VIT, WORDS, Example
+from fopru.families.grid import Grid, View
 
 KINDS: dict[str, Any] = dict(
     head_dim=12,

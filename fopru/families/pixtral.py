@@ -12,8 +12,9 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fopru.families.base import Family, Grid, View
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIT, Example
+from fopru.families.grid import Grid, View
 
 ROW = {"<image>": "[IMG]", "w52": "[IMG_BREAK]", "w54": "[IMG_END]"}
 
