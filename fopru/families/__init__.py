@@ -2,6 +2,7 @@
 
 from fopru.families.base import Family, Grid, UnsupportedModelError, View
 from fopru.families.gemma3 import Gemma3
+from fopru.families.generic import Generic
 from fopru.families.idefics3 import Idefics3
 from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava
@@ -14,6 +15,7 @@ from fopru.families.qwen3_vl import Qwen3VL
 __all__ = [
     "Family",
     "Gemma3",
+    "Generic",
     "Grid",
     "Idefics3",
     "InternVL",

@@ -10,7 +10,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.versions import UnsupportedModelError
@@ -43,6 +47,9 @@ class Grid:
     """
 
     views: tuple[View, ...]
+    flat: bool = False
+    """Whether nothing is known of the tokens but their order: rows and columns then say nothing of
+    the picture."""
 
     @property
     def n_tokens(self) -> int:
@@ -76,6 +83,8 @@ class Family:
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
+    generic: ClassVar[type[Family]]
+    """The adapter for models of which none is registered."""
 
     title: ClassVar[str]
     notes: ClassVar[str]
@@ -122,28 +131,41 @@ class Family:
 
         Raises:
             UnsupportedModelError: `model` is a wrapper (PEFT, `torch.compile`, data parallel), or
-                no adapter is registered for its `config.model_type`.
+                no adapter is registered for its `config.model_type` and the generic one does not
+                fit.
         """
         if not isinstance(model, PreTrainedModel):
             raise UnsupportedModelError(
                 f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model "
                 "that it wraps (PEFT: `model.get_base_model()`; torch.compile: the one before it)."
             )
-        return Family.kind(model.config)(model)
+        return Family.kind(model.config, type(model))(model)
 
     @staticmethod
-    def kind(config: PreTrainedConfig) -> type[Family]:
-        """The class of the adapter for models with this configuration.
+    def kind(
+        config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = None
+    ) -> type[Family]:
+        """The class of the adapter for models with this configuration: its own, or the generic one.
+
+        Args:
+            model_class: the class of the model; left out, the one that transformers'
+                AutoModelForImageTextToText takes.
 
         Raises:
-            UnsupportedModelError: no adapter is registered for its `model_type`.
+            UnsupportedModelError: none is registered for its `model_type`, and the generic one does
+                not fit.
         """
-        if config.model_type not in Family.registry:
-            raise UnsupportedModelError(
-                f"there is no adapter for model type {config.model_type!r}; "
-                f"there are adapters for: {', '.join(sorted(Family.registry))}."
-            )
-        return Family.registry[config.model_type]
+        if config.model_type in Family.registry:
+            return Family.registry[config.model_type]
+        if model_class is None:
+            model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+        why = Family.generic.refusal(model_class, config)
+        if why is None:
+            return Family.generic
+        raise UnsupportedModelError(
+            f"there is no adapter for model type {config.model_type!r}, and the generic one does "
+            f"not fit: {why}. There are adapters for: {', '.join(sorted(Family.registry))}."
+        )
 
     @staticmethod
     def table() -> str:
@@ -325,6 +347,13 @@ class Family:
         Made anew for each use: `generate` with beams edits it in place.
         """
         return {self.modality: BaseModelOutputWithPooling(pooler_output=list(features))}
+
+
+def runs(ids: Tensor, token_id: int) -> list[int]:
+    """The lengths of the unbroken runs of a token in input_ids (B, L), row by row."""
+    steps = torch.nn.functional.pad((ids == token_id).int(), (1, 1)).diff(dim=1)
+    begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
+    return (ends - begins).tolist()
 
 
 def in_one(features: list[Tensor]) -> Tensor:
