@@ -7,84 +7,10 @@ import transformers as hf
 import zoo
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-QWEN = {
-    "<image>": "<|image_pad|>",
-    "w55": "<|video_pad|>",
-    "w53": "<|vision_start|>",
-    "w54": "<|vision_end|>",
-}
-TILES = {f"w{48 + 2 * r + c}": f"<row_{r + 1}_col_{c + 1}>" for r in (0, 1) for c in (0, 1)}
-IDEFICS = {
-    **TILES,
-    "w52": "<global-img>",
-    "w53": "<fake_token_around_image>",
-    "w54": "<end_of_utterance>",
-}
-SPECIAL = {
-    "llava_onevision": {"w55": "<video>"},
-    "qwen2_vl": QWEN,
-    "qwen2_5_vl": QWEN,
-    "qwen3_vl": QWEN,
-    "internvl": {"<image>": "<IMG_CONTEXT>", "w53": "<img>", "w54": "</img>", "w55": "<video>"},
-    "idefics3": IDEFICS,
-    "smolvlm": {**IDEFICS, "w55": "<video>"},
-    "gemma3": {
-        "<image>": "<image_soft_token>",
-        "w53": "<start_of_image>",
-        "w54": "<end_of_image>",
-    },
-}
-"""What the family's special tokens stand in place of, so that ids are those of zoo's configs."""
-
-LLAVA = {"image_token": "<image>"}
-
-NAMED = {
-    "llava": LLAVA,
-    "llava_next": LLAVA,
-    "internvl": {
-        "context_image_token": "<IMG_CONTEXT>",
-        "start_image_token": "<img>",
-        "end_image_token": "</img>",
-        "video_token": "<video>",
-    },
-    "gemma3": {
-        "image_token": "<image_soft_token>",
-        "boi_token": "<start_of_image>",
-        "eoi_token": "<end_of_image>",
-    },
-}
-"""Special tokens that the processor asks its tokenizer for by name."""
-
-PICTURE = {
-    "qwen2_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen2_5_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen3_vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "internvl": "<IMG_CONTEXT>",
-    "gemma3": "<start_of_image>",
-}
-"""What a picture is in the chat template, "<image>" elsewhere."""
-
-SETTINGS = {
-    "llava": dict(
-        patch_size=tiny.PATCH,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    ),
-    "llava_onevision": dict(
-        num_image_tokens=64,
-        vision_feature_select_strategy="full",
-        vision_aspect_ratio="anyres_max_2",
-    ),
-    "internvl": dict(image_seq_length=16),
-    "idefics3": dict(image_seq_len=16),
-    "smolvlm": dict(image_seq_len=16),
-    "gemma3": dict(image_seq_length=16),
-}
-SETTINGS["llava_next"] = SETTINGS["llava"]
-
 
 def tokenizer(family):
-    special = SPECIAL.get(family, {})
+    case = zoo.example(family)
+    special = case.special
     words = {special.get(word, word): i for i, word in enumerate(tiny.WORDS)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -94,7 +20,7 @@ def tokenizer(family):
         unk_token="<unk>",
         bos_token="<s>",
         eos_token="</s>",
-        extra_special_tokens=NAMED.get(family, {}),
+        extra_special_tokens=dict(case.named),
         padding_side="left",
     )
     others = sorted({"<image>", *special.values()} & words.keys())
@@ -109,9 +35,10 @@ def save(family, folder):
     images = zoo.image_processor(family).to_dict()
     images["image_processor_type"] = images["image_processor_type"].removesuffix("Pil")
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
-    settings = SETTINGS.get(family, {})
     kind = hf.PROCESSOR_MAPPING[type(hf.AutoConfig.from_pretrained(folder))].__name__
-    (folder / "processor_config.json").write_text(json.dumps({"processor_class": kind, **settings}))
-    template = tiny.CHAT_TEMPLATE.replace("<image>", PICTURE.get(family, "<image>"))
+    (folder / "processor_config.json").write_text(
+        json.dumps({"processor_class": kind, **zoo.example(family).settings})
+    )
+    template = tiny.CHAT_TEMPLATE.replace("<image>", zoo.example(family).picture)
     (folder / "chat_template.jinja").write_text(template)
     return folder

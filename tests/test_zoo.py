@@ -132,7 +132,7 @@ def by_hand(family, model, inputs, maps):
         for call in maps
         for tile in call
     ]
-    side = zoo.SIDE // zoo.PATCH
+    side = tiny.SIDE // tiny.PATCH
     if family in ("internvl", "idefics3", "smolvlm", "gemma3"):
         blocks = [t.view(side // 2, 2, side // 2, 2).mean((1, 3)).flatten() for t in tiles]
         if family != "internvl":
@@ -181,7 +181,7 @@ def canvases(tiles, inputs, side):
                 -p[0] * p[1],
             ),
         )
-        high, wide = best[0] // zoo.SIDE, best[1] // zoo.SIDE
+        high, wide = best[0] // tiny.SIDE, best[1] // tiny.SIDE
         canvas = torch.cat(
             [torch.cat([next(rest).view(side, side) for _ in range(wide)], 1) for _ in range(high)]
         )

@@ -1,16 +1,14 @@
 """Tiny random models of each family with real processors: made here, nothing is downloaded."""
 
+from copy import deepcopy
+
 import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaNextConfig,
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
@@ -19,12 +17,10 @@ from transformers import (
 )
 
 import fopru
+from fopru.families import Family
+from fopru.families.example import PATCH, PINPOINTS, SIDE, WORDS
 from fopru.in_llm import InLLMPruner
 
-SIDE, PATCH = 32, 4  # pixels: 8 x 8 patches a tile
-PINPOINTS = [[32, 64], [64, 32], [64, 64], [32, 96], [96, 32]]
-WORDS = ["<pad>", "<unk>", "<s>", "</s>", "<image>", "USER:", "ASSISTANT:", "\n"]
-WORDS += [f"w{i}" for i in range(56)]
 IMAGE_TOKEN_ID = WORDS.index("<image>")
 
 CHAT_TEMPLATE = (
@@ -49,34 +45,11 @@ def tokenizer(padding_side="left"):
 
 
 def configs(family, layers=3, **vision):
-    vision_config = CLIPVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        image_size=SIDE,
-        patch_size=PATCH,
-        projection_dim=16,
-        **vision,
-    )
-    text_config = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=len(WORDS),
-        max_position_embeddings=4096,
-        pad_token_id=0,
-        bos_token_id=2,
-        eos_token_id=None,
-    )
-    common = dict(
-        vision_config=vision_config, text_config=text_config, image_token_index=IMAGE_TOKEN_ID
-    )
-    if family == "llava":
-        return LlavaConfig(**common)
-    return LlavaNextConfig(**common, image_grid_pinpoints=PINPOINTS)
+    config = deepcopy(Family.registry[family].example(family).config)
+    config.text_config.num_hidden_layers = layers
+    for name, value in vision.items():
+        setattr(config.vision_config, name, value)
+    return config
 
 
 def model(family="llava", seed=0, attention="sdpa", dtype=torch.float32, layers=3, **vision):

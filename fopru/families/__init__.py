@@ -1,6 +1,7 @@
 """One small adapter per model family; importing this package registers them all."""
 
 from fopru.families.base import Family, Grid, UnsupportedModelError, View
+from fopru.families.example import Example
 from fopru.families.gemma3 import Gemma3
 from fopru.families.generic import Generic
 from fopru.families.idefics3 import Idefics3
@@ -13,6 +14,7 @@ from fopru.families.qwen2_vl import Qwen2VL
 from fopru.families.qwen3_vl import Qwen3VL
 
 __all__ = [
+    "Example",
     "Family",
     "Gemma3",
     "Generic",

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,61 +16,12 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
+from fopru.families.example import Example
+from fopru.families.grid import Grid, View, runs
 from fopru.versions import UnsupportedModelError
 
-
-class View(NamedTuple):
-    """One rectangle of visual tokens: the base picture, or the canvas of its tiles."""
-
-    height: int
-    width: int
-    newline: bool = False
-    """Whether a learned newline token ends each row (LLaVA-NeXT's canvas)."""
-
-    @property
-    def row_width(self) -> int:
-        """Tokens in one row, its newline included."""
-        return self.width + self.newline
-
-    @property
-    def n_tokens(self) -> int:
-        return self.height * self.row_width
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where the N visual tokens of one picture sit: view after view, each in reading order.
-
-    The frames of a video are its views. A view without columns is a lone newline token. A grid
-    follows from sizes alone, before anything is encoded, so `Pruner.n_keep(grid)` is pure.
-    """
-
-    views: tuple[View, ...]
-    flat: bool = False
-    """Whether nothing is known of the tokens but their order: rows and columns then say nothing of
-    the picture."""
-
-    @property
-    def n_tokens(self) -> int:
-        return sum(view.n_tokens for view in self.views)
-
-    @cached_property
-    def view(self) -> Tensor:
-        """(N,) int64: which of `views` each token is in."""
-        sizes = torch.tensor([view.n_tokens for view in self.views])
-        return torch.arange(len(self.views)).repeat_interleave(sizes)
-
-    @cached_property
-    def rows(self) -> Tensor:
-        """(N,) int64: row of each token within its view."""
-        return torch.cat([torch.arange(v.n_tokens) // v.row_width for v in self.views])
-
-    @cached_property
-    def columns(self) -> Tensor:
-        """(N,) int64: column of each token within its view, -1 for a newline token."""
-        columns = torch.cat([torch.arange(v.n_tokens) % v.row_width for v in self.views])
-        widths = torch.tensor([v.width for v in self.views])[self.view]
-        return columns.where(columns < widths, -1)
+__all__ = ["Family", "Grid", "UnsupportedModelError", "View", "in_one", "runs"]
+"""What adapters are made of."""
 
 
 class Family:
@@ -178,6 +128,14 @@ class Family:
             lines.append(f"| {family.title} | {', '.join(names)} | {family.notes} |")
         return "\n".join(lines)
 
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        """What a tiny random model of `model_type`, one of the adapter's, is made of.
+
+        Every adapter has one: the tests run over all of the registry.
+        """
+        raise NotImplementedError(f"{cls.__name__} has no `example`: tests cannot run on it.")
+
     def reading(self, inputs: Mapping[str, Any]) -> Family:
         """The adapter for what is in `inputs`: this one, or that of videos.
 
@@ -198,6 +156,13 @@ class Family:
                 f"`inputs` of {name} hold videos; they can be pruned for: {', '.join(there)}."
             )
         return self.video(self.model)
+
+    def check(self, needs: Collection[str]) -> None:
+        """Refuse a method that needs (`Pruner.needs`) what is not known of this family.
+
+        Raises:
+            UnsupportedModelError: it does. All is known of models with an adapter of their own.
+        """
 
     @property
     def image_token_id(self) -> int:
@@ -347,13 +312,6 @@ class Family:
         Made anew for each use: `generate` with beams edits it in place.
         """
         return {self.modality: BaseModelOutputWithPooling(pooler_output=list(features))}
-
-
-def runs(ids: Tensor, token_id: int) -> list[int]:
-    """The lengths of the unbroken runs of a token in input_ids (B, L), row by row."""
-    steps = torch.nn.functional.pad((ids == token_id).int(), (1, 1)).diff(dim=1)
-    begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
-    return (ends - begins).tolist()
 
 
 def in_one(features: list[Tensor]) -> Tensor:

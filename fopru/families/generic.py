@@ -6,8 +6,8 @@ import inspect
 import re
 import sys
 import warnings
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Collection, Mapping
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -19,6 +19,16 @@ from fopru.families.base import Family, Grid, UnsupportedModelError, View, in_on
 
 MAIN = ("pixel_values", "pixel_values_images")
 """What models call their pictures."""
+
+KNOWN = frozenset({"text"})
+"""What methods may need (`Pruner.needs`) that is known of any model."""
+
+UNKNOWN = {
+    "grid": "where in the picture a token sits",
+    "keys": "the keys of its vision tower",
+    "layers": "the layers of its language model",
+    "vision": "the features of its vision tower",
+}
 
 _TOLD: set[str] = set()
 """Model types of which it was said that they go through the generic adapter."""
@@ -43,8 +53,8 @@ class Generic(Family):
     def refusal(kind: type[PreTrainedModel] | None, config: PreTrainedConfig) -> str | None:
         """Why the generic adapter does not fit a class of model; None where it does.
 
-        It is decided by the class itself: by the arguments of its forward, by its configuration, and by
-        what the source of its module reads of pictures that come encoded.
+        It is decided by the class itself: by the arguments of its forward, by its configuration,
+        and by what the source of its module reads of pictures that come encoded.
 
         Args:
             kind: the class that answers questions, with the language model's head.
@@ -86,7 +96,7 @@ class Generic(Family):
             _TOLD.add(self.config.model_type)
             warnings.warn(
                 f"fopru has no adapter for model type {self.config.model_type!r}, and takes the "
-                f"generic one: for {self._serves()}.",
+                f"generic one. Methods that work: {self._serves()}.",
                 stacklevel=3,
             )
 
@@ -95,18 +105,18 @@ class Generic(Family):
         """The methods that work, in words."""
         from fopru.pruner import METHODS  # which is made of families
 
-        names = (name for name, method in METHODS.items() if Generic.serves(method))
-        return "the methods " + ", ".join(sorted(names))
+        names = (name for name, method in METHODS.items() if method.needs <= KNOWN)
+        return ", ".join(sorted(names))
 
-    @staticmethod
-    def serves(method: Any) -> bool:
-        """Whether a method, its class or one of it, reads the tokens and the question alone."""
-        return method.needs <= {"text"}
+    def check(self, needs: Collection[str]) -> None:
+        if missing := sorted(needs - KNOWN):
+            raise self._lacking(missing[0])
 
-    def _lacking(self, what: str) -> NoReturn:
-        raise UnsupportedModelError(
+    def _lacking(self, need: str) -> UnsupportedModelError:
+        what = UNKNOWN.get(need, "the attention of its vision tower")
+        return UnsupportedModelError(
             f"there is no adapter for model type {self.config.model_type!r}, and the generic one "
-            f"does not know {what}: what works is {self._serves()}."
+            f"does not know {what}, which this method reads. Methods that work: {self._serves()}."
         )
 
     @property
@@ -119,12 +129,8 @@ class Generic(Family):
     def decoder(self) -> PreTrainedModel:
         return self.model.get_decoder()
 
-    @property
-    def projector(self) -> nn.Module:
-        self._lacking("its tower's features")
-
     def block(self, layer: int | None) -> int:
-        self._lacking("its tower's attention")
+        raise self._lacking("received")
 
     def idle(self, deepest: int) -> list[nn.Module]:
         return []
@@ -153,7 +159,7 @@ class Generic(Family):
             raise UnsupportedModelError(
                 f"pictures of {', '.join(map(str, parts))} visual tokens are split by text into "
                 f"runs of {', '.join(map(str, sizes))} placeholders: the generic adapter takes "
-                "pictures whose placeholders stand side by side."
+                "pictures whose placeholders stand side by side, each encoded by itself."
             )
         return super().features(output, sizes)
 

@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fopru.families.base import Family, Grid, View
+from fopru.families.example import IMAGE, SIDE, SQUARE, TEXT, VIT, Example
 
 
 class Idefics3(Family, model_types=("idefics3", "smolvlm")):
@@ -18,6 +21,41 @@ class Idefics3(Family, model_types=("idefics3", "smolvlm")):
     notes = "each tile is a picture of its own, framed by text"
     options = ("pixel_attention_mask",)
     merges = True
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        name = {"idefics3": "Idefics3", "smolvlm": "SmolVLM"}[model_type]
+        config = getattr(hf, f"{name}Config")(
+            vision_config=dict(**VIT, **SQUARE),
+            text_config=hf.LlamaConfig(**TEXT),
+            image_token_id=IMAGE,
+        )
+        images = getattr(hf, f"{name}ImageProcessorPil")(
+            size={"longest_edge": 2 * SIDE}, max_image_size={"longest_edge": SIDE}
+        )
+
+        def runs(found: dict[str, Any], rows: list) -> list[str]:
+            tile = f"w53 {'<image> ' * 16}w54"
+            sizes = (chain.from_iterable(found.pop(name)) for name in ("rows", "cols"))
+            return [" ".join([tile] * (r * c + 1)) for r, c in zip(*sizes, strict=True)]
+
+        quarters = [f"<row_{row}_col_{column}>" for row in (1, 2) for column in (1, 2)]
+        return Example(
+            config,
+            images,
+            runs=runs,
+            nested=True,
+            options=dict(return_row_col_info=True),
+            special={
+                **{f"w{48 + i}": name for i, name in enumerate(quarters)},
+                "w52": "<global-img>",
+                "w53": "<fake_token_around_image>",
+                "w54": "<end_of_utterance>",
+                **({"w55": "<video>"} if model_type == "smolvlm" else {}),
+            },
+            settings=dict(image_seq_len=16),
+            twin=model_type == "smolvlm",
+        )
 
     @property
     def tower(self) -> PreTrainedModel:

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.families.base import Grid, View, in_one, runs
+from fopru.families.example import IMAGE, PATCH, SIDE, TEXT, VIT, Example
 from fopru.families.llava import Llava
 
 
@@ -17,6 +19,36 @@ class InternVL(Llava, model_types=("internvl",)):
     title = "InternVL"
     notes = "each tile keeps its share; the thumbnail is the last view"
     merges = True
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        vision = hf.InternVLVisionConfig(
+            **VIT, image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH], use_qk_norm=True
+        )
+        size = {"height": SIDE, "width": SIDE}
+        names = dict(context="<IMG_CONTEXT>", start="<img>", end="</img>")
+        return Example(
+            hf.InternVLConfig(
+                vision_config=vision,
+                text_config=hf.Qwen2Config(**TEXT),
+                image_seq_length=16,
+                image_token_id=IMAGE,
+            ),
+            hf.GotOcr2ImageProcessorPil(size=size, crop_to_patches=True, max_patches=4),
+            runs=lambda found, rows: [
+                f"w53 {'<image> ' * (16 * int(n))}w54" for n in found.pop("num_patches")
+            ],
+            nested=True,
+            special=dict(
+                zip(("<image>", "w53", "w54", "w55"), (*names.values(), "<video>"), strict=True)
+            ),
+            named={
+                **{f"{name}_image_token": token for name, token in names.items()},
+                "video_token": "<video>",
+            },
+            picture="<IMG_CONTEXT>",
+            settings=dict(image_seq_length=16),
+        )
 
     @property
     def tile(self) -> View:

@@ -5,15 +5,37 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from fopru.families.base import Family, Grid, UnsupportedModelError, View
+from fopru.families.example import IMAGE, PATCH, PINPOINTS, SIDE, SQUARE, TEXT, VIT, Example
 
 
 class Llava(Family, model_types=("llava",)):
     title = "LLaVA-1.5"
     notes = "CLIP or SigLIP tower"
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        parts = dict(
+            vision_config=hf.CLIPVisionConfig(**VIT, **SQUARE, projection_dim=16),
+            text_config=hf.LlamaConfig(**TEXT),
+            image_token_index=IMAGE,
+        )
+        size = dict(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+        if model_type == "llava":
+            config, images = hf.LlavaConfig(**parts), hf.CLIPImageProcessorPil(**size)
+        else:
+            config = hf.LlavaNextConfig(**parts, image_grid_pinpoints=PINPOINTS)
+            images = hf.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=PINPOINTS)
+        settings = dict(
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        )
+        return Example(config, images, named={"image_token": "<image>"}, settings=settings)
 
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)

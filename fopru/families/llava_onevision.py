@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
 from fopru.families.base import Family, Grid, View, in_one
+from fopru.families.example import IMAGE, PINPOINTS, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
 from fopru.families.llava_next import LlavaNext
 
 
@@ -43,6 +45,30 @@ class LlavaOnevision(LlavaNext, model_types=("llava_onevision",)):
     notes = "as LLaVA-NeXT; videos keep their share of every frame"
     video = LlavaOnevisionVideo
     options = ("batch_num_images",)
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        config = hf.LlavaOnevisionConfig(
+            vision_config=hf.SiglipVisionConfig(**VIT, **SQUARE),
+            text_config=hf.Qwen2Config(**TEXT),
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+            image_grid_pinpoints=PINPOINTS,
+            vision_aspect_ratio="anyres_max_2",
+        )
+        size = {"height": SIDE, "width": SIDE}
+        settings = dict(
+            num_image_tokens=64,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_2",
+        )
+        return Example(
+            config,
+            hf.LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=PINPOINTS),
+            nested=True,
+            special={"w55": "<video>"},
+            settings=settings,
+        )
 
     def tile_counts(self, inputs: Mapping[str, Any]) -> list[int]:
         counts = inputs.get("batch_num_images")

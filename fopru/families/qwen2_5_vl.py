@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import transformers as hf
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
-from fopru.families.qwen2_vl import Qwen2VL
+from fopru.families.example import PATCH, TEXT, Example
+from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 
 class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
     title = "Qwen2.5-VL"
     notes = "as Qwen2-VL; scored in the last block that attends over the whole picture"
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        vision = dict(**TOWER, hidden_size=32, intermediate_size=48, out_hidden_size=48)
+        vision |= dict(window_size=4 * PATCH, fullatt_block_indexes=[1, 3])
+        return cls._example(hf.Qwen2_5_VLConfig, vision, {**TEXT, "rope_parameters": ROPE})
 
     def block(self, layer: int | None) -> int:
         whole = sorted(self.config.vision_config.fullatt_block_indexes)

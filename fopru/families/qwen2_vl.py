@@ -7,10 +7,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from fopru.families.base import Family, Grid, View
+from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
+
+TOWER: dict[str, Any] = dict(
+    depth=4, num_heads=4, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2
+)
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
 
 
 class Qwen2VL(Family, model_types=("qwen2_vl",)):
@@ -21,6 +28,31 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     positions = "preserve"
     spatial = True
     merges = True
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        vision = dict(**TOWER, embed_dim=32, hidden_size=48, mlp_ratio=2)
+        return cls._example(hf.Qwen2VLConfig, vision, {**TEXT, "rope_parameters": ROPE})
+
+    @staticmethod
+    def _example(kind: type, vision: dict[str, Any], text: dict[str, Any], **more: Any) -> Example:
+        """What the examples of all of Qwen's models share."""
+        ids = dict(image_token_id=IMAGE, video_token_id=VIDEO)
+        size = {"shortest_edge": 16 * 16, "longest_edge": 64 * 64}
+        special = {
+            "<image>": "<|image_pad|>",
+            "w55": "<|video_pad|>",
+            "w53": "<|vision_start|>",
+            "w54": "<|vision_end|>",
+        }
+        return Example(
+            kind(vision_config=vision, text_config=text, **ids),
+            hf.Qwen2VLImageProcessorPil(patch_size=PATCH, merge_size=2, size=size),
+            kinds="mm_token_type_ids",
+            special=special,
+            picture="<|vision_start|><|image_pad|><|vision_end|>",
+            **more,
+        )
 
     @property
     def tower(self) -> PreTrainedModel:

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import torch
+import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
-from fopru.families.qwen2_vl import Qwen2VL
+from fopru.families.example import TEXT, Example
+from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 
 class Qwen3VL(Qwen2VL, model_types=("qwen3_vl",)):
     title = "Qwen3-VL"
     notes = "as Qwen2-VL; the features for its first layers go with their tokens"
     also = ()
+
+    @classmethod
+    def example(cls, model_type: str) -> Example:
+        vision = dict(**TOWER, hidden_size=32, intermediate_size=48, out_hidden_size=48)
+        vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 2])
+        rope = {**ROPE, "mrope_interleaved": True}
+        text = {**TEXT, "num_hidden_layers": 9, "head_dim": 12, "rope_parameters": rope}
+        return cls._example(hf.Qwen3VLConfig, vision, text, frame="w3")
 
     @property
     def n_deep(self) -> int:
