@@ -1,9 +1,10 @@
 """One small adapter per model family; importing this package registers them all."""
 
-from fopru.families.base import Family, Grid, UnsupportedModelError, View
+from fopru.families.base import Family, UnsupportedModelError
 from fopru.families.example import Example
 from fopru.families.gemma3 import Gemma3
 from fopru.families.generic import Generic
+from fopru.families.grid import Grid, View
 from fopru.families.idefics3 import Idefics3
 from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava

@@ -17,11 +17,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.families.example import Example
-from fopru.families.grid import Grid, View, runs
+from fopru.families.grid import Grid
 from fopru.versions import UnsupportedModelError
-
-__all__ = ["Family", "Grid", "UnsupportedModelError", "View", "in_one", "runs"]
-"""What adapters are made of."""
 
 
 class Family:

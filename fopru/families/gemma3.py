@@ -11,8 +11,9 @@ import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Family, Grid, View, in_one
+from fopru.families.base import Family, in_one
 from fopru.families.example import END, IMAGE, SIDE, SQUARE, START, TEXT, VIT, Example
+from fopru.families.grid import Grid, View
 
 
 class Gemma3(Family, model_types=("gemma3",)):

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Family, Grid, UnsupportedModelError, View, in_one, runs
+from fopru.families.base import Family, UnsupportedModelError, in_one
+from fopru.families.grid import Grid, View, runs
 
 MAIN = ("pixel_values", "pixel_values_images")
 """What models call their pictures."""

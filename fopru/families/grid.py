@@ -1,4 +1,4 @@
-"""Where visual tokens sit: in the picture, and in the prompt."""
+"""Where the visual tokens of a picture sit."""
 
 from __future__ import annotations
 

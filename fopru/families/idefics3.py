@@ -12,8 +12,9 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fopru.families.base import Family, Grid, View
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, SIDE, SQUARE, TEXT, VIT, Example
+from fopru.families.grid import Grid, View
 
 
 class Idefics3(Family, model_types=("idefics3", "smolvlm")):

@@ -10,8 +10,9 @@ import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Grid, View, in_one, runs
+from fopru.families.base import in_one
 from fopru.families.example import IMAGE, PATCH, SIDE, TEXT, VIT, Example
+from fopru.families.grid import Grid, View, runs
 from fopru.families.llava import Llava
 
 

@@ -9,8 +9,9 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from fopru.families.base import Family, Grid, UnsupportedModelError, View
+from fopru.families.base import Family, UnsupportedModelError
 from fopru.families.example import IMAGE, PATCH, PINPOINTS, SIDE, SQUARE, TEXT, VIT, Example
+from fopru.families.grid import Grid, View
 
 
 class Llava(Family, model_types=("llava",)):

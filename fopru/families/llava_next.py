@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from fopru.families.base import Grid, View
+from fopru.families.grid import Grid, View
 from fopru.families.llava import Llava
 
 

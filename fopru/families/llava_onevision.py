@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from fopru.families.base import Family, Grid, View, in_one
+from fopru.families.base import Family, in_one
 from fopru.families.example import IMAGE, PINPOINTS, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
+from fopru.families.grid import Grid, View
 from fopru.families.llava_next import LlavaNext
 
 

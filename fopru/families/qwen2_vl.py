@@ -11,8 +11,9 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from fopru.families.base import Family, Grid, View
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
+from fopru.families.grid import Grid, View
 
 TOWER: dict[str, Any] = dict(
     depth=4, num_heads=4, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2
