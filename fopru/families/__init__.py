@@ -1,6 +1,8 @@
 """One small adapter per model family; importing this package registers them all."""
 
+from fopru.families.aya_vision import AyaVision
 from fopru.families.base import Family, UnsupportedModelError
+from fopru.families.cohere2_vision import Cohere2Vision
 from fopru.families.example import Example
 from fopru.families.gemma3 import Gemma3
 from fopru.families.generic import Generic
@@ -15,6 +17,8 @@ from fopru.families.qwen2_vl import Qwen2VL
 from fopru.families.qwen3_vl import Qwen3VL
 
 __all__ = [
+    "AyaVision",
+    "Cohere2Vision",
     "Example",
     "Family",
     "Gemma3",
