@@ -101,7 +101,7 @@ class EncodedImage:
                 self,
                 features=self.features[tokens],
                 deep=None if self.deep is None else self.deep[tokens],
-                grid=Grid((view,)),
+                grid=replace(self.grid, views=(view,)),
                 scores={tap: scores[tokens] for tap, scores in self.scores.items()},
             )
 

@@ -83,8 +83,13 @@ class PrunedImage:
         """(x0, y0, x1, y1) of visual token i, in [0, 1] coordinates of its view.
 
         Raises:
-            ValueError: token i is a newline, which covers nothing.
+            ValueError: token i is a newline, which covers nothing, or nothing is known of the
+                tokens but their order.
         """
+        if self.grid.flat:
+            raise ValueError(
+                f"i={i}: where in the picture a token sits is not known of this model type."
+            )
         row, column = int(self.rows[i]), int(self.columns[i])
         if column < 0:
             raise ValueError(f"i={i}: that visual token is a newline and covers no patch.")

@@ -18,6 +18,7 @@ from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
 from fopru.pruned import PrunedInputs, shortened
+from fopru.significance import AXES
 
 
 class Merged(NamedTuple):
@@ -90,8 +91,9 @@ class Pruner:
     weights: str = "none"
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """What the method reads: any of `fopru.significance.AXES`, "keys" (of the same block), "vision"
-    (the tower's features) and "text" (the prompt's). `encode` computes no more than that."""
+    """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
+    same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
+    picture a token sits) and "layers" (the language model's). `encode` computes no more of it."""
 
     fixed_k: ClassVar[bool] = True
     """Whether the number of kept tokens follows from sizes alone."""
@@ -137,7 +139,7 @@ class Pruner:
 
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""
-        return self.needs - {"vision", "text"}
+        return self.needs & {*AXES, "keys"}
 
     def attended(self, family: Family) -> str | None:
         """Whose attention scores the tokens in this family, where the method has that choice: "cls"
@@ -207,7 +209,12 @@ class Pruner:
         return Merged(kept, image.features[kept.to(image.features.device)])
 
     def taps(self, family: Family) -> set[Tap]:
-        """What `encode` has to learn from the vision tower for this method."""
+        """What `encode` has to learn from the vision tower for this method.
+
+        Raises:
+            UnsupportedModelError: it needs what is not known of this family.
+        """
+        family.check(self.needs)
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
         return taps | ({VISION} if "vision" in self.needs else set())
 

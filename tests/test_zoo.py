@@ -137,7 +137,7 @@ def by_hand(family, model, inputs, maps):
         for tile in call
     ]
     side = tiny.SIDE // tiny.PATCH
-    if family in ("internvl", "idefics3", "smolvlm", "gemma3"):
+    if family in ("internvl", "idefics3", "smolvlm", "gemma3", "aya_vision", "cohere2_vision"):
         blocks = [t.view(side // 2, 2, side // 2, 2).mean((1, 3)).flatten() for t in tiles]
         if family != "internvl":
             return blocks

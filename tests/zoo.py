@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import others
 import tiny
 import torch
 import transformers as hf
@@ -32,7 +33,8 @@ CLS = ["llava", "llava_next", "internvl"]
 
 @cache
 def example(family):
-    return Family.registry[family].example(family)
+    kind = Family.registry.get(family)
+    return others.EXAMPLES[family]() if kind is None else kind.example(family)
 
 
 def config(family):
@@ -67,7 +69,7 @@ def inputs(family, images, texts, padding_side="left"):
         runs = case.runs(data, rows)
     else:
         with torch.no_grad():
-            output = model(family).get_image_features(**data, return_dict=True)
+            output = model(family).base_model.get_image_features(**data, return_dict=True)
         runs = ["<image> " * len(tokens) for tokens in output.pooler_output]
     left = iter(runs)
     texts = [re.sub("<image>", lambda _: next(left), text) for text in texts]

@@ -47,6 +47,7 @@ class Session:
     def __init__(self, pruner: Any, model: PreTrainedModel):
         self.pruner, self.model = pruner, model
         self.family = Family.of(model)
+        self.family.check(pruner.needs)
         self.last: PrunedInputs | None = None
         """What the last prompt with pictures was turned into; None before the first. With several
         threads, the last of any."""

@@ -108,12 +108,18 @@ def cover(grid: Grid, frame: Box | Sequence[Box], boxes: Iterable[Box]) -> Tenso
         boxes: in pixels of the picture; where they overlap, the larger share counts.
 
     Raises:
-        ValueError: there are more or fewer frames than views.
+        ValueError: there are more or fewer frames than views, or where the tokens sit is not known.
     """
+    boxes = list(boxes)
+    if grid.flat and boxes:
+        raise ValueError(
+            "where in the picture a token sits is not known of this model type, and so not what "
+            "boxes cover: leave the evidence of the questions out."
+        )
     frames = list(frame) if isinstance(frame[0], Sequence) else [frame] * len(grid.views)
     if len(frames) != len(grid.views):
         raise ValueError(f"frame: {len(frames)} boxes for a grid of {len(grid.views)} views.")
-    boxes, parts = list(boxes), []
+    parts = []
     for view, (left, top, right, bottom) in zip(grid.views, frames, strict=True):
         share = torch.zeros(view.height, view.row_width, dtype=torch.float64)
         for x0, y0, x1, y1 in boxes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.families.example import Example
@@ -27,6 +31,8 @@ class Family:
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
+    generic: ClassVar[type[Family]]
+    """The adapter for models of which none is registered."""
 
     title: ClassVar[str]
     notes: ClassVar[str]
@@ -73,29 +79,42 @@ class Family:
 
         Raises:
             UnsupportedModelError: `model` is a wrapper (PEFT, `torch.compile`, data parallel), or
-                no adapter is registered for its `config.model_type`.
+                no adapter is registered for its `config.model_type` and the generic one does not
+                fit.
         """
         if not isinstance(model, PreTrainedModel):
             raise UnsupportedModelError(
                 f"{type(model).__name__} is not a transformers PreTrainedModel. Pass the model "
                 "that it wraps (PEFT: `model.get_base_model()`; torch.compile: the one before it)."
             )
-        return Family.kind(model.config)(model)
+        return Family.kind(model.config, type(model))(model)
 
     @staticmethod
-    def kind(config: PreTrainedConfig) -> type[Family]:
-        """The class of the adapter for models with this configuration.
+    def kind(
+        config: PreTrainedConfig, model_class: type[PreTrainedModel] | None = None
+    ) -> type[Family]:
+        """The class of the adapter for models with this configuration: its own, or the generic one.
+
+        Args:
+            model_class: the class of the model; left out, the one that transformers'
+                AutoModelForImageTextToText takes.
 
         Raises:
-            UnsupportedModelError: no adapter is registered for its `model_type`.
+            UnsupportedModelError: none is registered for its `model_type`, and the generic one does
+                not fit.
         """
         tower = getattr(getattr(config, "vision_config", None), "model_type", None)
         for name in (f"{config.model_type}/{tower}", config.model_type):
             if name in Family.registry:
                 return Family.registry[name]
+        if model_class is None:
+            model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+        why = Family.generic.refusal(model_class, config)
+        if why is None:
+            return Family.generic
         raise UnsupportedModelError(
-            f"there is no adapter for model type {config.model_type!r}; "
-            f"there are adapters for: {', '.join(sorted(Family.registry))}."
+            f"there is no adapter for model type {config.model_type!r}, and the generic one does "
+            f"not fit: {why}. There are adapters for: {', '.join(sorted(Family.registry))}."
         )
 
     @staticmethod
@@ -137,6 +156,13 @@ class Family:
                 f"`inputs` of {name} hold videos; they can be pruned for: {', '.join(there)}."
             )
         return self.video(self.model)
+
+    def check(self, needs: Collection[str]) -> None:
+        """Refuse a method that needs (`Pruner.needs`) what is not known of this family.
+
+        Raises:
+            UnsupportedModelError: it does. All is known of models with an adapter of their own.
+        """
 
     @property
     def image_token_id(self) -> int:

@@ -37,6 +37,9 @@ class Grid:
     """
 
     views: tuple[View, ...]
+    flat: bool = False
+    """Whether nothing is known of the tokens but their order: rows and columns then say nothing of
+    the picture."""
 
     @property
     def n_tokens(self) -> int:
@@ -59,3 +62,10 @@ class Grid:
         columns = torch.cat([torch.arange(v.n_tokens) % v.row_width for v in self.views])
         widths = torch.tensor([v.width for v in self.views])[self.view]
         return columns.where(columns < widths, -1)
+
+
+def runs(ids: Tensor, token_id: int) -> list[int]:
+    """The lengths of the unbroken runs of a token in input_ids (B, L), row by row."""
+    steps = torch.nn.functional.pad((ids == token_id).int(), (1, 1)).diff(dim=1)
+    begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
+    return (ends - begins).tolist()

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from fopru.families.base import in_one
 from fopru.families.example import IMAGE, PATCH, SIDE, TEXT, VIT, Example
-from fopru.families.grid import Grid, View
+from fopru.families.grid import Grid, View, runs
 from fopru.families.llava import Llava
 
 
@@ -61,11 +61,9 @@ class InternVL(Llava, model_types=("internvl",)):
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         """A picture is an unbroken run of placeholders."""
         self.check_rectangular()
-        visual = (inputs["input_ids"] == self.image_token_id).int()  # (B, L)
-        steps = torch.nn.functional.pad(visual, (1, 1)).diff(dim=1)  # 1: a run begins, -1: it ended
-        begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
         tile = self.tile
-        return [Grid((tile,) * max(1, n // tile.n_tokens)) for n in (ends - begins).tolist()]
+        found = runs(inputs["input_ids"], self.image_token_id)
+        return [Grid((tile,) * max(1, n // tile.n_tokens)) for n in found]
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         tiles = torch.stack(maps)  # (tiles, P, c)

@@ -33,6 +33,11 @@ def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tu
     grids = [part.grid for part in parts]
     places, start = [], 0
     for grid in grids:
+        if grid.flat:
+            raise ValueError(
+                "where in the picture a token sits is not known of this model type, so the kept "
+                "ones cannot be drawn."
+            )
         for number, view in enumerate(grid.views):
             patches = (grid.view == number) & (grid.columns >= 0)
             places.append(start + patches.nonzero().reshape(view.height, view.width))

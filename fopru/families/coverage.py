@@ -1,0 +1,53 @@
+"""What fopru does with each of the types of model that transformers asks about pictures."""
+
+from __future__ import annotations
+
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from fopru.families.base import Family
+from fopru.families.generic import Generic
+
+OWN, GENERIC, NONE = "own", "generic", "none"
+
+
+def coverage() -> dict[str, tuple[str, str]]:
+    """For each type that AutoModelForImageTextToText knows: "own", "generic" or "none", and its
+    adapter's notes or why there is none.
+
+    It is read from the installed transformers: from classes and their default configurations. No
+    model is made. A model of a type that is found to fit can still be refused when it is used, if
+    its configuration or its prompt differs.
+    """
+    found = {}
+    for config_class, classes in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.items():
+        name = config_class.model_type
+        if name in Family.registry:
+            found[name] = OWN, Family.registry[name].notes
+            continue
+        config = CONFIG_MAPPING[name]()
+        if getattr(config, "image_token_id", 0) is None:  # each checkpoint has its own
+            config.image_token_id = 0
+        kind = classes[0] if isinstance(classes, tuple) else classes
+        why = Generic.refusal(kind, config)
+        found[name] = (GENERIC, Generic.notes) if why is None else (NONE, why)
+    return dict(sorted(found.items()))
+
+
+def table() -> str:
+    """`coverage` in Markdown, one row a type."""
+    words = {OWN: "its own", GENERIC: "the generic one", NONE: "none"}
+    rows = ["| `model_type` | adapter | notes |", "|---|---|---|"]
+    rows += [f"| `{name}` | {words[kind]} | {why} |" for name, (kind, why) in coverage().items()]
+    return "\n".join(rows)
+
+
+def summary() -> str:
+    """`coverage` in Markdown, one row for each kind of adapter and each reason for none."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for name, (kind, why) in coverage().items():
+        label = {OWN: "its own adapter", GENERIC: "the generic adapter", NONE: f"none: {why}"}[kind]
+        groups.setdefault((kind, label), []).append(f"`{name}`")
+    order = sorted(groups, key=lambda group: ((OWN, GENERIC, NONE).index(group[0]), group[1]))
+    rows = ["| types | adapter | |", "|---|---|---|"]
+    rows += [f"| {len(groups[g])} | {g[1]} | {', '.join(groups[g])} |" for g in order]
+    return "\n".join(rows)
