@@ -21,6 +21,7 @@ _NAMES = {
         "CLS",
         "DART",
         "DPP",
+        "EVS",
         "METHODS",
         "CDPruner",
         "DivPrune",

@@ -25,6 +25,8 @@ class InLLMPruner(Pruner):
     layers see; text tokens always stay, and all rows keep their order.
     """
 
+    shares: ClassVar[tuple[str, ...]] = ("view",)
+
     def __post_init__(self):
         super().__post_init__()
         if self.k is not None:

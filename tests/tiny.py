@@ -144,5 +144,7 @@ def method_cases():
         (name, family)
         for family in ("llava", "llava_next")
         for name, method in sorted(fopru.METHODS.items())
-        if (name, family) not in UNDEFINED and not issubclass(method, InLLMPruner)
+        if (name, family) not in UNDEFINED
+        and not issubclass(method, InLLMPruner)
+        and "view" in method.shares
     ]

@@ -219,6 +219,8 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a family; None where it runs."""
     cls = fopru.METHODS[name]
+    if "view" not in cls.shares:
+        return "takes videos"
     newlines = family in ("llava_next", "llava_onevision")
     if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
         return "no CLS token"

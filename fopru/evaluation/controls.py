@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +118,8 @@ class Oracle(Pruner):
 class Smaller(Pruner):
     """Shrink the picture (bicubic, the tower's position embeddings interpolated) to a grid of the
     same shape with at most k patches, each in the place of the patch at its middle."""
+
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def budgets(self, grid: Grid) -> list[int]:
         height, width = self._size(grid)

@@ -43,6 +43,8 @@ class Grid:
     """
 
     views: tuple[View, ...]
+    video: bool = False
+    """Whether the views are the frames of a video, behind which a lone newline token may stand."""
 
     @property
     def n_tokens(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,8 @@ class Pool(Pruner, name="pool"):
     in torch's adaptive pooling. A new token stands at the middle of its cell. Views with newline
     tokens are refused.
     """
+
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def budgets(self, grid: Grid) -> list[int]:
         sizes = []

@@ -34,6 +34,7 @@ LOOKS = {
     "dpp": (GREEN, "s"),
     "cdpruner": (GREEN, "D"),
     "dart": (GREEN, "^"),
+    "evs": (GREEN, "v"),
     "tome": (PINK, "o"),
     "pool": (PINK, "s"),
     "fastv": (ORANGE, "o"),
