@@ -40,6 +40,7 @@ _NAMES = {
     ),
     "pruned": ("PrunedImage", "PrunedInputs"),
     "pruner": ("Pruner",),
+    "videos": ("Video",),
 }
 """Module -> the names of this package that it defines."""
 

@@ -113,5 +113,7 @@ def save(family, folder):
     kind = hf.PROCESSOR_MAPPING[type(hf.AutoConfig.from_pretrained(folder))].__name__
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": kind, **settings}))
     template = tiny.CHAT_TEMPLATE.replace("<image>", PICTURE.get(family, "<image>"))
+    if family.startswith("qwen"):
+        template = template.replace("<video>", "<|vision_start|><|video_pad|><|vision_end|>")
     (folder / "chat_template.jinja").write_text(template)
     return folder

@@ -25,13 +25,13 @@ from fopru.evaluation.controls import BLIND, same_picture
 from fopru.evaluation.readings import legal_answers
 from fopru.evaluation.settings import Method, Setting, distinct, settings
 from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
-from fopru.evaluation.tasks import Example, plain
+from fopru.evaluation.tasks import Example, in_memory
 from fopru.families import Family
 from fopru.methods import Random
-from fopru.pictures import load_image
+from fopru.videos import Video
 
 COLUMNS = (
-    *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
+    *("id", "task", "variant", "image", "modality", "method", "retention", "positions", "seed", "kept"),
     *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
     *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
 )
@@ -59,7 +59,7 @@ def evaluate(
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
-    Pictures go through the vision tower once for the whole comparison. Where methods do not read
+    Pictures and videos go through the vision tower once for the whole comparison. Where methods do not read
     the question, those on the same picture share its selection and its part of the KV cache.
 
     Under `accelerate launch` or `torchrun` each process answers for its share of the pictures, and
@@ -84,19 +84,20 @@ def evaluate(
             picture could not be read is asked again by the next run.
 
     Returns:
-        One row per question and setting, in their order: id, task, variant, image, method,
-        retention, positions ("reindex" or "preserve", as was done), seed, kept and tokens (visual
-        tokens, kept and in all; inside the language model, those that its last layer sees),
-        layer_weighted (mean over its layers of those seen), evidence (patches under it), found
-        (share of these among the kept, NaN where there are none), prediction, answer, exact (the
-        prediction is one of the right answers, in lower case), begins (it begins with one, where a
-        word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
-        right answer is the likeliest of the legal ones, their ends not scored) and margin (by how
-        much it leads all wrong ones, in nats), metric and score (by the example's own metric),
-        loglik (of the right answer with its end, in nats) and loglik_open (without), kl (from the
-        full model's distribution to this one's on the right answer, nats per token), error (why a
-        picture could not be read, else None). formed, choice and margin are missing where a
-        question names no choices. "full" is the method with all tokens.
+        One row per question and setting, in their order: id, task, variant, image, modality
+        ("image" or "video", whatever is shown instead), method, retention, positions ("reindex" or
+        "preserve", as was done), seed, kept and tokens (visual tokens, kept and in all; inside the
+        language model, those that its last layer sees), layer_weighted (mean over its layers of
+        those seen), evidence (patches under it), found (share of these among the kept, NaN where
+        there are none), prediction, answer, exact (the prediction is one of the right answers, in
+        lower case), begins (it begins with one, where a word ends), formed (it is one of the legal
+        answers: the example's `choices`), choice (a right answer is the likeliest of the legal
+        ones, their ends not scored) and margin (by how much it leads all wrong ones, in nats),
+        metric and score (by the example's own metric), loglik (of the right answer with its end, in
+        nats) and loglik_open (without), kl (from the full model's distribution to this one's on the
+        right answer, nats per token), error (why a picture could not be read, else None). formed,
+        choice and margin are missing where a question names no choices. "full" is the method with
+        all tokens.
 
     Raises:
         UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
@@ -117,7 +118,7 @@ def evaluate(
         check_choice("blind", control, tuple(BLIND))
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("max_new_tokens", max_new_tokens, minimum=1)
-    _check_examples(examples, cells)
+    _check_examples(examples, cells, Family.of(model))
     processes = launched()
     if out is not None:
         check_results_file(Path(out))
@@ -166,12 +167,17 @@ def evaluate(
         for other in gather_object([places]):
             places |= other
         rows = store.rows({place for place in places.values() if isinstance(place, str)})
-    order = [places[e.id, *s.cell] for e in examples for _, asked in parts for s in asked]
-    table = [rows[place] if isinstance(place, str) else place for place in order]
+    table = []
+    for e in examples:
+        order = [places[e.id, *s.cell] for _, asked in parts for s in asked]
+        answers = [rows[place] if isinstance(place, str) else place for place in order]
+        table += [{**row, "modality": e.modality} for row in answers]
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
+def _check_examples(
+    examples: Sequence[Example], cells: Sequence[Setting], family: Family
+) -> None:
     if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
         raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
     if not examples:
@@ -180,6 +186,15 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
         if not isinstance(e, Example):
             raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
         legal_answers(e)
+        if e.modality == "video":
+            family.reading({"pixel_values_videos": e.image})  # refused where there is no adapter
+            continue
+        for cell in cells:
+            if cell.pruner.per == "clip":
+                raise ValueError(
+                    f"methods={cell.method!r} takes videos, and question {e.id!r} is about a "
+                    "picture: evaluate the two apart."
+                )
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
@@ -216,9 +231,13 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together."""
+    """Up to `size` questions each; all those on one picture stay together, and a video is a batch of
+    its own, whose frames are as many as those of others by chance only."""
     batch: list[Example] = []
     for group in _by_picture(examples):
+        if group[0].modality == "video":
+            yield group
+            continue
         if batch and len(batch) + len(group) > size:
             yield batch
             batch = []
@@ -231,12 +250,12 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
     """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
     reason."""
     whole, broken = [], []
-    pictures: dict[Any, Image.Image | ValueError] = {}
+    pictures: dict[Any, Image.Image | Video | ValueError] = {}
     for e in examples:
         name = same_picture(e)
         if name not in pictures:
             try:
-                pictures[name] = load_image(name) if isinstance(name, Path) else plain(e.image)
+                pictures[name] = in_memory(e.image)
             except ValueError as error:
                 pictures[name] = error
         found = pictures[name]
