@@ -10,6 +10,7 @@ import zoo
 from test_pruner import answers
 
 import fopru
+from fopru.applying import cache_name, cache_of
 from fopru.choosing import pruned_image
 from fopru.encoding import EncodedImage
 from fopru.families import Family, Grid, View
@@ -95,6 +96,26 @@ def test_videos_in_a_batch_are_as_alone_beams_too(family, pruner):
     with pruner(model):
         new = model.generate(**both, **options)[:, both["input_ids"].shape[1] :]
     assert torch.equal(new, expected[:, -4:])
+
+
+def test_steps_after_a_slow_video_go_on_where_the_model_itself_would():
+    """Its frames are further ahead in time than the text behind them in any direction."""
+    model, inputs = zoo.model("qwen2_5_vl"), zoo.video("qwen2_5_vl")
+    inputs["second_per_grid_ts"] = torch.tensor([20.0])
+
+    def steps():
+        out, logits = model(**inputs, use_cache=True), []
+        for token in (5, 9):
+            cache = {cache_name(model): cache_of(out)}
+            out = model(input_ids=torch.tensor([[token]]), use_cache=True, **cache)
+            logits.append(out.logits[0, -1])
+        return torch.stack(logits)
+
+    with torch.no_grad():
+        expected = steps()
+        for pruner in (fopru.FoPru(1.0), fopru.FastV(1.0)):
+            with pruner(model):
+                torch.testing.assert_close(steps(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_an_exact_count_over_a_clip_leaves_the_newline_its_own():

@@ -29,7 +29,8 @@ IMAGE_TOKEN_ID = WORDS.index("<image>")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content %}"
-    "{% if c.type == 'image' %}<image> {% elif c.type == 'video' %}<video> {% else %}{{ c.text }} {% endif %}{% endfor %}"
+    "{% if c.type == 'image' %}<image> {% elif c.type == 'video' %}<video> "
+    "{% else %}{{ c.text }} {% endif %}{% endfor %}"
     "{% endif %}{% endfor %}ASSISTANT:"
 )
 

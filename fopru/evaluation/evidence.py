@@ -48,8 +48,9 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
 def frames(image: Image.Image | Video, processor: ProcessorMixin, n_views: int) -> list[Box]:
     """The part of a picture that each of its views shows: (x0, y0, x1, y1) in its pixels.
 
-    A view of a video shows a whole frame. InternVL, Idefics3 and SmolVLM stretch the picture to a whole number of tiles, and after the
-    tiles comes a view of all of it. The views of all other families span the same frame.
+    InternVL, Idefics3 and SmolVLM stretch the picture to a whole number of tiles, and after the
+    tiles comes a view of all of it. The views of all other families span the same frame; those of a
+    video are its frames, which are not cut.
 
     Args:
         n_views: how many views the picture has: all those of its grid, or of all its grids where

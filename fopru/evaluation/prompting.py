@@ -1,5 +1,5 @@
-"""Some questions and their pictures or videos, before the language model under many settings: each picture
-encoded once, and what several prompts begin with read once."""
+"""Some questions and their pictures or videos, before the language model under many settings: each
+picture encoded once, and what several prompts begin with read once."""
 
 from __future__ import annotations
 

@@ -31,7 +31,18 @@ from fopru.methods import Random
 from fopru.videos import Video
 
 COLUMNS = (
-    *("id", "task", "variant", "image", "modality", "method", "retention", "positions", "seed", "kept"),
+    *(
+        "id",
+        "task",
+        "variant",
+        "image",
+        "modality",
+        "method",
+        "retention",
+        "positions",
+        "seed",
+        "kept",
+    ),
     *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
     *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
 )
@@ -59,8 +70,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
-    Pictures and videos go through the vision tower once for the whole comparison. Where methods do not read
-    the question, those on the same picture share its selection and its part of the KV cache.
+    Pictures and videos go through the vision tower once for the whole comparison. Where methods do
+    not read the question, those on the same picture share its selection and its part of the KV
+    cache.
 
     Under `accelerate launch` or `torchrun` each process answers for its share of the pictures, and
     all return the whole table. (On CPUs set ACCELERATE_USE_CPU=1.)
@@ -175,9 +187,7 @@ def evaluate(
     return pd.DataFrame(table, columns=COLUMNS)
 
 
-def _check_examples(
-    examples: Sequence[Example], cells: Sequence[Setting], family: Family
-) -> None:
+def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], family: Family) -> None:
     if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
         raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
     if not examples:
@@ -231,8 +241,8 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together, and a video is a batch of
-    its own, whose frames are as many as those of others by chance only."""
+    """Up to `size` questions each; all those on one picture stay together. A video is a batch of
+    its own, since others may have more frames."""
     batch: list[Example] = []
     for group in _by_picture(examples):
         if group[0].modality == "video":

@@ -92,8 +92,9 @@ def in_memory(image: Image.Image | Path | Video) -> Image.Image | Video:
 def read_jsonl(path: str | Path) -> list[Example]:
     """Questions of your own, one JSON object a line, with the fields of `read_rows`.
 
-    "image" or "video" is a file, relative to this one; a video may be a folder of pictures. A question without "id" is called by this file's name
-    and its line. The text is UTF-8, with or without a byte order mark.
+    "image" or "video" is a file, relative to this one; a video may be a folder of pictures. A
+    question without "id" is called by this file's name and its line. The text is UTF-8, with or
+    without a byte order mark.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -135,11 +136,12 @@ def read_jsonl(path: str | Path) -> list[Example]:
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     """Questions from a Hugging Face dataset, or from any other rows.
 
-    Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes), "question", "answers" (a list of texts, the first is
-    the one whose likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an
-    integer, the row's number if there is none), "task", "choices", "evidence" (boxes in pixels),
-    "metric" (one of `fopru.evaluation.metrics.METRICS`) and "image_id" (rows that agree in it are
-    on the same picture). A field that is None counts as missing.
+    Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes), "question",
+    "answers" (a list of texts, the first is the one whose likelihood is measured) or "answer" (a
+    text); and, if you like, "id" (a text or an integer, the row's number if there is none), "task",
+    "choices", "evidence" (boxes in pixels), "metric" (one of `fopru.evaluation.metrics.METRICS`)
+    and "image_id" (rows that agree in it are on the same picture). A field that is None counts as
+    missing.
 
     Raises:
         ValueError: There are no rows, or one is not like this: the message names row and field.
