@@ -26,6 +26,7 @@ class InLLMPruner(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"layers"})
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def __post_init__(self):
         super().__post_init__()

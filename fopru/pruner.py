@@ -45,6 +45,7 @@ METHODS = Methods()
 
 POSITIONS = ("reindex", "preserve")
 WEIGHTS = ("none", "mass")
+PER = ("view", "clip")
 RETENTION = 0.25
 """The share that is kept where neither `retention` nor `tokens` is given."""
 
@@ -73,6 +74,9 @@ class Pruner:
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
             proportional attention (Bolya et al., ICLR 2023, section 3). This works in
             `with pruner(model)` only, and not for methods inside the language model.
+        per: What has a budget of its own. "view" gives one to each view of a picture and to each
+            frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
+            of a video share one, so that tokens compete across frames, and is refused for pictures.
 
     Raises:
         ValueError: a value is none of these, or both `retention` and `tokens` are given.
@@ -89,11 +93,15 @@ class Pruner:
     layer: int | None = None
     positions: str | None = None
     weights: str = "none"
+    per: str = "view"
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
     picture a token sits) and "layers" (the language model's). `encode` computes no more of it."""
+
+    shares: ClassVar[tuple[str, ...]] = PER
+    """The values of `per` with which the method is defined. Without "view" it takes videos only."""
 
     fixed_k: ClassVar[bool] = True
     """Whether the number of kept tokens follows from sizes alone."""
@@ -131,6 +139,7 @@ class Pruner:
                 )
         check_choice("positions", self.positions, (None, *POSITIONS))
         check_choice("weights", self.weights, WEIGHTS)
+        check_choice("per", self.per, self.shares)
 
     @property
     def share(self) -> float | None:
@@ -218,13 +227,31 @@ class Pruner:
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
         return taps | ({VISION} if "vision" in self.needs else set())
 
+    def parts(self, grid: Grid) -> tuple[Grid, ...]:
+        """The parts of a picture or video with this grid that each have a budget, in order: every
+        view, or with per="clip" all frames, and the newline token that may stand behind them.
+
+        Raises:
+            UnsupportedModelError: per="clip", and this is the grid of a picture.
+        """
+        views = tuple(Grid((view,)) for view in grid.views)
+        if self.per == "view":
+            return views
+        if not grid.video:
+            raise UnsupportedModelError(
+                f"method {self.name!r} with per='clip' takes videos, whose frames share a budget, "
+                "and this is a picture."
+            )
+        frames = tuple(view for view in grid.views if view.width)
+        return Grid(frames, video=True), *views[len(frames) :]
+
     def budgets(self, grid: Grid) -> list[int]:
-        """The number of tokens to keep of each view of a picture with this grid.
+        """The number of tokens to keep of each of the `parts` of a picture with this grid.
 
         Raises:
             ValueError: `tokens` is more than the picture has, or less than its number of views.
         """
-        sizes = [view.n_tokens for view in grid.views]
+        sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]
         if not len(sizes) <= self.tokens <= sum(sizes):

@@ -119,6 +119,8 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a type; None where it runs."""
     method, adapter = fopru.METHODS[name], Family.registry[family]
+    if "view" not in method.shares:
+        return "takes videos"
     if family not in FAMILIES and method.needs - {"vision", "text"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)

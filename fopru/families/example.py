@@ -76,6 +76,8 @@ class Example:
     """Special tokens that the processor asks its tokenizer for by name."""
     picture: str = "<image>"
     """What a picture is in the chat template."""
+    video: str = "<video>"
+    """What a video is there."""
     processor: str | None = None
     """The processor's class, where transformers has no other or a different one for the type."""
     settings: Mapping[str, Any] = field(default_factory=dict)

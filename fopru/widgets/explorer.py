@@ -106,7 +106,9 @@ class Explorer(anywidget.AnyWidget):
         examples: Sequence[Example],
         methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
     ):
-        allowed = tuple(name for name, cls in METHODS.items() if cls.selects())
+        allowed = tuple(
+            name for name, cls in METHODS.items() if cls.selects() and "view" in cls.shares
+        )
         for method in methods:
             check_choice("methods", method, allowed)
         if not examples:
