@@ -38,6 +38,12 @@ class Videos:
     def __call__(self, videos, do_sample_frames, video_metadata, **kwargs):
         assert do_sample_frames is False
         told = [VideoMetadata(**metadata) for metadata in video_metadata]
+        if (clip := zoo.example(self.family).clip) is not None:
+            found = [self.pictures(images=list(video), return_tensors="pt") for video in videos]
+            tokens = [int(made["num_soft_tokens_per_image"][0]) for made in found]
+            made = [clip(one) for one in found]
+            whole = {name: torch.cat([one[name] for one in made]) for name in made[0]}
+            return {**whole, "num_soft_tokens_per_video": tokens, "video_metadata": told}
         if self.family == "llava_onevision":
             made = [self._pixels(video) for video in videos]  # (T, 3, H, W)
             return {"pixel_values_videos": torch.stack(made), "video_metadata": told}

@@ -104,20 +104,6 @@ def idefics2():
     )
 
 
-def lighton_ocr():
-    """A Pixtral tower: pictures of any size in one sequence."""
-    return Example(
-        hf.LightOnOcrConfig(
-            vision_config=hf.PixtralVisionConfig(**VIT, **SQUARE),
-            text_config=hf.Qwen3Config(**TEXT, head_dim=12),
-            image_token_id=IMAGE,
-        ),
-        hf.PixtralImageProcessorPil(
-            size={"longest_edge": 64}, patch_size={"height": 2 * PATCH, "width": 2 * PATCH}
-        ),
-    )
-
-
 def video_llama_3():
     """Qwen's packing without its positions."""
     return Example(
@@ -193,7 +179,6 @@ EXAMPLES = {
         got_ocr2,
         deepseek_vl,
         idefics2,
-        lighton_ocr,
         video_llama_3,
         exaone4_5,
         aria,

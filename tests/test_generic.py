@@ -187,7 +187,7 @@ def test_pictures_that_are_encoded_together_with_text_between_them_are_refused()
     assert torch.equal(answers(model, fopru.DivPrune(1.0).prune(model, one)), expected)
 
 
-@pytest.mark.parametrize("kind", ["vipllava", "lighton_ocr"])
+@pytest.mark.parametrize("kind", ["vipllava", "video_llama_3"])
 def test_placeholders_that_are_more_or_fewer_than_features_are_refused(kind):
     model, inputs = zoo.model(kind), zoo.inputs(kind, pictures()[:1], TEXTS[:1])
     n = int((inputs["input_ids"] == tiny.IMAGE_TOKEN_ID).sum())

@@ -92,6 +92,10 @@ def test_videos_in_a_batch_are_as_alone_beams_too(family, pruner):
             found, want = model(**pruned).logits[row], model(**single).logits[0]
         torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)
     options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
+    if family in ("glm4v", "glm46v", "glm_ocr"):  # transformers' own beams lose their videos
+        with pytest.raises(ValueError, match="non-empty list"):
+            model.generate(**both, **options)
+        options["num_beams"] = 1
     expected = torch.cat([model.generate(**pruner.prune(model, i), **options) for i in alone])
     with pruner(model):
         new = model.generate(**both, **options)[:, both["input_ids"].shape[1] :]
@@ -212,7 +216,7 @@ def test_evs_refuses_what_leaves_no_room_for_the_first_frame():
     grid = Grid((View(4, 4), View(4, 4), NEWLINE), video=True)
     assert fopru.EVS(tokens=17).budgets(grid) == [16, 1]
     with pytest.raises(
-        ValueError, match="tokens=16: method 'evs' .* has 16 tokens here, .* least 17"
+        ValueError, match="tokens=16: method 'evs' .* has 16 tokens here; give at least 17"
     ):
         fopru.EVS(tokens=16).budgets(grid)
     with pytest.raises(ValueError, match="per='view': must be one of 'clip'"):

@@ -74,7 +74,6 @@ class Asked:
                 f"{type(processor).__name__} of this model has no chat template, so there "
                 "is no way to know how it wants to be asked."
             )
-        self.family = Family.of(net)
         token_id = self.family.image_token_id
         named = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
         for token in (*named, processor.tokenizer.convert_ids_to_tokens(token_id)):

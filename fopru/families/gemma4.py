@@ -83,6 +83,7 @@ class Gemma4(Family, model_types=("gemma4",)):
             special={WORDS[index]: word for word, index in named.values()},
             named={f"{name}_token": word for name, (word, _) in named.items() if name != "video"},
             picture="<|image|>",
+            video="<|video|>",
             settings={
                 "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"}
             },
