@@ -108,7 +108,9 @@ def inputs(
     )
 
 
-UNDEFINED = {(name, "llava_next") for name in ("pool", "visionzip", "prumerge", "prumerge+")}
+UNDEFINED = {
+    (name, "llava_next") for name in ("pool", "visionzip", "prumerge", "prumerge+", "vscan")
+}
 """(method, family) pairs that are refused."""
 
 

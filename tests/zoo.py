@@ -139,7 +139,7 @@ def undefined(name, family):
 def refusals():
     """Which methods are refused on which types, in Markdown."""
     where = {}  # (why, types) -> methods
-    for name in sorted(fopru.METHODS):
+    for name in sorted(name for name, cls in fopru.METHODS.items() if "view" in cls.shares):
         why = {}
         for family in EVERY:
             if reason := undefined(name, family):

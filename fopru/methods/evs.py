@@ -34,7 +34,7 @@ class EVS(Pruner, name="evs"):
     LLaVA-OneVision stays too. A picture has no frame before, and is refused.
 
     Raises:
-        ValueError: `k` is smaller than the first frame, or `per` is not "clip".
+        ValueError: `tokens` is smaller than the first frame, or `per` is not "clip".
     """
 
     _: KW_ONLY
