@@ -70,7 +70,9 @@ class Pruner:
             stands for: of a method that selects, those that are most like it
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
             proportional attention (Bolya et al., ICLR 2023, section 3). This works in
-            `with pruner(model)` only, and not for methods inside the language model.
+            `with pruner(model)` only, and not for methods inside the language model. Layers with
+            linear attention (Qwen3.5 has three for each other one) have no keys to weigh: they
+            read each kept token once.
 
     Raises:
         ValueError: a value is none of these, or both `retention` and `k` are given.

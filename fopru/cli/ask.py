@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from fopru.cli.common import one_sentence
+from fopru.cli.common import noted, one_sentence
 from fopru.pictures import load_image, open_image
 
 
@@ -69,7 +69,7 @@ def ask(
     for note in notes:
         if note.category is UserWarning:
             typer.echo(f"fopru: {note.message}", err=True)
-    with one_sentence():
+    with one_sentence(), noted():
         from fopru.cli import answering  # torch, which bad input need not wait for
 
         pruner = answering.pruner(method, retention, weights.value, positions and positions.value)

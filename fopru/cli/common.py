@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,18 @@ def one_sentence() -> Iterator[None]:
         message = " ".join(str(error).split())
         typer.echo(f"fopru: {message}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Warnings are told at the end, each once and in one line, not amid the progress."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
+                typer.echo(f"fopru: {' '.join(text.split())}", err=True)
 
 
 def device_of(name: str | None) -> torch.device:

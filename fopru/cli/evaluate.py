@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Column, Table
 
 from fopru import evaluation, load
 from fopru.arguments import check_choice, hint
-from fopru.cli.common import check_out, device_of, keep, one_sentence
+from fopru.cli.common import check_out, device_of, keep, noted, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.controls import BLIND, CONTROLS
 from fopru.evaluation.runner import launched
@@ -124,18 +123,6 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("fopru: stopped; the same command goes on.", err=True)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def noted() -> Iterator[None]:
-    """Warnings are told at the end, each once and in one line, not amid the progress."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
-                typer.echo(f"fopru: {' '.join(text.split())}", err=True)
 
 
 def _show(results: pd.DataFrame) -> None:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from fopru import efficiency, load
 from fopru.arguments import check_integer
-from fopru.cli.common import check_out, device_of, keep, one_sentence
+from fopru.cli.common import check_out, device_of, keep, noted, one_sentence
 from fopru.evaluation.asking import inputs, prompts
 from fopru.evaluation.settings import as_pruner, label, settings
 from fopru.pocket import sample
@@ -55,7 +55,7 @@ def measure(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
 ) -> None:
     """What pruning saves: seconds of each stage, beside the model as it is."""
-    with one_sentence():
+    with one_sentence(), noted():
         for name, value in (("new_tokens", new_tokens), ("turns", turns), ("text", text)):
             check_integer(name, value, minimum=1)
         for size in batch or [1]:
