@@ -73,7 +73,9 @@ class Pruner:
             stands for: of a method that selects, those that are most like it
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
             proportional attention (Bolya et al., ICLR 2023, section 3). This works in
-            `with pruner(model)` only, and not for methods inside the language model.
+            `with pruner(model)` only, and not for methods inside the language model. Layers with
+            linear attention (Qwen3.5 has three for each other one) have no keys to weigh: they
+            read each kept token once.
         per: What has a budget of its own. "view" gives one to each view of a picture and to each
             frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
             of a video share one, so that tokens compete across frames, and is refused for pictures.

@@ -41,6 +41,15 @@ def config(family):
     return deepcopy(example(family).config)
 
 
+def _linear(family):
+    kinds = getattr(config(family).get_text_config(), "layer_types", None)
+    return "linear_attention" in (kinds or ())
+
+
+LINEAR = [family for family in FAMILIES if _linear(family)]
+"""Those whose language models have layers with linear attention, where no key can be masked."""
+
+
 def model(family, attention="sdpa", dtype=torch.float32):
     """A model whose attention is far from uniform, so that rankings are not decided by noise."""
     torch.manual_seed(0)
