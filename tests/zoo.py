@@ -19,6 +19,7 @@ from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 import fopru
 from fopru.families import Family
 from fopru.families.llava_next import LlavaNext
+from fopru.significance import AXES
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
 EVERY = list(Family.registry)
@@ -119,7 +120,7 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a type; None where it runs."""
     method, adapter = fopru.METHODS[name], Family.registry[family]
-    if family not in FAMILIES and method.needs - {"vision", "text"}:
+    if family not in FAMILIES and method.needs & {*AXES, "keys"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)
     if adapter.deep is not Family.deep and method.merge is not fopru.Pruner.merge:
