@@ -232,6 +232,7 @@ def parameters(shape):
 def test_shapes_have_the_published_numbers_of_parameters():
     """In billions."""
     assert {shape: round(parameters(shape) / 1e9, 2) for shape in efficiency.SHAPES} == {
+        "gemma-4-12b": 11.96,
         "llava-1.5-7b": 7.06,
         "llava-1.5-13b": 13.35,
         "llava-next-7b": 7.06,
@@ -244,6 +245,7 @@ def test_shapes_have_the_published_numbers_of_parameters():
 @pytest.mark.parametrize(
     "shape, visual",
     [
+        ("gemma-4-12b", 256),
         ("llava-1.5-7b", 576),
         ("llava-next-7b", 2928),
         ("qwen2.5-vl-7b", 1296),

@@ -19,6 +19,7 @@ from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 import fopru
 from fopru.families import Family
 from fopru.families.llava_next import LlavaNext
+from fopru.significance import AXES
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
 EVERY = list(Family.registry)
@@ -130,7 +131,7 @@ def undefined(name, family):
     method, adapter = fopru.METHODS[name], Family.registry[family]
     if "view" not in method.shares:
         return "takes videos"
-    if family not in FAMILIES and method.needs - {"vision", "text"}:
+    if family not in FAMILIES and method.needs & {*AXES, "keys"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)
     if adapter.deep is not Family.deep and method.merge is not fopru.Pruner.merge:

@@ -27,6 +27,10 @@ qwen3-vl-8b and qwen3.5-9b are from the `config.json` that models tuned from the
 (Chhagan005/CSM-DocExtract-8N and Steinate/Cortex; khtsly/Mini-Coder, KnowledgeXLab/ComActor-9B and
 the defaults of transformers' `Qwen3_5Config`). Their parameters are the published 8.77 billion, and
 8.95 billion beside the vision tower.
+
+Of gemma-4-12b (google/gemma-4-12B-it) the language model is as
+https://iamulya.one/posts/decoder-forward-pass-dimensions/ quotes its config.json, and the rest as
+transformers' defaults; the parameters are as many as its card says, 11.95 billion.
 """
 
 MARGIN = 1.1
@@ -46,7 +50,9 @@ def config(shape: str) -> PretrainedConfig:
 def empty(shape: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
     """The model without memory for its weights."""
     with init_empty_weights(include_buffers=False), _quiet():
-        return AutoModelForImageTextToText.from_config(config(shape), dtype=dtype).eval()
+        model = AutoModelForImageTextToText.from_config(config(shape), dtype=dtype).eval()
+    model.tie_weights()  # of which the context above has made two
+    return model
 
 
 def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int]:
@@ -88,6 +94,7 @@ def build(
             for part in filled.view(-1).split(len(noise)):
                 part.copy_(noise[: len(part)])
         setattr(module, name, nn.Parameter(filled, requires_grad=False))
+    model.tie_weights()
     for module in model.modules():
         for name, value in module.named_buffers(recurse=False):
             module.register_buffer(name, value.to(device), persistent=False)
@@ -96,9 +103,13 @@ def build(
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """Each once, in the first of the modules that share it."""
+    seen: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            yield module, name, parameter
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield module, name, parameter
 
 
 @contextmanager
@@ -132,6 +143,13 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
         data["pixel_values"] = torch.randn(batch * side**2, width, generator=draw)
         data["image_grid_thw"] = torch.tensor([[1, side, side]] * batch)
+    elif "image_position_ids" in family.pixels:  # a square picture: 256 tokens, padded to 280
+        side, most = 16 * family.side, 280 * family.side**2
+        places = torch.cartesian_prod(torch.arange(side), torch.arange(side)).flip(1)  # (P, 2)
+        places = torch.nn.functional.pad(places, (0, 0, 0, most - side**2), value=-1)
+        width = 3 * (vision.patch_size * vision.pooling_kernel_size // family.side) ** 2
+        data["pixel_values"] = torch.randn(batch, most, width, generator=draw)
+        data["image_position_ids"] = places.expand(batch, -1, -1)
     elif model.config.model_type == "llava_next":  # 672 x 672: a base view and four tiles
         pixels = torch.randn(batch, 5, 3, vision.image_size, vision.image_size, generator=draw)
         data |= {"pixel_values": pixels, "image_sizes": torch.tensor([[672, 672]] * batch)}
@@ -149,5 +167,5 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
         **data,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        **(kinds if family.spatial else {}),
+        **(kinds if family.spatial or "image_position_ids" in data else {}),
     }

@@ -275,10 +275,10 @@ def head_maps(seen: Look, axes: tuple[str, ...]) -> Tensor:
     blocks = range(family.block(None) + 1)
     for block in blocks:
         (attention,) = seen.seen[block]
-        query, key = attention.query, attention.key  # (1, h, T, d)
+        query, key, scaling, visible = attention  # (1, h, T, d)
         for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
             found = attention_scores(
-                query[:, head], key[:, head], attention.scaling, family.n_prefix, axes
+                query[:, head], key[:, head], scaling, family.n_prefix, axes, visible=visible
             )
             maps += [found[axis][0] for axis in axes]  # (P,) each
     (table,) = family.tokens([torch.stack(maps, 1)], seen.inputs)  # (N, c)
