@@ -12,6 +12,7 @@ from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava
 from fopru.families.llava_next import LlavaNext
 from fopru.families.llava_onevision import LlavaOnevision
+from fopru.families.paligemma import PaliGemma
 from fopru.families.qwen2_5_vl import Qwen25VL
 from fopru.families.qwen2_vl import Qwen2VL
 from fopru.families.qwen3_vl import Qwen3VL
@@ -29,6 +30,7 @@ __all__ = [
     "Llava",
     "LlavaNext",
     "LlavaOnevision",
+    "PaliGemma",
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",
