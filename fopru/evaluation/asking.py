@@ -74,9 +74,11 @@ def pictureless(processor: ProcessorMixin, prompt: str) -> str:
 def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
     """The processor's output, padded on the left so that all texts end together."""
     images = [[e.image] for e in examples]
-    return processor(
+    made = processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
     )
+    made.pop("labels", None)  # PaliGemma's, for training
+    return made
 
 
 def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:

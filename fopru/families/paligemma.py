@@ -16,7 +16,8 @@ from fopru.families.grid import Grid, View
 
 class PaliGemma(Family, model_types=("paligemma",)):
     title = "PaliGemma"
-    notes = "PaliGemma and PaliGemma 2; the whole prompt sees the picture, and the picture it"
+    notes = "PaliGemma and PaliGemma 2; the picture sees the question, too"
+    looks_back = False
 
     @classmethod
     def example(cls, model_type: str) -> Example:
