@@ -1,7 +1,7 @@
 """What survives another training seed: `data/results/pocket/half.parquet`.
 
-    fopru pocket train seed1 --half --seed 1             # and 2, 3: an hour each on two cores
-    fopru pocket train captions --half --captions-only
+    python data/making train seed1 --half --seed 1             # and 2, 3: an hour each on two cores
+    python data/making train captions --half --captions-only
     python benchmarks/half.py seed1 seed2 seed3 captions   # ten minutes each; a stopped run goes on
 
 Every method once on PocketBench's test split, on models that were trained for half as long: three

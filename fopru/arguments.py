@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -21,6 +22,24 @@ def check_integer(argument: str, value: Any, minimum: int | None = None) -> None
     ):
         least = "" if minimum is None else f" of at least {minimum}"
         raise ValueError(f"{argument}={value!r}: must be an integer{least}.")
+
+
+def check_number(argument: str, value: Any, minimum: float = 0, included: bool = True) -> None:
+    """Check that a value is a finite number, and not below a minimum.
+
+    Args:
+        argument: The name that the error gives.
+        value: What the user gave.
+        minimum: The least number that is allowed.
+        included: Whether the minimum itself is allowed.
+
+    Raises:
+        ValueError: the value is not a finite number (a bool is none), or it is too small.
+    """
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not minimum <= value < math.inf or (value == minimum and not included):
+        least = "of at least" if included else "above"
+        raise ValueError(f"{argument}={value!r}: must be a number {least} {minimum}.")
 
 
 def check_share(argument: str, value: Any, interval: str = "[0, 1]") -> None:

@@ -108,6 +108,10 @@ def _registered(implementation: str) -> str:
 
         def mask(*args: Any, **kwargs: Any) -> Any:
             weights = _WEIGHTS.get()
+            if getattr(kwargs.get("config"), "num_kv_shared_layers", 0):
+                # where there is no mask, transformers cuts queries before layers that share keys,
+                # and only under the name "sdpa" knows when it may not
+                kwargs |= {"allow_is_causal_skip": False}
             return plain(*args, **kwargs) if weights is None else _weighed(plain, weights, kwargs)
 
         AttentionMaskInterface.register(name, mask)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -38,7 +38,7 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
-    """One picture, or one view of it, after the vision tower. N visual tokens."""
+    """One picture or video, or one part of it, after the vision tower. N visual tokens."""
 
     family: Family
     sample: int
@@ -91,17 +91,17 @@ class EncodedImage:
             )
         return self.scores[VISION]
 
-    def views(self) -> Iterator[EncodedImage]:
-        """Each view as a picture of its own: budgets apply per view."""
+    def parts(self, grids: Iterable[Grid]) -> Iterator[EncodedImage]:
+        """Each of these parts of the picture's grid, in order, as a picture of its own."""
         start = 0
-        for view in self.grid.views:
-            tokens = slice(start, start + view.n_tokens)
+        for grid in grids:
+            tokens = slice(start, start + grid.n_tokens)
             start = tokens.stop
             yield replace(
                 self,
                 features=self.features[tokens],
                 deep=None if self.deep is None else self.deep[tokens],
-                grid=replace(self.grid, views=(view,)),
+                grid=grid,
                 scores={tap: scores[tokens] for tap, scores in self.scores.items()},
             )
 
@@ -120,14 +120,15 @@ class Encoded:
     def text(self, sample: int) -> Tensor:
         """(T, d): the language model's embeddings of the text in one row's prompt.
 
-        Left out are padding and every id that a config of the model names: placeholders, and what
-        begins and ends prompts, answers and pictures. Marks that only the tokenizer knows, as
-        Qwen's `<|im_start|>`, count as text, since the inputs do not say which ones they are.
+        Left out are padding, what ends a row of a picture, and every id that a config of the model
+        names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only
+        the tokenizer knows, as Qwen's `<|im_start|>`, count as text, since the inputs do not say
+        which ones they are.
         """
         ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
         keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()
         special = torch.tensor(sorted(_special(self.family)), device=ids.device)
-        keep &= ~torch.isin(ids, special)
+        keep &= ~torch.isin(ids, special) & ~self.family.marks(ids)
         return self.family.model.get_input_embeddings()(ids[keep])
 
 
@@ -213,7 +214,8 @@ def look(
     if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
         raise UnsupportedModelError(
             f"{type(family.tower).__name__} has no CLS token, whose attention was asked for: "
-            "methods that score by it are undefined here."
+            "methods that score by it are undefined here; attention='received' is defined, where "
+            "a method takes it."
         )
     missing = [name for name in family.pixels if inputs.get(name) is None]
     if missing:
@@ -275,11 +277,11 @@ def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
         return
     thread = threading.get_ident()  # in others, methods may project by themselves
 
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if threading.get_ident() == thread:
-            seen.append(args[0])
+            seen.append(next(iter((*args, *kwargs.values()))))
 
-    hook = family.projector.register_forward_pre_hook(note)
+    hook = family.projector.register_forward_pre_hook(note, with_kwargs=True)
     try:
         yield seen
     finally:
@@ -298,12 +300,18 @@ def _scores(
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
         maps: dict[str, list[Tensor]] = {axis: [] for axis in axes}
-        for query, key, scaling in seen[block]:
+        for query, key, scaling, visible in seen[block]:
             if "keys" in axes:
                 patches = key[:, :, family.n_prefix :]  # (tiles, h, P, d)
                 maps["keys"] += patches.transpose(1, 2).flatten(2)
             found = attention_scores(
-                query, key, scaling, family.n_prefix, axes=axes - {"keys"}, scores=kind
+                query,
+                key,
+                scaling,
+                family.n_prefix,
+                axes=axes - {"keys"},
+                scores=kind,
+                visible=visible,
             )  # (tiles, P) each
             for axis, tiles in found.items():
                 maps[axis] += tiles[..., None]

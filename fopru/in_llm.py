@@ -26,11 +26,14 @@ class InLLMPruner(Pruner):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"layers"})
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def __post_init__(self):
         super().__post_init__()
-        if self.k is not None:
-            raise ValueError(f"k={self.k}: methods inside the language model take `retention`.")
+        if self.tokens is not None:
+            raise ValueError(
+                f"tokens={self.tokens}: methods inside the language model take `retention`."
+            )
         if self.weights != "none":
             raise ValueError(
                 f"weights={self.weights!r}: {type(self).__name__} drops tokens inside the language "

@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import huggingface_hub
+import transformers
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import (
     PROCESSOR_MAPPING,
     AutoConfig,
+    AutoFeatureExtractor,
     AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
     AutoVideoProcessor,
+    ImageProcessingMixin,
     PreTrainedConfig,
     PreTrainedModel,
     ProcessorMixin,
@@ -124,21 +127,36 @@ def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]
     files = ("processor_config.json", "preprocessor_config.json")
     if isinstance(source, Path) and not any((source / file).is_file() for file in files):
         raise OSError(f"the folder has neither {' nor '.join(files)}.")
-    kind, readers = (
-        PROCESSOR_MAPPING[type(config)],
-        {
-            "tokenizer": AutoTokenizer.from_pretrained,
-            "image_processor": partial(AutoImageProcessor.from_pretrained, backend="pil"),
-        },
-    )
+    settings, _ = ProcessorMixin.get_processor_dict(source, **hub)
+    kind = _kind(source, config, settings, hub)
+    readers = {
+        "tokenizer": AutoTokenizer.from_pretrained,
+        "feature_extractor": AutoFeatureExtractor.from_pretrained,  # of sounds
+        "image_processor": partial(AutoImageProcessor.from_pretrained, backend="pil"),
+    }
     if is_torchvision_available():
         readers["video_processor"] = AutoVideoProcessor.from_pretrained
     elif "video_processor" in kind.get_attributes():
         kind = _without_videos(kind)
         readers["video_processor"] = lambda *_, **__: None
     names = [name for name in inspect.signature(kind).parameters if name in readers]
-    settings, _ = kind.get_processor_dict(source, **hub)
     return kind.from_args_and_dict([readers[name](source, **hub) for name in names], settings)
+
+
+def _kind(
+    source: str | Path, config: PreTrainedConfig, settings: dict[str, Any], hub: dict[str, Any]
+) -> type[ProcessorMixin]:
+    """The class of processor that the files name, as transformers' AutoProcessor takes it, else the
+    one for this type of model."""
+    name = settings.get("processor_class")
+    if name is None:
+        images, _ = ImageProcessingMixin.get_image_processor_dict(source, **hub)
+        name = images.get("processor_class")
+    if (kind := getattr(transformers, str(name), None)) is not None:
+        return kind
+    if type(config) not in PROCESSOR_MAPPING:
+        raise ValueError(f"its files name no class of transformers: processor_class={name!r}.")
+    return PROCESSOR_MAPPING[type(config)]
 
 
 class NoVideos:
@@ -153,10 +171,18 @@ class NoVideos:
         )
 
 
+class _Parts(ProcessorMixin):
+    """Between a processor's class and transformers' own: a missing video part is no argument."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.pop("video_processor", None)
+        super().__init__(*args, **kwargs)
+
+
 def _without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The class of processor with nothing but a stand-in for its video part."""
 
-    class Processor(kind):
+    class Processor(kind, _Parts):
         video_processor = NoVideos()
 
         @classmethod

@@ -251,3 +251,43 @@ def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
         gains[best] = -torch.inf
         kept.append(best)
     return torch.cat(kept).sort().values
+
+
+def greedy_cover(columns: Callable[[Tensor], Tensor], k: int, weights: Tensor) -> Tensor:
+    """Pick k tokens, each the one that adds most to what those picked cover.
+
+    A token covers so much of each thing that is to be covered, and several of them as much as the
+    best of them. What a token adds is summed over the things and counts by the token's weight.
+    Gains only fall as tokens are picked, so that most are not computed again (lazy greedy).
+
+    Args:
+        columns: From (b,) places to (things, b) float64, how much each of these tokens covers; not
+            negative.
+        k: From 1 to N.
+        weights: (N,) float64 on the device of the columns, not negative.
+
+    Returns:
+        (k,) int64 on the CPU, sorted. Gains that differ by rounding only count as equal, and ties
+        go to the lower index.
+    """
+    n, places = len(weights), torch.arange(len(weights), device=weights.device)
+    bounds = torch.cat([columns(part).sum(0) for part in places.split(LIKELY)]) * weights  # (N,)
+    covered, kept = columns(places[:1]).new_zeros(()), []
+    while True:
+        fresh = bounds <= 0  # who adds nothing will never do
+        while True:
+            best = bounds.where(fresh, -torch.inf).max()
+            stale = ~fresh & (bounds >= best - best.abs() * RELATIVE)
+            if not stale.any():
+                break
+            likely = bounds.where(stale, -torch.inf).topk(min(LIKELY, n)).indices
+            likely = likely[stale[likely]]
+            more = columns(likely) - covered  # (things, b)
+            bounds[likely] = more.where(more > covered * RELATIVE, 0).sum(0) * weights[likely]
+            fresh[likely] = True
+        best = bounds.max()
+        kept.append((bounds >= best - best.abs() * RELATIVE).byte().argmax(keepdim=True))
+        if len(kept) == k:
+            return torch.cat(kept).sort().values.cpu()
+        covered = columns(kept[-1]).maximum(covered)  # (things, 1)
+        bounds[kept[-1]] = -torch.inf

@@ -45,8 +45,9 @@ METHODS = Methods()
 
 POSITIONS = ("reindex", "preserve")
 WEIGHTS = ("none", "mass")
+PER = ("view", "clip")
 RETENTION = 0.25
-"""The share that is kept where neither `retention` nor `k` is given."""
+"""The share that is kept where neither `retention` nor `tokens` is given."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Pruner:
 
     Args:
         retention: The share of each view's visual tokens to keep, in (0, 1]. Left out, and without
-            `k`, it is 0.25.
-        k: The exact number of tokens to keep of each picture instead. Its views share it in
-            proportion to their sizes.
+            `tokens`, it is 0.25.
+        tokens: The exact number of visual tokens to keep of each picture instead, over all of its
+            views, which share it in proportion to their sizes. `fopru.budgets.PAPERS` says what
+            papers count.
         layer: The encoder block that the method reads, 0-based, negative from the end. None is the
             block whose output the model uses, as in FoPru. Methods that read none refuse it.
         positions: How the kept tokens are numbered. "reindex" numbers the shorter prompt from 0
@@ -72,9 +74,12 @@ class Pruner:
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
             proportional attention (Bolya et al., ICLR 2023, section 3). This works in
             `with pruner(model)` only, and not for methods inside the language model.
+        per: What has a budget of its own. "view" gives one to each view of a picture and to each
+            frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
+            of a video share one, so that tokens compete across frames, and is refused for pictures.
 
     Raises:
-        ValueError: a value is none of these, or both `retention` and `k` are given.
+        ValueError: a value is none of these, or both `retention` and `tokens` are given.
 
     Example:
         >>> with fopru.FoPru(retention=0.25)(model) as session:
@@ -84,15 +89,19 @@ class Pruner:
 
     retention: float | None = None
     _: KW_ONLY
-    k: int | None = None
+    tokens: int | None = None
     layer: int | None = None
     positions: str | None = None
     weights: str = "none"
+    per: str = "view"
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
     picture a token sits) and "layers" (the language model's). `encode` computes no more of it."""
+
+    shares: ClassVar[tuple[str, ...]] = PER
+    """The values of `per` with which the method is defined. Without "view" it takes videos only."""
 
     fixed_k: ClassVar[bool] = True
     """Whether the number of kept tokens follows from sizes alone."""
@@ -113,12 +122,12 @@ class Pruner:
         METHODS[name] = cls  # a class that is defined again, as in a notebook, replaces itself
 
     def __post_init__(self):
-        if self.retention is not None and self.k is not None:
+        if self.retention is not None and self.tokens is not None:
             raise ValueError(
-                f"retention={self.retention} and k={self.k}: give one of them, not both."
+                f"retention={self.retention} and tokens={self.tokens}: give one of them, not both."
             )
-        if self.k is not None:
-            check_integer("k", self.k, minimum=1)
+        if self.tokens is not None:
+            check_integer("tokens", self.tokens, minimum=1)
         if self.retention is not None:
             check_share("retention", self.retention, "(0, 1]")
         if self.layer is not None:
@@ -130,22 +139,29 @@ class Pruner:
                 )
         check_choice("positions", self.positions, (None, *POSITIONS))
         check_choice("weights", self.weights, WEIGHTS)
+        check_choice("per", self.per, self.shares)
 
     @property
     def share(self) -> float | None:
-        """The share of visual tokens to keep, 0.25 if none was given; None if `k` was."""
-        return RETENTION if self.retention is None and self.k is None else self.retention
+        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was."""
+        return RETENTION if self.retention is None and self.tokens is None else self.retention
 
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""
         return self.needs & {*AXES, "keys"}
 
+    def attended(self, family: Family) -> str | None:
+        """Whose attention scores the tokens in this family, where the method has that choice: "cls"
+        or "received". None for other methods."""
+        return None
+
     @property
     def label(self) -> str:
         """What tables call this pruner: its name, "-mass" where it is weighted, and arguments that
-        are not their defaults. Retention, position ids and seed have columns of their own."""
+        are not their defaults. Retention, tokens, position ids and seed have columns of their
+        own."""
         text = self.name if self.weights == "none" else f"{self.name}-{self.weights}"
-        columns = ("retention", "positions", "seed", "weights")
+        columns = ("retention", "tokens", "positions", "seed", "weights")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in columns and value != field.default:
@@ -211,21 +227,39 @@ class Pruner:
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
         return taps | ({VISION} if "vision" in self.needs else set())
 
-    def budgets(self, grid: Grid) -> list[int]:
-        """The number of tokens to keep of each view of a picture with this grid.
+    def parts(self, grid: Grid) -> tuple[Grid, ...]:
+        """The parts of a picture or video with this grid that each have a budget, in order: every
+        view, or with per="clip" all frames, and the newline token that may stand behind them.
 
         Raises:
-            ValueError: `k` is larger than the picture, or smaller than its number of views.
+            UnsupportedModelError: per="clip", and this is the grid of a picture.
         """
-        sizes = [view.n_tokens for view in grid.views]
-        if self.k is None:
-            return [floor_share(size, self.share) for size in sizes]
-        if not len(sizes) <= self.k <= sum(sizes):
-            raise ValueError(
-                f"k={self.k}: a picture of {sum(sizes)} visual tokens in {len(sizes)} view(s) "
-                f"keeps {len(sizes)} to {sum(sizes)} of them."
+        views = tuple(Grid((view,)) for view in grid.views)
+        if self.per == "view":
+            return views
+        if not grid.video:
+            raise UnsupportedModelError(
+                f"method {self.name!r} with per='clip' takes videos, whose frames share a budget, "
+                "and this is a picture."
             )
-        return in_proportion(self.k, sizes)
+        frames = tuple(view for view in grid.views if view.width)
+        return Grid(frames, video=True), *views[len(frames) :]
+
+    def budgets(self, grid: Grid) -> list[int]:
+        """The number of tokens to keep of each of the `parts` of a picture with this grid.
+
+        Raises:
+            ValueError: `tokens` is more than the picture has, or less than its number of views.
+        """
+        sizes = [part.n_tokens for part in self.parts(grid)]
+        if self.tokens is None:
+            return [floor_share(size, self.share) for size in sizes]
+        if not len(sizes) <= self.tokens <= sum(sizes):
+            raise ValueError(
+                f"tokens={self.tokens}: a picture of {sum(sizes)} visual tokens in {len(sizes)} "
+                f"view(s) keeps {len(sizes)} to {sum(sizes)} of them."
+            )
+        return in_proportion(self.tokens, sizes)
 
     def budgets_of(self, image: EncodedImage) -> list[int]:
         """The same for a picture that is encoded; it differs where `fixed_k` is False."""

@@ -124,7 +124,7 @@ class Answers:
         if not places or not all(0 <= i < self.n_tokens for i in places):
             raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
         distinct = tuple(sorted(set(places)))
-        with Given(k=len(distinct), indices=distinct)(self.model) as session:
+        with Given(tokens=len(distinct), indices=distinct)(self.model) as session:
             out = self.model(**session.arguments(self.encoded), use_cache=True, logits_to_keep=1)
             cache = {cache_name(self.model): cache_of(out)}
             logits = [out.logits]  # (1, 1, V) for the first token of the answer

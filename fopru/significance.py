@@ -18,7 +18,7 @@ from torch import Tensor
 from fopru.picking import RELATIVE
 
 SCORES = ("probabilities", "logits")
-AXES = ("received", "given", "cls", "cls_wide")
+AXES = ("received", "given", "cls", "received_wide", "cls_wide")
 
 BLOCK_ELEMENTS = 2**22
 """Attention values that are held at a time: 16 MiB of float32."""
@@ -31,6 +31,7 @@ def attention_scores(
     n_prefix: int,
     axes: Collection[str],
     scores: str = "probabilities",
+    visible: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Average one layer's attention over heads, and along one axis or several.
 
@@ -40,8 +41,9 @@ def attention_scores(
     - "received": the mean over queries i of A[i, j], how much patch j is looked at;
     - "given": the mean over keys j of A[i, j], how much patch i looks at patches;
     - "cls": A[CLS, j], how much the CLS token looks at patch j;
-    - "cls_wide": the same as if there were one head, softmax of q . k / sqrt(h d) over whole
-      queries and keys, as PruMerge scores (arXiv 2403.15388). It has probabilities only.
+    - "received_wide" and "cls_wide": the same as if there were one head, softmax of
+      q . k / sqrt(h d) over whole queries and keys, as PruMerge scores by the CLS token (arXiv
+      2403.15388). They have probabilities only.
 
     Args:
         query, key: (tiles, h, T, d) after whatever the layer does to them (norms, rotary).
@@ -50,9 +52,11 @@ def attention_scores(
         axes: Which of `AXES` to compute.
         scores: "probabilities" for attention after the softmax over all T keys, "logits" for that
             before it.
+        visible: (tiles, T) bool, False for padding: it neither looks nor is looked at, so that it
+            has no share in any average. None where nothing is padded.
 
     Returns:
-        For each axis (tiles, P) float32.
+        For each axis (tiles, P) float32. Padding has probability 0, and logit minus infinity.
 
     Raises:
         ValueError: "cls" or "cls_wide" is among the axes, and there is no CLS token.
@@ -60,19 +64,24 @@ def attention_scores(
     if {"cls", "cls_wide"} & set(axes) and n_prefix == 0:
         raise ValueError("'cls' attention was asked for, but this vision tower has no CLS token.")
     measure = _probabilities if scores == "probabilities" else _logits
-    wide = _wide(query, key, n_prefix) if "cls_wide" in axes else {}
-    axes = set(axes) - {"cls_wide"}
-    tiles = [
-        measure(q.float() * scaling, k.float(), n_prefix, axes)  # (h, T, d)
-        for q, k in zip(query, key, strict=True)
-    ]
-    return wide | {axis: torch.stack([tile[axis] for tile in tiles]) for axis in axes}
-
-
-def _wide(query: Tensor, key: Tensor, p: int) -> dict[str, Tensor]:
-    queries, keys = (x.float().transpose(1, 2).flatten(2) for x in (query[:, :, :1], key))
-    logits = queries @ keys.transpose(1, 2) / keys.shape[-1] ** 0.5  # (tiles, 1, T)
-    return {"cls_wide": logits.softmax(-1)[:, 0, p:]}
+    if visible is None:
+        visible = torch.ones_like(key[:, 0, :, 0], dtype=torch.bool)  # (tiles, T)
+    padding = 0.0 if scores == "probabilities" else -torch.inf
+    wide = {axis.removesuffix("_wide") for axis in axes if axis.endswith("_wide")}
+    plain = {axis for axis in axes if not axis.endswith("_wide")}
+    found: dict[str, list[Tensor]] = {axis: [] for axis in axes}
+    for q, k, there in zip(query, key, visible, strict=True):
+        q, k = q[:, there].float(), k[:, there].float()  # (h, T', d)
+        tile = measure(q * scaling, k, n_prefix, plain) if plain else {}
+        if wide:
+            q, k = (x.transpose(0, 1).flatten(1)[None] for x in (q, k))  # (1, T', h d)
+            one_head = _probabilities(q / k.shape[-1] ** 0.5, k, n_prefix, wide)
+            tile |= {f"{axis}_wide": values for axis, values in one_head.items()}
+        patches = there[n_prefix:]  # (P,)
+        for axis, values in tile.items():
+            whole = values.new_full(patches.shape, padding)
+            found[axis].append(whole.masked_scatter(patches, values))
+    return {axis: torch.stack(tiles) for axis, tiles in found.items()}
 
 
 def _probabilities(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Tensor]:

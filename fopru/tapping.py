@@ -26,6 +26,8 @@ class Attention(NamedTuple):
     query: Tensor  # (tiles, h, T, d)
     key: Tensor
     scaling: float
+    visible: Tensor | None = None
+    """(tiles, T) bool: False for padding, which no query sees; None where there is none."""
 
 
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
@@ -79,16 +81,20 @@ def tapped(
     def note(module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
         if (index := owner.get(id(module))) is None:
             return
-        if attention_mask is not None and _hides(attention_mask):
-            raise UnsupportedModelError(
-                f"{type(tower).__name__} masks the attention of its block {index} (are pictures "
-                "padded?): there is no way to score its tokens yet."
-            )
-        scaling = scaling or query.shape[-1] ** -0.5
+        visible, scaling = None, scaling or query.shape[-1] ** -0.5
         pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
         lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
+        if attention_mask is not None and not (shown := _shown(attention_mask)).all():
+            visible = _visible(shown, len(query))
+            if visible is None:  # others than FlashAttention get pictures apart by a mask
+                lengths = _lengths(shown)
+        if not lengths:
+            raise UnsupportedModelError(
+                f"{type(tower).__name__} masks the attention of its block {index}, and not the "
+                "same for every query, as padding is: there is no way to score its tokens."
+            )
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            seen.setdefault(index, []).append(Attention(q, k, scaling))
+            seen.setdefault(index, []).append(Attention(q, k, scaling, visible))
 
     with twinned(tower.config), heard(note):
         yield seen
@@ -99,6 +105,28 @@ def tapped(
         )
 
 
-def _hides(mask: Tensor) -> bool:
-    """Whether a mask, boolean or added to the logits, keeps any query from any key."""
-    return not bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())
+def _shown(mask: Tensor) -> Tensor:
+    """The keys that a mask, boolean, of ones or added to the logits, leaves to each query."""
+    return mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0
+
+
+def _visible(shown: Tensor, tiles: int) -> Tensor | None:
+    """(tiles, T) bool: the keys that every query sees, as where there is padding; None where some
+    queries see others."""
+    if shown.dim() > 2:
+        if not torch.equal(shown, shown[:, :1, :1].expand_as(shown)):
+            return None
+        shown = shown[:, 0, 0]
+    return shown.expand(tiles, -1)
+
+
+def _lengths(shown: Tensor) -> list[int]:
+    """The lengths of the pictures that a mask (B, 1, T, T) keeps apart in one sequence, each of
+    which sees all of itself; none where the mask does anything else."""
+    if shown.dim() != 4:
+        return []
+    first = shown[0, 0].byte().argmax(-1)  # (T,) the first key that each query sees
+    apart = bool((first.diff() >= 0).all())
+    if not apart or not torch.equal(shown, (first[:, None] == first).expand_as(shown)):
+        return []
+    return first.unique_consecutive(return_counts=True)[1].tolist()

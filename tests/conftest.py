@@ -11,5 +11,5 @@ def pytest_collection_modifyitems(items):
     for item in items:
         case = getattr(item, "callspec", None)
         family = case and case.params.get("family")
-        if family in zoo.FAMILIES and zoo.example(family).twin:
+        if family in zoo.EVERY and zoo.example(family).twin:
             item.add_marker(pytest.mark.slow)

@@ -6,6 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fopru.families import Family
+
 
 def eager_attention(model, pixel_values, block):
     """(tiles, h, T, T) float64 attention of one block, from the tower run in eager mode."""
@@ -40,15 +42,15 @@ def near(scores, kept, k, band=1e-6):
 
 @torch.no_grad()
 def masked_logits(model, inputs, pruned, positions="preserve"):
-    """Logits of the kept tokens in a full-length run with the dropped columns masked out.
+    """Logits of the kept tokens in a full-length run with the dropped columns masked out, or, where
+    layers have linear attention and no key to mask, in a run of each row without them.
 
     Returns one (tokens, vocabulary) tensor per batch row.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"].clone()
+    placeholder = Family.of(model).reading(inputs).image_token_id
     for row, sample in enumerate(ids):
-        flags = sample == model.config.image_token_id
-        if "pixel_values_videos" in inputs:
-            flags = sample == model.config.video_token_id
+        flags = sample == placeholder
         kept = []
         for picture in pruned.images:
             if picture.sample == row:
@@ -68,9 +70,41 @@ def masked_logits(model, inputs, pruned, positions="preserve"):
             **{name: inputs[name] for name in names if name in inputs},
         )
         position_ids = torch.cat([position_ids[None], places])
+    if "linear_attention" in (getattr(model.config.get_text_config(), "layer_types", None) or ()):
+        return [
+            left_out(model, inputs, row, keep, position_ids[:, row])
+            for row, keep in enumerate(mask.bool())
+        ]
     arguments = {**inputs, "attention_mask": mask, "position_ids": position_ids}
     logits = model(**arguments).logits
     return [logits[row, mask[row].bool()] for row in range(len(ids))]
+
+
+@torch.no_grad()
+def left_out(model, inputs, row, keep, places, mask=None):
+    """(tokens, vocabulary) logits of one row when nothing but the columns `keep` is there, at their
+    `places`, (4, L); the model's own parts put together by hand.
+
+    Args:
+        mask: what the language model's layers of each kind get as a mask.
+    """
+    core, ids = model.base_model, inputs["input_ids"]
+    video = "pixel_values_videos" in inputs
+    kind = "video" if video else "image"
+    names = ("pixel_values_videos" if video else "pixel_values", f"{kind}_grid_thw")
+    encode = getattr(core, f"get_{kind}_features")
+    features = encode(*(inputs[name] for name in names), return_dict=True).pooler_output
+    embeds = model.get_input_embeddings()(ids)
+    embeds[ids == getattr(model.config, f"{kind}_token_id")] = torch.cat(list(features))
+    places = places[:, None, keep].clone()
+    places[0] = torch.arange(places.shape[-1])  # gaps here would be borders between sequences
+    hidden = core.language_model(
+        inputs_embeds=embeds[row : row + 1, keep],
+        position_ids=places,
+        attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+    return model.lm_head(hidden)[0]
 
 
 def eager_calls(model, block, run):

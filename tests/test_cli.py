@@ -92,6 +92,10 @@ def test_bad_pictures_end_with_one_sentence(tmp_path):
 def test_bad_options_end_with_one_sentence(picture, tmp_path):
     refused(fopru_cli("ask", picture, QUESTION, "--retention", 0), "retention=0.0", "(0, 1]")
     refused(fopru_cli("ask", picture, QUESTION, "--retention", "nan"), "retention=nan")
+    told = ("ask", picture, QUESTION, "--tokens")
+    refused(fopru_cli(*told, 9, "--retention", 0.5), "retention=0.5 and tokens=9: give one")
+    refused(fopru_cli(*told, 300), "tokens=300: a picture of 256 visual tokens in 1 view(s)")
+    refused(fopru_cli(*told, 9, "--method", "fastv"), "tokens=9: methods inside")
     refused(
         fopru_cli("ask", picture, QUESTION, "--overlay", tmp_path / "no" / "a.png"), "no folder"
     )
@@ -115,7 +119,6 @@ def test_every_command_says_in_one_line_which_model_it_cannot_load(picture, tmp_
         ("ask", picture, QUESTION),
         ("evaluate", "reading", "--limit", 1, "--out", out),
         ("measure",),
-        ("pocket", "score", "--n", 4),
     ):
         refused(fopru_cli(*command, "--model", "poket"), "Did you mean 'pocket'?")
 
@@ -292,6 +295,10 @@ def test_evaluate_on_questions_of_ones_own(tmp_path, picture):
         ),
         (("reading", "--out", "x.parquet", "--weights", "mas"), "weights='mas': must be one of"),
         (("reading", "--out", "x.parquet", "--blind", "dark"), "blind='dark': must be one of"),
+        (
+            ("reading", "--out", "x.parquet", "--tokens", "9", "--retention", "0.5"),
+            r"retentions=\[0.5\] and tokens=\[9\]: give one of them",
+        ),
         (("reading", "--out", "no/x.parquet"), "out no/x.parquet: there is no folder no"),
         (
             ("reading", "--out", "x.parquet", "--retention", "0.5", "--retention", "0.5"),
@@ -388,6 +395,28 @@ def test_measure_says_what_it_would_run():
     result = fopru_cli("measure", "--dry-run", "--weights", "none", "--weights", "mass")
     assert result.exit_code == 0, result.output
     assert "batch 1: full, fopru, fopru-mass at 0.5, 0.25, 0.1" in result.stdout
+    result = fopru_cli("measure", "--dry-run", "--tokens", 64, "--tokens", 9)
+    assert "batch 1: full, fopru at 64 tokens, 9 tokens" in result.stdout
+
+
+def test_a_number_of_tokens_is_asked_and_told(picture, tmp_path):
+    told = ("--method", "cls", "--tokens", 20)
+    result = fopru_cli("ask", picture, QUESTION, *told, "--json", "--max-new-tokens", 2)
+    found = json.loads(result.stdout)
+    assert found["pruned"]["visual_tokens"] == found["tokens"] == 20 and found["retention"] is None
+    assert found["attention"] == "cls"
+    result = fopru_cli("ask", picture, QUESTION, *told, "--max-new-tokens", 2)
+    assert "cls 20 tokens" in " ".join(result.stdout.split())
+    asked, _ = questions(tmp_path)
+    out = tmp_path / "found.parquet"
+    result = fopru_cli("evaluate", asked, *told, "--tokens", 300, "--out", out)
+    assert result.exit_code == 1  # 300 of 256: the other answers are there
+    assert "fopru: tokens=300: a picture of 256 visual tokens" in result.stderr
+    table = pd.read_parquet(out)
+    assert table.kept.dropna().tolist() == [256, 20] and table.budget.tolist()[1:] == [20, 300]
+    for command in ("ask", "evaluate", "measure"):
+        said = " ".join(re.findall(r"[\w,.;'-]+", fopru_cli(command, "--help").stdout))
+        assert "192, 128, 64 of LLaVA-1.5's 576; 640, 320, 160 of LLaVA-NeXT's 2880." in said
 
 
 def test_several_metrics_in_one_task_are_shown(tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 import fopru
 from fopru import efficiency
 from fopru.efficiency import Latency, Machine, measuring, shapes
+from fopru.families import Family
 
 
 def asked(batch=2):
@@ -93,11 +94,15 @@ def test_every_family_is_measured(family):
         zoo.model(family),
         zoo.inputs(family, [tiny.image(64, 48)], "USER: <image> w1 ASSISTANT:"),
     )
-    pruners = [fopru.FoPru(0.5), fopru.METHODS["fastv"](0.5, k_layer=2)]
+    pruners = [fopru.FoPru(0.5), fopru.METHODS["fastv"](0.5, k_layer=2), fopru.CLS(tokens=8)]
     with torch.no_grad():
         out = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     table = fopru.measure(model, inputs, pruners, 3, turns=1).set_index(["method", "stage"])
-    assert set(table.index.levels[0]) == {"full", "fopru", "fastv"}
+    assert set(table.index.levels[0]) == {"full", "fopru", "fastv", "cls"}
+    few, pictures = table.loc["cls", "prefill"], Family.of(model).grids(inputs)
+    assert few.budget == 8 and few.visual == 8 * len(pictures)  # of each tile, where it is one
+    assert few.visual == pytest.approx(few.retention * table.loc["full", "prefill"].visual)
+    assert few.attention == ("cls" if family in zoo.CLS else "received")
     full, fewer = table.loc["full", "prefill"], table.loc["fopru", "prefill"]
     assert full.tokens == inputs["input_ids"].shape[1] and fewer.tokens < full.tokens
     assert fewer.flops < full.flops and table.loc["fastv", "prefill"].flops < full.flops
@@ -128,9 +133,11 @@ def test_the_model_is_left_as_it_was():
 
 
 def test_weighted_and_plain_pruners_stay_apart_and_may_be_named():
-    both = [fopru.FoPru(0.5), fopru.FoPru(0.5, weights="mass"), fopru.FoPru(k=3)]
+    both = [fopru.FoPru(0.5), fopru.FoPru(0.5, weights="mass"), fopru.FoPru(tokens=3)]
     table = fopru.measure(tiny.model(), asked(1), both, 1, turns=1)
-    assert list(table.method.unique()) == ["full", "fopru", "fopru-mass", "fopru, k=3"]
+    assert list(table.method.unique()) == ["full", "fopru", "fopru-mass"]
+    budgets = table[table.stage == "vision"].set_index(["method", "retention"])["budget"]
+    assert budgets.dropna().to_dict() == {("fopru", 3 / 64): 3}
     table = fopru.measure(tiny.model(), asked(1), {"mine": both[0]}, 1, turns=1)
     assert list(table.method.unique()) == ["full", "mine"]
 
@@ -229,11 +236,20 @@ def test_shapes_have_the_published_numbers_of_parameters():
         "llava-1.5-13b": 13.35,
         "llava-next-7b": 7.06,
         "qwen2.5-vl-7b": 8.29,
+        "qwen3-vl-8b": 8.77,
+        "qwen3.5-9b": 9.41,
     }
 
 
 @pytest.mark.parametrize(
-    "shape, visual", [("llava-1.5-7b", 576), ("llava-next-7b", 2928), ("qwen2.5-vl-7b", 1296)]
+    "shape, visual",
+    [
+        ("llava-1.5-7b", 576),
+        ("llava-next-7b", 2928),
+        ("qwen2.5-vl-7b", 1296),
+        ("qwen3-vl-8b", 1024),
+        ("qwen3.5-9b", 1024),
+    ],
 )
 def test_prompts_have_the_placeholders_of_their_picture(shape, visual):
     model = efficiency.empty(shape)

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import zoo
 from PIL import Image
 from transformers import CLIPImageProcessorPil
 
@@ -15,8 +16,7 @@ from fopru.evaluation import Example, answer, controls, evaluate, statistics
 from fopru.evaluation.asking import answer_ids, generate, inputs, prompts
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.metrics import METRICS, Metric, f1
-from fopru.families import Grid
-from fopru.families.base import View
+from fopru.families import Grid, View
 from fopru.methods import FastV
 
 
@@ -59,6 +59,8 @@ def test_processors_with_tiles_or_a_fixed_size_see_the_whole_picture():
     processor.image_processor = CLIPImageProcessorPil(
         size={"height": 32, "width": 32}, do_center_crop=False
     )
+    assert frame(image, processor) == (0, 0, 100, 50)
+    processor.image_processor = zoo.image_processor("mistral3")  # pads the pictures of a batch
     assert frame(image, processor) == (0, 0, 100, 50)
 
 
@@ -198,7 +200,16 @@ def test_blind_controls_show_other_pictures():
         ({"methods": [5]}, "methods: 5 is neither a name nor a pruner"),
         ({"methods": ["fopru", fopru.FoPru()]}, "methods: two of them are called 'fopru'"),
         ({"methods": {"full": "fopru"}}, "methods: 'full' cannot be a label"),
-        ({"methods": [fopru.FoPru(k=9)]}, "methods: 'fopru, k=9' has k=9.*leave k out"),
+        ({"methods": [fopru.FoPru(tokens=9)]}, "methods: 'fopru' has tokens=9.*leave it out"),
+        (
+            {"tokens": [9], "retentions": [0.5]},
+            r"retentions=\[0.5\] and tokens=\[9\]: give one of them",
+        ),
+        ({"tokens": 9}, r"tokens=9: must be a list"),
+        ({"tokens": []}, r"tokens=\[\]: 'fopru' needs at least one"),
+        ({"tokens": [9, 9]}, r"tokens=\[9, 9\]: each may stand there once"),
+        ({"tokens": [0]}, "tokens=0: must be an integer of at least 1"),
+        ({"tokens": [9], "methods": ["fastv"]}, "tokens=9: methods inside .* take `retention`"),
         ({"retentions": 0.5}, r"retentions=0.5: must be a list"),
         ({"retentions": ()}, r"retentions=\[\]: 'fopru' needs at least one"),
         ({"seeds": 3}, r"seeds=3: must be a list"),
@@ -728,6 +739,9 @@ def test_position_ids_are_not_averaged_and_failures_not_counted(function):
         pd.testing.assert_frame_equal(found, expected, check_dtype=False)
     else:
         np.testing.assert_equal(found, expected)
+    counted = table.assign(budget=9)  # as 9 tokens of the same share would be
+    with pytest.raises(ValueError, match="'f.*' has rows with budget nan and 9"):
+        function(pd.concat([table.assign(budget=np.nan), counted]))
     both = table.assign(positions="preserve")
     with pytest.raises(ValueError, match="'f.*' has rows with positions 'reindex' and 'preserve'"):
         function(pd.concat([table, both]))

@@ -3,6 +3,7 @@ import reference
 import tiny
 import torch
 import zoo
+from transformers import LlavaNextForConditionalGeneration
 
 import fopru
 from fopru.families import Family, Grid, View
@@ -54,23 +55,11 @@ def test_llava_next_scores_follow_tokens_through_unpadding(size):
     torch.testing.assert_close(rows[:, -1], means, atol=1e-7, rtol=0)
 
 
-def test_pixtral_towers_are_refused():
-    from transformers import LlavaConfig, LlavaForConditionalGeneration, PixtralVisionConfig
-
-    config = LlavaConfig(
-        vision_config=PixtralVisionConfig(
-            hidden_size=32,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        ),
-        text_config=tiny.configs("llava").text_config,
-        image_token_index=tiny.IMAGE_TOKEN_ID,
-    )
-    with pytest.raises(fopru.UnsupportedModelError, match="Pixtral"):
-        Family.of(LlavaForConditionalGeneration(config))
+def test_pixtral_towers_that_get_tiles_are_refused():
+    config = zoo.config("llava_next")
+    config.vision_config = zoo.config("llava/pixtral").vision_config
+    with pytest.raises(fopru.UnsupportedModelError, match="Pixtral.* LLaVA-NeXT cuts"):
+        Family.of(LlavaNextForConditionalGeneration(config))
 
 
 def test_a_second_adapter_for_a_type_is_refused_and_the_same_class_again_is_not(monkeypatch):

@@ -232,7 +232,7 @@ def test_where_a_token_sits_is_not_made_up():
 
 def test_uniform_keeps_evenly_spaced_tokens_in_reading_order():
     model, inputs = zoo.model("vipllava"), zoo.inputs("vipllava", pictures()[:1], TEXTS[:1])
-    (image,) = fopru.Uniform(0.125).prune(model, inputs).images
+    (image,) = fopru.Uniform(tokens=8).prune(model, inputs).images
     assert image.kept.tolist() == [4, 12, 20, 28, 36, 44, 52, 60]
 
 

@@ -193,8 +193,8 @@ def test_what_is_refused():
     for method in (FastV, PyramidDrop):
         with pytest.raises(ValueError, match=f"'{method.name}' drops tokens inside .* use `with"):
             method(0.5).prune(net, inputs)
-        with pytest.raises(ValueError, match="k=5: methods inside the language model take"):
-            method(k=5)
+        with pytest.raises(ValueError, match="tokens=5: methods inside the language model take"):
+            method(tokens=5)
     with (
         pytest.raises(ValueError, match="k_layer=5: must be below the language model's 5 layers"),
         FastV(0.5, k_layer=5)(net),

@@ -143,10 +143,11 @@ def test_any_family_and_method_through_the_processors_chat_template(folder, fami
         ([image(seed=2), image(seed=3)], "w6 w7"),
     ]
     arguments = {} if method == "full" else {"retention": 0.3}
+    arguments = {"tokens": 20} if method == "divprune" else arguments
     wrapper = lmms.PrunedModel(folder, method, **arguments, device="cpu", batch_size=2)
     said = wrapper.generate_until(list(requests_on(wrapper, documents)))
     net, words = fopru.load(folder)
-    pruner = fopru.Random(1.0) if method == "full" else fopru.METHODS[method](0.3)
+    pruner = fopru.Random(1.0) if method == "full" else fopru.METHODS[method](**arguments)
     for (pictures, text), answer in zip(documents, said, strict=True):
         prompt = "USER: " + "<image> " * len(pictures) + text + " ASSISTANT:"
         asked = words(images=pictures, text=prompt, return_tensors="pt")
@@ -191,7 +192,7 @@ def test_a_tasks_own_settings(folder, family):
         ({"positions": "keep"}, "positions='keep'"),
         ({"retnetion": 0.5}, "model_args='retnetion'.*Did you mean 'retention'"),
         ({"method": "full", "retention": 0.5}, "retention: method 'full' prunes nothing"),
-        ({"k": 0}, "k=0"),
+        ({"tokens": 0}, "tokens=0"),
         ({"batch_size": "auto"}, "batch_size='auto': must be an integer"),
     ],
 )

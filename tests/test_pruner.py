@@ -128,7 +128,7 @@ def test_a_method_of_ones_own_in_a_few_lines():
             return image.tap("cls", self.layer)
 
     model, inputs = tiny.model(), tiny.inputs()
-    image = Corners(k=9, layer=1).prune(model, inputs).images[0]
+    image = Corners(tokens=9, layer=1).prune(model, inputs).images[0]
     row = reference.eager_attention(model, inputs["pixel_values"], block=1)[0, :, 0, 1:].mean(0)
     assert (image.significance.double() - row).abs().max() < 1e-6
     assert reference.near(row, image.kept, 9)
@@ -138,16 +138,16 @@ def test_a_method_of_ones_own_in_a_few_lines():
 @pytest.mark.parametrize("k, budgets", [(2, [1, 1]), (10, [6, 4]), (13, [8, 5]), (104, [64, 40])])
 def test_an_exact_count_is_shared_among_views(k, budgets):
     grid = Grid((View(8, 8), View(5, 7, newline=True)))
-    assert fopru.FoPru(k=k).budgets(grid) == budgets
-    assert fopru.FoPru(k=k).n_keep(grid) == k
+    assert fopru.FoPru(tokens=k).budgets(grid) == budgets
+    assert fopru.FoPru(tokens=k).n_keep(grid) == k
 
 
 def test_row_keeps_whole_rows_with_their_newline():
     grid = Grid((View(8, 8), View(5, 7, newline=True)))
     assert fopru.FoPru(retention=0.5, strategy="row").budgets(grid) == [32, 16]
-    assert fopru.FoPru(k=16, strategy="row").budgets(Grid((View(8, 8),))) == [16]
-    with pytest.raises(ValueError, match="k=20: strategy='row' keeps whole rows.* 8 a row"):
-        fopru.FoPru(k=20, strategy="row").budgets(Grid((View(8, 8),)))
+    assert fopru.FoPru(tokens=16, strategy="row").budgets(Grid((View(8, 8),))) == [16]
+    with pytest.raises(ValueError, match="tokens=20: strategy='row' keeps whole rows.* 8 a row"):
+        fopru.FoPru(tokens=20, strategy="row").budgets(Grid((View(8, 8),)))
 
 
 def test_boxes_tile_the_view():
@@ -323,20 +323,22 @@ def test_bad_retention(retention):
         fopru.FoPru(retention=retention)
 
 
-def test_both_retention_and_k():
-    with pytest.raises(ValueError, match="retention=0.5 and k=3: give one"):
-        fopru.FoPru(retention=0.5, k=3)
+def test_both_retention_and_tokens():
+    with pytest.raises(ValueError, match="retention=0.5 and tokens=3: give one"):
+        fopru.FoPru(retention=0.5, tokens=3)
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.0, "3", True])
-def test_bad_k(k):
-    with pytest.raises(ValueError, match="k=.*must be an integer of at least 1"):
-        fopru.FoPru(k=k)
+@pytest.mark.parametrize("tokens", [0, -1, 2.0, "3", True])
+def test_bad_tokens(tokens):
+    with pytest.raises(ValueError, match="tokens=.*must be an integer of at least 1"):
+        fopru.FoPru(tokens=tokens)
 
 
-def test_k_beyond_the_picture():
-    with pytest.raises(ValueError, match=r"k=65: a picture of 64 visual tokens in 1 view\(s\)"):
-        fopru.FoPru(k=65).prune(tiny.model(), tiny.inputs())
+def test_tokens_beyond_the_picture():
+    with pytest.raises(
+        ValueError, match=r"tokens=65: a picture of 64 visual tokens in 1 view\(s\)"
+    ):
+        fopru.FoPru(tokens=65).prune(tiny.model(), tiny.inputs())
 
 
 @pytest.mark.parametrize(
@@ -373,13 +375,14 @@ def test_layer_is_for_methods_that_read_a_block(method):
 def test_a_pruner_is_replaced_as_if_it_were_written_anew(method):
     """The default retention is not there as if it had been given."""
     kind = fopru.METHODS[method]
-    assert replace(kind(), k=10) == kind(k=10)
-    assert replace(kind(k=10), k=None, retention=0.5) == kind(0.5)
+    assert replace(kind(), tokens=10) == kind(tokens=10)
+    assert replace(kind(tokens=10), tokens=None, retention=0.5) == kind(0.5)
     assert replace(kind(), weights="mass") == kind(weights="mass")
-    assert (kind().share, kind(0.5).share, kind(k=3).share) == (0.25, 0.5, None)
-    assert kind().budgets(Grid((View(8, 8),))) == kind(0.25).budgets(Grid((View(8, 8),)))
-    with pytest.raises(ValueError, match="retention=0.5 and k=3: give one"):
-        replace(kind(0.5), k=3)
+    assert (kind().share, kind(0.5).share, kind(tokens=3).share) == (0.25, 0.5, None)
+    grid = Grid((View(8, 8),), video=True)
+    assert kind().budgets(grid) == kind(0.25).budgets(grid)
+    with pytest.raises(ValueError, match="retention=0.5 and tokens=3: give one"):
+        replace(kind(0.5), tokens=3)
 
 
 def test_position_ids_cannot_be_reindexed():
@@ -484,7 +487,7 @@ def test_a_merging_method_that_breaks_its_promise_is_told(merged):
             return Merged(torch.tensor(kept), image.features[:n], torch.tensor(owner))
 
     with pytest.raises(ValueError, match="Broken.merge must return 2 tokens, and for each of 64"):
-        Broken(k=2).prune(tiny.model(), tiny.inputs())
+        Broken(tokens=2).prune(tiny.model(), tiny.inputs())
 
 
 def test_pictures_are_compared_and_shown_as_things():
@@ -509,4 +512,4 @@ def test_a_method_that_breaks_its_promise_is_told(chosen):
     with pytest.raises(
         ValueError, match="Broken.select must return 2 sorted, distinct indices below 64"
     ):
-        Broken(k=2).prune(tiny.model(), tiny.inputs())
+        Broken(tokens=2).prune(tiny.model(), tiny.inputs())

@@ -9,7 +9,11 @@ from fopru.significance import attention_scores, wider
 def dense(query, key, scaling, p, scores):
     logits = (query.double() * scaling) @ key.double().transpose(-1, -2)
     maps = logits.softmax(-1) if scores == "probabilities" else logits
+    queries, keys = (x.double().transpose(1, 2).flatten(2) for x in (query, key))  # (tiles, T, h d)
+    wide = (queries @ keys.transpose(1, 2) / queries.shape[-1] ** 0.5).softmax(-1)
     return {
+        "received_wide": wide[:, p:, p:].mean(1),
+        "cls_wide": wide[:, 0, p:],
         "received": maps[:, :, p:, p:].mean((1, 2)),
         "given": maps[:, :, p:, p:].mean((1, 3)),
         "cls": maps[:, :, 0, p:].mean(1),
@@ -23,6 +27,7 @@ def test_streamed_scores_equal_dense_float64(monkeypatch, scores, block):
     torch.manual_seed(0)
     query, key = torch.randn(2, 3, 41, 8), torch.randn(2, 3, 41, 8)
     found = attention_scores(query, key, 0.5, 1, significance.AXES, scores)
+    assert found.keys() == set(significance.AXES)
     for axis, expected in dense(query, key, 0.5, 1, scores).items():
         torch.testing.assert_close(found[axis].double(), expected, atol=1e-6, rtol=1e-5)
 

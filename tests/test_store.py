@@ -318,6 +318,11 @@ def test_a_file_does_not_answer_for_other_settings(tmp_path):
     named = [check(methods={"mine": fopru.FoPru(layer=layer)}) for layer in (0, 2)]
     assert named[0].loglik[1] != named[1].loglik[1]
     check(positions="preserve")
+    counted = [check(retentions=None, tokens=(n,)).kept[1] for n in (9, 16)]
+    assert counted == [9, 16]
+    looked = [check(methods={"mine": fopru.CLS(attention=a)}) for a in ("cls", "received")]
+    assert [table.attention[1] for table in looked] == ["cls", "received"]
+    assert looked[0].loglik[1] != looked[1].loglik[1]
     said = check().prediction[0]
     model.generation_config.suppress_tokens = [tiny.WORDS.index(said), tiny.IMAGE_TOKEN_ID]
     assert check().prediction[0] != said

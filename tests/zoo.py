@@ -7,6 +7,7 @@ makes the pixels, the model itself says how many tokens a picture becomes.
 import re
 from copy import deepcopy
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import others
@@ -17,11 +18,17 @@ from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 
 import fopru
 from fopru.families import Family
+from fopru.families.llava_next import LlavaNext
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
-FAMILIES = list(Family.registry)
-VIDEO = [name for name, family in Family.registry.items() if family.video is not None]
+EVERY = list(Family.registry)
+FAMILIES = [name for name in EVERY if Family.registry[name].depth is not None]
+"""Those with a tower, whose attention FoPru reads."""
+VIDEO = [name for name in FAMILIES if Family.registry[name].video is not None]
+SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
+CLS = ["llava", "llava_next", "internvl"]
+"""Types whose towers have a CLS token."""
 
 
 @cache
@@ -80,7 +87,9 @@ def video(family, frames=4):
     pictures = [tiny.image(64, 48, seed=seed) for seed in range(frames)]
     rng = np.random.default_rng(0)
     found = image_processor(family)(images=pictures, return_tensors="pt")
-    if "image_grid_thw" not in found:
+    if example(family).clip is not None:
+        data = example(family).clip(found)
+    elif "image_grid_thw" not in found:
         data = {"pixel_values_videos": torch.tensor(rng.normal(size=(1, frames, 3, SIDE, SIDE)))}
     else:
         _, height, width = found["image_grid_thw"][0].tolist()
@@ -94,41 +103,69 @@ def video(family, frames=4):
     shown = {k: v for k, v in data.items() if k != "second_per_grid_ts"}
     with torch.no_grad():
         tokens = net.base_model.get_video_features(**shown, return_dict=True).pooler_output[0]
+    placeholder = Family.of(net).reading(data).image_token_id
     if announced := example(family).frame:
-        runs = [[announced] + ["w55"] * (len(tokens) // (frames // 2))] * (frames // 2)
+        (grid,) = Family.of(net).reading(data).grids(data)
+        runs = [[announced] + [WORDS[placeholder]] * view.n_tokens for view in grid.views]
     else:
-        runs = [["w55"] * len(tokens)]
+        runs = [[WORDS[placeholder]] * len(tokens)]
     words = ["w1", "w2", *(word for run in runs for word in run), "w4", "w5"]
     ids = torch.tensor([[WORDS.index(word) for word in words]])
     data |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if example(family).kinds == "mm_token_type_ids":
-        data["mm_token_type_ids"] = 2 * (ids == VIDEO_TOKEN_ID).long()
+        data["mm_token_type_ids"] = 2 * (ids == placeholder).long()
     return data
 
 
 def undefined(name, family):
-    """Why a method is refused on a family; None where it runs."""
-    cls = fopru.METHODS[name]
-    newlines = family in ("llava_next", "llava_onevision")
-    if {"cls", "cls_wide"} & cls.needs and family not in ("llava", "llava_next", "internvl"):
-        return "no CLS token"
-    if "vision" in cls.needs and not cls.selects():
+    """Why a method is refused on a type; None where it runs."""
+    method, adapter = fopru.METHODS[name], Family.registry[family]
+    if "view" not in method.shares:
+        return "takes videos"
+    if family not in FAMILIES and method.needs - {"vision", "text"}:
+        return "no stack of attention blocks"
+    newlines = issubclass(adapter, LlavaNext)
+    if adapter.deep is not Family.deep and method.merge is not fopru.Pruner.merge:
+        return "first layers"
+    if "vision" in method.needs and not method.selects():
         if newlines:
             return "newline tokens"
-        if family == "internvl":
+        if adapter.merges:
             return "several patches"
-    if name == "pool" and newlines:
+    if name in ("pool", "vscan") and newlines:
         return "newline token"
-    if family == "qwen3_vl" and cls.merge is not fopru.Pruner.merge:
-        return "first layers"
     return None
 
 
-def matrix():
-    """Methods and families, in Markdown."""
-    head = "| | " + " | ".join(FAMILIES) + " |\n" + "|---" * (len(FAMILIES) + 1) + "|\n"
-    rows = []
+def refusals():
+    """Which methods are refused on which types, in Markdown."""
+    where = {}  # (why, types) -> methods
     for name in sorted(fopru.METHODS):
-        cells = [undefined(name, family) or "✓" for family in FAMILIES]
-        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
-    return head + "\n".join(rows)
+        why = {}
+        for family in EVERY:
+            if reason := undefined(name, family):
+                why.setdefault(reason.removesuffix("s"), []).append(f"`{family}`")
+        for reason, types in why.items():
+            where.setdefault((reason, ", ".join(types)), []).append(f"`{name}`")
+    rows = ["| methods | are refused on | because of |", "|---|---|---|"]
+    for (reason, types), names in where.items():
+        rows.append(f"| {', '.join(names)} | {types} | {REASONS[reason]} |")
+    return "\n".join(rows)
+
+
+REASONS = {
+    "no stack of attention block": "no vision tower, so that there is no attention to read",
+    "first layer": "features for the LLM's first layers, which a new token does not have",
+    "newline token": "newline tokens, which belong to no patch",
+    "several patche": "tokens made of several patches: there is no new one before the projector",
+}
+
+
+def write_readme():
+    """Bring the README's generated tables up to date."""
+    path = Path(__file__).parents[1] / "README.md"
+    text = path.read_text()
+    for table in (Family.table(), refusals()):
+        head = table.splitlines()[0]
+        text = re.sub(re.escape(head) + r"\n(\|.*\n)+", lambda _: f"{table}\n", text)  # noqa: B023
+    path.write_text(text)

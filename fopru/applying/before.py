@@ -176,8 +176,7 @@ class Before(Session):
             kwargs["attention_mask"] = known.mask.new_ones(len(ids), total)
         if history and given is None and known.positions is not None:
             between = past - known.mask.shape[1]
-            last = known.positions.amax(-1, keepdim=True)
-            middle = last + torch.arange(1, between + 1, device=last.device)
+            middle = known.last + torch.arange(1, between + 1, device=known.positions.device)
             kwargs["position_ids"] = torch.cat(
                 [known.positions, middle, kwargs["position_ids"]], -1
             )
@@ -211,8 +210,14 @@ class Before(Session):
         return output
 
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        with weighing(_two_dimensional(kwargs.get("attention_mask"))):  # a static cache's mask
-            return prepare(**kwargs)
+        with weighing(_two_dimensional(kwargs.get("attention_mask"))):  # a static cache's masks
+            prepared = prepare(**kwargs)
+        if isinstance(masks := prepared.get("attention_mask"), dict):  # one for each kind of layer
+            prepared["attention_mask"] = {
+                kind: mask if _two_dimensional(mask) is None else mask.clamp(max=1)
+                for kind, mask in masks.items()
+            }
+        return prepared
 
     def _weighing(self, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
         """Weigh the keys by the mask's values, and leave a mask of ones and zeros to the model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
+from fopru.applying.layers import listed, placed
 from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
@@ -39,15 +41,24 @@ class Inside(Session):
             if these prompts were asked on its cache.
 
     Raises:
-        UnsupportedModelError: there is no adapter for the model, or its first layers add features
-            to visual tokens that the method would drop.
+        UnsupportedModelError: there is no adapter for the model, its first layers add features to
+            visual tokens that the method would drop, or too few of its layers have attention to
+            choose tokens by.
     """
 
     def __init__(self, pruner: Any, model: PreTrainedModel, chosen: Inside | None = None):
         super().__init__(pruner, model)
         self.decoder = self.family.decoder
         self.chosen = chosen
-        self.stages: dict[int, float] = pruner.stages(len(self.decoder.layers))
+        asked = pruner.stages(len(self.decoder.layers))
+        self.stages = placed(asked, self.decoder, pruner.before)
+        """Layer that tokens leave on entering it -> share of all visual tokens that go on."""
+        if self.stages.keys() != asked.keys():
+            warnings.warn(
+                f"method {pruner.name!r}: tokens leave on entering layer {listed(self.stages)} of "
+                f"{self.family.title} in place of {listed(asked)}, where no attention says which.",
+                stacklevel=3,
+            )
         self.first = min(self.stages)
         if self.first < self.family.n_deep:
             raise UnsupportedModelError(
@@ -55,10 +66,26 @@ class Inside(Session):
                 f"up to {self.family.n_deep - 1} of {self.family.title} add features to all visual "
                 "tokens: it is undefined here."
             )
+        self._refuse_ties()
         self.reindex = pruner.numbering(self.family) == "reindex"
         self.prompt = Layers(0)
         self.grids: list[Grid] = []
         self.hooks: list[int] = []
+
+    def _refuse_ties(self) -> None:
+        """Layers that read what was made for all tokens cannot see fewer of them."""
+        config, kind = self.decoder.config, type(self.decoder).__name__
+        ties = []
+        if shared := getattr(config, "num_kv_shared_layers", 0):
+            ties.append(f"its last {shared} layers attend to keys and values of earlier ones")
+        if getattr(config, "hidden_size_per_layer_input", 0):
+            ties.append("each layer gets an input of its own for every token of the prompt")
+        if ties:
+            raise UnsupportedModelError(
+                f"method {self.pruner.name!r} drops tokens between layers, and {kind} does not "
+                f"allow for it: {', and '.join(ties)}. Use a method that prunes before the "
+                "language model."
+            )
 
     @property
     def layers(self) -> list[Sequence]:
@@ -162,7 +189,9 @@ class Inside(Session):
                 )
             if known is None:
                 return forward(**kwargs)
-            at_hand = Pass(self, fitted(known, len(ids)))
+            mask = kwargs.get("attention_mask")
+            plain = isinstance(mask, Tensor) and mask.dim() == 2
+            at_hand = Pass(self, fitted(known, len(ids)), shown=mask if plain else None)
         elif not shown or ids is None:
             output = forward(**kwargs)
             mark(cache_of(output) or cache, None)

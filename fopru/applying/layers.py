@@ -7,6 +7,7 @@ it: everything that is read of a layer's call goes through here, and what is mis
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import NAMES
-from fopru.versions import moved
+from fopru.versions import UnsupportedModelError, moved
 
 
 @dataclass
@@ -78,8 +79,8 @@ class LayerCall:
 
     def attend(self) -> None:
         """Run the layer's attention on its input, leaving the cache as it is."""
-        if not hasattr(self.layer, "self_attn") or not hasattr(self.layer, "input_layernorm"):
-            raise moved(f"{type(self.layer).__name__} has no self_attn or no input_layernorm")
+        if not hasattr(self.layer, "input_layernorm"):
+            raise moved(f"{type(self.layer).__name__} has no input_layernorm")
         hidden = self.layer.input_layernorm(self.hidden)
         self.layer.self_attn(hidden, **(self.kwargs | {self.cache_name: None}))
 
@@ -99,6 +100,45 @@ def waves_at(decoder: PreTrainedModel, i: int, like: Tensor, places: Tensor) -> 
     return rotary(like, position_ids=places)
 
 
+def attends(layer: nn.Module) -> bool:
+    """Whether a layer has softmax attention, with keys and values in the cache; a layer with linear
+    attention has a state of fixed size in their place."""
+    return hasattr(layer, "self_attn")
+
+
 def window(layer: nn.Module) -> int | None:
-    """The last tokens that a layer sees; None where it sees all."""
+    """The last tokens that a layer which attends sees; None where it sees all."""
     return getattr(layer.self_attn, "sliding_window", None)
+
+
+def listed(layers: Iterable[int]) -> str:
+    """Layers in words."""
+    return ", ".join(map(str, layers))
+
+
+def placed(stages: dict[int, float], decoder: PreTrainedModel, before: bool) -> dict[int, float]:
+    """The stages of a method, each at the layer nearest to its own where tokens can be chosen: by
+    the attention of the layer before, or by that of the layer itself. Of two layers equally near it
+    is the later one, so that tokens stay longer.
+
+    Where all layers attend these are the stages themselves, and a stage keeps its share of the
+    depth where a few do. The first layer that attends sees all tokens: by its keys the cache tells
+    how long the prompt is.
+
+    Raises:
+        UnsupportedModelError: there are fewer such layers than stages, or two stages meet at one.
+    """
+    layers = list(decoder.layers)
+    attending = [i for i, layer in enumerate(layers) if attends(layer)]
+    there = [i + 1 for i in attending if i + 1 < len(layers)] if before else attending[1:]
+    found = {
+        min(there, key=lambda i: (abs(i - stage), -i)): share
+        for stage, share in stages.items()
+        if there
+    }
+    if len(found) < len(stages):
+        raise UnsupportedModelError(
+            f"{len(attending)} of the {len(layers)} layers of {type(decoder).__name__} have "
+            f"attention to choose tokens by, too few for stages at layers {listed(stages)}."
+        )
+    return found

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fopru.applying.layers import LayerCall, waves_at, window
+from fopru.applying.layers import LayerCall, attends, waves_at, window
 from fopru.attention import heard, implementation
 from fopru.families import UnsupportedModelError
 from fopru.pruned import line_up
@@ -79,8 +79,16 @@ class _Enough(Exception):
 class Pass:
     """One forward pass: of a prompt with pictures, or of a step on its cache."""
 
-    def __init__(self, session: Any, known: Layers, current: Sequence | None = None):
+    def __init__(
+        self,
+        session: Any,
+        known: Layers,
+        current: Sequence | None = None,
+        shown: Tensor | None = None,
+    ):
         self.session, self.known = session, known
+        self.shown = shown
+        """(B, K): the caller's attention mask at a step, where there is one with a value a key."""
         self.pruner, self.decoder = session.pruner, session.decoder
         self.prefill = current is not None
         self.current = current
@@ -110,7 +118,9 @@ class Pass:
         """What the hook of layer i makes of the layer's arguments."""
         first = self.session.first
         if not self.prefill:
-            return None if i < first else self._step(i, LayerCall(layer, args, kwargs))
+            if i < first or not attends(layer):  # a state is of the tokens that the layer saw
+                return None
+            return self._step(i, LayerCall(layer, args, kwargs))
         call = None
         if i >= first:
             call = LayerCall(layer, args, kwargs)
@@ -180,6 +190,9 @@ class Pass:
     def _fit(self, i: int, call: LayerCall) -> None:
         """Cut a layer's arguments at prefill down to the present sequence."""
         now = self.current
+        if not attends(call.layer):
+            call.mask = ~now.dead if now.padded else None
+            return
         self._refuse_window(call.layer, self.known.length)
         if self.session.reindex:
             places = ((~now.dead).cumsum(1) - 1).clamp(min=0)
@@ -233,6 +246,11 @@ class Pass:
         dead = F.pad(seen.dead, (0, columns.shape[1] - seen.dead.shape[1]))
         if mask is None:
             mask = self._causal(columns, queries)
+        elif mask.dim() == 4 and mask.shape[-1] <= int(columns.max()):
+            # made for the cache of a layer that tokens have left: Gemma's first without a window
+            mask = self._causal(columns, queries)
+            if self.shown is not None:
+                dead = dead | (self.shown.gather(1, columns) == 0)
         elif mask.dim() == 2:
             return mask.gather(1, columns) * ~dead
         else:

@@ -85,7 +85,8 @@ class Session:
     def clean(self, model: PreTrainedModel) -> None:
         """Take out of a copy of the model what `changes` did to the model itself."""
         family = Family.of(model)
-        for part in (family.tower, family.decoder):
+        parts = [part for part in (family.tower, family.decoder) if hasattr(part, "config")]
+        for part in parts:  # a model without a tower has an embedder there
             part.config._attn_implementation = implementation(part.config)
 
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:

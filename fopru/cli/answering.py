@@ -23,50 +23,66 @@ from fopru.applying import Session
 from fopru.arguments import check_choice
 from fopru.cli.common import device_of
 from fopru.evaluation import chat
+from fopru.evaluation.asking import videos
 from fopru.families import Family
+from fopru.videos import Video
 
 TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 
 
-def pruner(method: str, retention: float, weights: str, positions: str | None) -> Pruner:
+def pruner(method: str, **options: Any) -> Pruner:
     """The pruner of these options.
 
     Raises:
         ValueError: an unknown method, or an option that it does not take.
     """
     check_choice("method", method, tuple(METHODS))
-    return METHODS[method](retention, weights=weights, positions=positions)
+    return METHODS[method](**options)
 
 
 class Asked:
-    """A question about a picture, and the model that is asked.
+    """A question about pictures or a video, and the model that is asked.
 
     Raises:
         ValueError: the model has no chat template, or the question holds the picture's own token.
+        UnsupportedModelError: a video, and the model's family has none.
+        ImportError: a video, and torchvision, which its processor needs, is not installed.
     """
 
     def __init__(
-        self, name: str, picture: Image.Image, question: str, device: str | None, dtype: str | None
+        self,
+        name: str,
+        shown: list[Image.Image] | Video,
+        question: str,
+        device: str | None,
+        dtype: str | None,
     ):
         place = device_of(device)
         if name == "pocket" or not sys.stderr.isatty():
             disable_progress_bar()  # of "Loading weights"
-        self.name, self.picture, self.question = name, picture, question
+        self.name, self.shown, self.question = name, shown, question
         net, processor = load(name, **({"dtype": dtype} if dtype else {}))
+        if isinstance(shown, Video):
+            told, kinds = videos([shown]), ["video"]
+            self.family = Family.of(net).reading({"pixel_values_videos": shown})
+        else:
+            told, kinds = {"images": [shown]}, ["image"] * len(shown)
+            self.family = Family.of(net)
         self.net, self.processor = net.to(place), processor
         if not getattr(processor, "chat_template", None):
             raise ValueError(
                 f"{type(processor).__name__} of this model has no chat template, so there "
                 "is no way to know how it wants to be asked."
             )
-        token_id = Family.of(net).image_token_id
-        for token in (processor.image_token, processor.tokenizer.convert_ids_to_tokens(token_id)):
-            if token in question:
+        token_id = self.family.image_token_id
+        named = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
+        for token in (*named, processor.tokenizer.convert_ids_to_tokens(token_id)):
+            if token and token in question:
                 raise ValueError(
                     f"question={question!r}: {token} stands for the picture; leave it out."
                 )
-        prompt = processor.apply_chat_template(chat(question), add_generation_prompt=True)
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+        prompt = processor.apply_chat_template(chat(question, kinds), add_generation_prompt=True)
+        inputs = processor(**told, text=[prompt], return_tensors="pt")
         self.inputs = inputs.to(place)
         self.run: Session | None = None
 
@@ -93,8 +109,8 @@ class Asked:
         return {"full": full, "pruned": pruned, "times_faster": faster}
 
     def _answer(self, pruner: Pruner | None, max_new_tokens: int) -> dict[str, Any]:
-        family, marks = Family.of(self.net), Marks(self.net.device)
-        begins = family.decoder.register_forward_pre_hook(marks.decoding)
+        marks = Marks(self.net.device)
+        begins = self.family.decoder.register_forward_pre_hook(marks.decoding)
         told = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
         try:
             with pruner(self.net) if pruner else nullcontext() as run:
@@ -114,18 +130,18 @@ class Asked:
     def _visual(self, run: Session | None) -> float:
         """Visual tokens that the language model sees: a mean over its layers, where they differ."""
         if run is None:
-            return int((self.inputs["input_ids"] == Family.of(self.net).image_token_id).sum())
+            return int((self.inputs["input_ids"] == self.family.image_token_id).sum())
         return round(run.layer_weighted[0], 1)
 
     def draw(self, path: Path) -> None:
         """Write a picture of what was kept in the last answer."""
-        images = self.run.images
+        (picture,), images = self.shown, self.run.images
         ranked = all(image.significance is not None for image in images)
         figure = Figure(figsize=(9 if ranked else 4.5, 4.2), layout="constrained")
         axes = figure.subplots(1, 1 + ranked, squeeze=False)[0]
         if ranked:
-            plots.significance(self.picture, images, self.processor, ax=axes[0])
-        plots.overlay(self.picture, images, self.processor, ax=axes[-1])
+            plots.significance(picture, images, self.processor, ax=axes[0])
+        plots.overlay(picture, images, self.processor, ax=axes[-1])
         partial = path.with_name(f".{path.name}.partial")
         try:
             figure.savefig(partial, format="png", dpi=150)
@@ -177,9 +193,10 @@ def show(result: dict[str, Any]) -> None:
     for column in ("tokens", *(name.removesuffix("_ms") for name in TIMES)):
         table.add_column(column, justify="right", no_wrap=True)
     weights = "" if result["weights"] == "none" else f" {result['weights']}"
+    kept = f"{result['retention']:g}" if result["tokens"] is None else f"{result['tokens']} tokens"
     names = {
         "full": "all tokens",
-        "pruned": f"{result['method']}{weights} {result['retention']:g}",
+        "pruned": f"{result['method']}{weights} {kept}",
     }
     for key, name in names.items():
         row = result[key]

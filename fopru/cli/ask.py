@@ -5,15 +5,16 @@ from __future__ import annotations
 import io
 import json
 import sys
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
-from fopru.cli.common import one_sentence
+from fopru.cli.common import TOKENS_HELP, noted, one_sentence
 from fopru.pictures import load_image, open_image
+from fopru.videos import Video
 
 
 class Weights(StrEnum):
@@ -33,13 +34,27 @@ class DType(StrEnum):
 
 
 def ask(
-    image: Annotated[str, typer.Argument(help="A picture file, or - for standard input.")],
-    question: Annotated[str, typer.Argument(help="A question about it.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Picture files, or - for standard input; none with --video.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    question: Annotated[str, typer.Argument(help="A question about them.")],
+    video: Annotated[
+        Path | None,
+        typer.Option(help="A folder of frames, an animation (GIF, WebP, ...) or a film."),
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of the video at most, evenly spaced.")] = 16,
     model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
     method: Annotated[str, typer.Option(help="A name in fopru.METHODS.")] = "fopru",
     retention: Annotated[
-        float, typer.Option(help="Share of visual tokens kept, in (0, 1].")
-    ] = 0.25,
+        float | None,
+        typer.Option(help="Share of visual tokens kept, in (0, 1]; 0.25 if none is given."),
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help=TOKENS_HELP)] = None,
     weights: Annotated[
         Weights, typer.Option(help="mass: a kept token counts as all those that it stands for.")
     ] = Weights.none,
@@ -55,37 +70,46 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask with all visual tokens and with the kept ones: answers, token counts, times."""
-    with warnings.catch_warnings(record=True) as notes, one_sentence():
-        warnings.simplefilter("always")
+    with one_sentence(), noted():
         if not question.strip():
             raise ValueError(f"question={question!r}: ask something.")
+        if bool(images) == (video is not None):
+            raise ValueError("give picture files before the question, or --video, and not both.")
         if overlay is not None:
             _check_overlay(overlay)
-        picture = (
-            open_image(io.BytesIO(sys.stdin.buffer.read()), "-")
-            if image == "-"
-            else (load_image(image))
+            if len(images) != 1:
+                raise ValueError(f"--overlay {overlay}: is drawn for one picture, not for more.")
+        if images.count("-") > 1:
+            raise ValueError("-: standard input holds one picture.")
+        shown = (
+            [_picture(image) for image in images] if images else Video(video, None, frames).read()
         )
-    for note in notes:
-        if note.category is UserWarning:
-            typer.echo(f"fopru: {note.message}", err=True)
-    with one_sentence():
+    with one_sentence(), noted():
         from fopru.cli import answering  # torch, which bad input need not wait for
 
-        pruner = answering.pruner(method, retention, weights.value, positions and positions.value)
-        asked = answering.Asked(model, picture, question, device, dtype and dtype.value)
+        pruner = answering.pruner(
+            method,
+            retention=retention,
+            tokens=tokens,
+            weights=weights.value,
+            positions=positions and positions.value,
+        )
+        asked = answering.Asked(model, shown, question, device, dtype and dtype.value)
         for note in asked.notes():
             typer.echo(f"fopru: {note}", err=True)
         result = asked.compare(pruner, max_new_tokens)
         if overlay is not None:
             asked.draw(overlay)
     result = {
-        "image": image,
+        "images": images,
+        "video": video and str(video),
         "question": question,
         "model": model,
         "method": method,
-        "retention": retention,
+        "retention": pruner.share,
+        "tokens": pruner.tokens,
         "weights": weights.value,
+        "attention": pruner.attended(asked.family),
         **result,
     }
     if as_json:
@@ -94,6 +118,12 @@ def ask(
     answering.show(result)
     if overlay is not None:
         typer.echo(f"overlay: {overlay}")
+
+
+def _picture(image: str) -> Image.Image:
+    if image == "-":
+        return open_image(io.BytesIO(sys.stdin.buffer.read()), "-")
+    return load_image(image)
 
 
 def _check_overlay(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,9 +11,17 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from fopru.budgets import PAPERS
+
 if TYPE_CHECKING:
     import pandas as pd
     import torch
+
+
+TOKENS_HELP = (
+    "Visual tokens kept of each picture, over all its views, in place of a share. "
+    f"Papers keep {'; '.join(map(str, PAPERS.values()))}."
+)
 
 
 @contextmanager
@@ -25,6 +34,18 @@ def one_sentence() -> Iterator[None]:
         message = " ".join(str(error).split())
         typer.echo(f"fopru: {message}", err=True)
         raise typer.Exit(2) from None
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Warnings are told at the end, each once and in one line, not amid the progress."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            yield
+        finally:
+            for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
+                typer.echo(f"fopru: {' '.join(text.split())}", err=True)
 
 
 def device_of(name: str | None) -> torch.device:

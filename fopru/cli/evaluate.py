@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +16,7 @@ from rich.table import Column, Table
 
 from fopru import evaluation, load
 from fopru.arguments import check_choice, hint
-from fopru.cli.common import check_out, device_of, keep, one_sentence
+from fopru.cli.common import TOKENS_HELP, check_out, device_of, keep, noted, one_sentence
 from fopru.evaluation import Example, read_jsonl, statistics
 from fopru.evaluation.controls import BLIND, CONTROLS
 from fopru.evaluation.runner import launched
@@ -52,6 +51,9 @@ def evaluate(
     retention: Annotated[
         list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
     ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help=f"Once per number. {TOKENS_HELP}")
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
@@ -81,8 +83,8 @@ def evaluate(
             for kind in weights or ["none"]
             for name in method or ["fopru", "fopru-row", "random"]
         ]
-        retentions = retention or [0.5, 0.25, 0.1]
-        settings(pruners, retentions)  # refused before a model is loaded
+        retentions, budgets = retention or None, tokens or None
+        settings(pruners, retentions, tokens=budgets)  # refused before a model is loaded
         for control in blind or ():
             check_choice("blind", control, tuple(BLIND))
         examples = [e for task in _questions(tasks, split) for e in task[:limit]]
@@ -101,6 +103,7 @@ def evaluate(
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
             out=out.with_suffix(".sqlite"),
+            tokens=budgets,
         )
         processes.destroy_process_group()
         if not processes.is_main_process:
@@ -124,18 +127,6 @@ def stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("fopru: stopped; the same command goes on.", err=True)
         raise typer.Exit(130) from None
-
-
-@contextmanager
-def noted() -> Iterator[None]:
-    """Warnings are told at the end, each once and in one line, not amid the progress."""
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
-            yield
-        finally:
-            for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
-                typer.echo(f"fopru: {' '.join(text.split())}", err=True)
 
 
 def _show(results: pd.DataFrame) -> None:

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from fopru import efficiency, load
 from fopru.arguments import check_integer
-from fopru.cli.common import check_out, device_of, keep, one_sentence
+from fopru.cli.common import TOKENS_HELP, check_out, device_of, keep, noted, one_sentence
 from fopru.evaluation.asking import inputs, prompts
-from fopru.evaluation.settings import as_pruner, label, settings
+from fopru.evaluation.settings import Setting, as_pruner, label, settings
 from fopru.pocket import sample
 from fopru.pruner import METHODS
 
@@ -38,6 +38,9 @@ def measure(
     retention: Annotated[
         list[float] | None, typer.Option(help="Once per share kept; 0.5, 0.25, 0.1 if none.")
     ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(help=f"Once per number. {TOKENS_HELP}")
+    ] = None,
     weights: Annotated[
         list[str] | None,
         typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
@@ -55,22 +58,22 @@ def measure(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be run.")] = False,
 ) -> None:
     """What pruning saves: seconds of each stage, beside the model as it is."""
-    with one_sentence():
+    with one_sentence(), noted():
         for name, value in (("new_tokens", new_tokens), ("turns", turns), ("text", text)):
             check_integer(name, value, minimum=1)
         for size in batch or [1]:
             check_integer("batch", size, minimum=1)
         if out is not None:
             check_out(out, TABLE)
-        retentions = retention or [0.5, 0.25, 0.1]
         methods = [
             as_pruner(name, METHODS, weights=kind)
             for kind in weights or ["none"]
             for name in method or ["fopru"]
         ]
-        pruners = [cell.pruner for cell in settings(methods, retentions)]
+        cells = settings(methods, retention or None, tokens=tokens or None)
+        pruners = [cell.pruner for cell in cells]
         if dry_run:
-            _say(shape or model, device, [*map(label, methods)], retentions, batch or [1])
+            _say(shape or model, device, [*map(label, methods)], cells, batch or [1])
             return
         if shape is None:
             net, processor = load(model, dtype=dtype)
@@ -105,7 +108,7 @@ def _named(device: str) -> str:
 
 
 def _say(
-    name: str, device: str, methods: list[str], retentions: list[float], batches: list[int]
+    name: str, device: str, methods: list[str], cells: list[Setting], batches: list[int]
 ) -> None:
     if name in efficiency.SHAPES:
         net = efficiency.empty(name)
@@ -115,8 +118,11 @@ def _say(
         typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
     else:
         typer.echo(f"{name} on {device}")
+    kept = dict.fromkeys(
+        str(cell.retention) if cell.budget is None else f"{cell.budget} tokens" for cell in cells
+    )
     for size in batches:
-        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(map(str, retentions))}")
+        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(kept)}")
 
 
 def _show(results: pd.DataFrame) -> None:

@@ -166,14 +166,23 @@ class Way:
                 "native prefill", lambda: self.model(**short, use_cache=True, logits_to_keep=1)
             )
 
+    def _share(self) -> float:
+        """The share of the pictures' visual tokens that the pruner was asked to keep."""
+        if self.pruner is None or self.pruner.tokens is None:
+            return 1.0 if self.pruner is None else self.pruner.share
+        grids = Family.of(self.model).reading(self.inputs).grids(self.inputs)
+        return self.pruner.tokens * len(grids) / sum(grid.n_tokens for grid in grids)
+
     def rows(self) -> Iterator[dict[str, Any]]:
-        batch = len(self.inputs["input_ids"])
+        batch, family = len(self.inputs["input_ids"]), Family.of(self.model)
         for stage, taken in self.clock.seconds.items():
             times = pd.Series(taken) / (self.steps if stage == "decode" else 1)
             low, median, high = times.quantile([0.25, 0.5, 0.75])
             yield {
                 "method": self.label,
-                "retention": 1.0 if self.pruner is None else self.pruner.share,
+                "retention": self._share(),
+                "budget": None if self.pruner is None else self.pruner.tokens,
+                "attention": None if self.pruner is None else self.pruner.attended(family),
                 "stage": stage,
                 "seconds": median,
                 "low": low,
@@ -217,11 +226,13 @@ def measure(
 
     Returns:
         One row per pruner and stage ("vision", "scoring", "selection", "compaction", "prefill",
-        "decode" per token, "end to end", "native prefill"): method, retention, seconds (median),
-        low and high (quartiles), unstable (they are more than 15 % of the median apart), flops,
-        batch, visual and tokens (of each prompt, kept; inside the LLM the mean over its layers),
-        new_tokens, kv_bytes (the cache's own tensors), peak_bytes (end to end: of CUDA's allocator,
-        on a CPU resident memory), prompts_per_s. `attrs` say machine, threads and clock.
+        "decode" per token, "end to end", "native prefill"): method, retention (the share that
+        was asked for), budget (the number of tokens, where that was asked for), attention (as in
+        `fopru.evaluate`), seconds (median), low and high (quartiles), unstable (they are more than
+        15 % of the median apart), flops, batch, visual and tokens (of each prompt, kept; inside the
+        LLM the mean over its layers), new_tokens, kv_bytes (the cache's own tensors), peak_bytes
+        (end to end: of CUDA's allocator, on a CPU resident memory), prompts_per_s. `attrs` say
+        machine, threads and clock.
 
     Raises:
         ValueError: `new_tokens` or `turns` below 1, inputs without images, or something else than
@@ -261,8 +272,14 @@ def measure(
 
 
 def kv_bytes(cache: Cache) -> int:
-    """Bytes of all keys and values in a cache."""
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    """Bytes of all that a cache holds: keys and values, and the states of layers with linear
+    attention, which are of one size however long the prompt is."""
+    held = []
+    for layer in cache.layers:
+        held += [getattr(layer, name, None) for name in ("keys", "values")]
+        for name in ("conv_states", "recurrent_states"):
+            held += getattr(layer, name, {}).values()
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
 @contextmanager

@@ -21,7 +21,13 @@ from fopru.families import Family
 
 FOLDER = Path(__file__).parent / "configs"
 SHAPES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-"""Architectures as their published configurations have them."""
+"""Architectures as their published configurations have them.
+
+qwen3-vl-8b and qwen3.5-9b are from the `config.json` that models tuned from them have on the Hub
+(Chhagan005/CSM-DocExtract-8N and Steinate/Cortex; khtsly/Mini-Coder, KnowledgeXLab/ComActor-9B and
+the defaults of transformers' `Qwen3_5Config`). Their parameters are the published 8.77 billion, and
+8.95 billion beside the vision tower.
+"""
 
 MARGIN = 1.1
 """Of the weights' bytes: what a run needs beside them at the least."""
@@ -118,22 +124,22 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
     """
     check_integer("text", text, minimum=1)
     check_integer("batch", batch, minimum=1)
-    vision, kind = model.config.vision_config, model.config.model_type
+    vision, family = model.config.vision_config, Family.of(model)
     draw = torch.Generator().manual_seed(0)
     data: dict[str, Any] = {}
-    if kind == "qwen2_5_vl":  # 1,008 x 1,008 pixels: 1,296 tokens
-        side = 72
+    if family.spatial:  # 1,008 x 1,008 pixels, 1,296 tokens of 28 each, or 1,024 x 1,024 of 32
+        side = -(-504 // vision.patch_size) * 2
         width = 3 * vision.temporal_patch_size * vision.patch_size**2
         data["pixel_values"] = torch.randn(batch * side**2, width, generator=draw)
         data["image_grid_thw"] = torch.tensor([[1, side, side]] * batch)
-    elif kind == "llava_next":  # 672 x 672: a base view and four tiles
+    elif model.config.model_type == "llava_next":  # 672 x 672: a base view and four tiles
         pixels = torch.randn(batch, 5, 3, vision.image_size, vision.image_size, generator=draw)
         data |= {"pixel_values": pixels, "image_sizes": torch.tensor([[672, 672]] * batch)}
     else:
         size = (batch, 3, vision.image_size, vision.image_size)
         data["pixel_values"] = torch.randn(size, generator=draw)
     data["pixel_values"] = data["pixel_values"].to(model.dtype)
-    visual = Family.of(model).grids(data)[0].n_tokens
+    visual = family.grids(data)[0].n_tokens
     words = torch.randint(3, 30000, (batch, text), generator=draw)
     image = torch.full((batch, visual), model.config.image_token_id)
     before = text // 3
@@ -143,5 +149,5 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
         **data,
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        **(kinds if kind == "qwen2_5_vl" else {}),
+        **(kinds if family.spatial else {}),
     }

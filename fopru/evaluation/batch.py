@@ -17,6 +17,7 @@ from fopru.evaluation.prompting import Prompted, Prompts
 from fopru.evaluation.readings import Choices, Known, begins, legal_answers, margins
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
+from fopru.families import UnsupportedModelError
 from fopru.methods import Random
 
 
@@ -53,6 +54,18 @@ class Batch:
         places = torch.arange(answers.shape[1], device=answers.device)
         return answers, places < lengths[:, None]
 
+    def refused(self, setting: Setting) -> dict[str, str]:
+        """The questions on pictures of which a number of tokens cannot be kept: id -> why not."""
+        found: dict[str, str] = {}
+        for image in self.prompts.images if setting.budget is not None else ():
+            try:
+                setting.pruner.budgets(image.grid)
+            except UnsupportedModelError:
+                raise
+            except ValueError as error:
+                found[self.examples[image.sample].id] = str(error)
+        return found
+
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
         """A row of the table for each question."""
         with self.prompts.read(setting) as prompted:
@@ -64,14 +77,19 @@ class Batch:
         loglik, open_ = each.sum(1).tolist(), (each.sum(1) - ends).tolist()
         away = [None] * len(self.examples) if setting.blind else self._divergence(log)
         for i, (e, evidence) in enumerate(zip(self.examples, self.prompts.evidence, strict=True)):
-            kept = prompted.kept[i]
+            kept, retention = prompted.kept[i], setting.retention
+            if setting.budget is not None:
+                pictures = sum(image.sample == i for image in self.prompts.images)
+                retention = setting.budget * pictures / len(evidence)
             yield {
                 "id": e.id,
                 "task": e.task,
                 "variant": e.scene.get("variant", ""),
                 "image": e.scene.get("image_id", e.id),
                 "method": setting.method,
-                "retention": setting.retention,
+                "retention": retention,
+                "budget": setting.budget,
+                "attention": setting.pruner.attended(self.prompts.family),
                 "positions": setting.pruner.numbering(self.prompts.family),
                 "seed": setting.seed,
                 "kept": len(kept),

@@ -50,7 +50,8 @@ class PrunedModel(lmms):
         device_map: "auto" spreads one model over several GPUs, in one process.
         batch_size: of lmms-eval's `--batch_size`.
         max_new_tokens: longest answer where the task names none.
-        options: the method's other arguments, as `k` or `layer`.
+        options: the method's other arguments, as `tokens` (a number to keep of each picture, in
+            place of `retention`), `layer` or `attention`.
 
     Raises:
         ValueError: an unknown method or argument, or a value outside of what it takes.

@@ -1,8 +1,9 @@
-"""Some questions and their pictures, before the language model under many settings: each picture
-encoded once, and what several prompts begin with read once."""
+"""Some questions and their pictures or videos, before the language model under many settings: each
+picture encoded once, and what several prompts begin with read once."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import Cache, PreTrainedModel, ProcessorMixin
 
 from fopru.applying import Session, cache_name, cache_of, select_rows
-from fopru.applying.layers import window
+from fopru.applying.layers import attends, window
 from fopru.encoding import Encoded, EncodedImage, encode
 from fopru.evaluation.asking import inputs, pictureless
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
@@ -63,12 +64,12 @@ class Prompts:
         follow: int,
     ):
         self.model, self.processor, self.text, self.follow = model, processor, text, follow
-        self.family = Family.of(model)
         pictures: dict[int, int] = {}
         numbers = [pictures.setdefault(id(e.image), len(pictures)) for e in examples]
         self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
         self.first = [numbers.index(i) for i in range(len(pictures))]
         whole = inputs(processor, examples, text).to(model.device)
+        self.family = Family.of(model).reading(whole)
         shown = whole
         if len(self.first) < len(examples):
             first = [examples[row] for row in self.first], [text[row] for row in self.first]
@@ -76,7 +77,8 @@ class Prompts:
         encoded = encode(model, shown, [setting.pruner for setting in settings])
         gone = (*self.family.pixels, *self.family.options)
         self.asked = {name: value for name, value in whole.items() if name not in gone}
-        self.pictures = _with_pixels(encoded.images, shown["pixel_values"])
+        self.also = {name: shown[name] for name in self.family.also if name in shown}
+        self.pictures = _with_pixels(encoded.images, shown[self.family.pixels[0]])
         self.images = tuple(
             image for row, e in enumerate(examples) for image in self._of(row, e, numbers[row])
         )
@@ -204,7 +206,7 @@ class Prompts:
         if len(self.first) == len(firsts) or not alike or not self.roomy:
             return None
         fill = {**PER_TOKEN, "input_ids": int(self.asked["input_ids"][0, -1])}
-        return {
+        padded = {
             name: pad_sequence(
                 [rows[row] for row in self.first],
                 batch_first=True,
@@ -213,14 +215,16 @@ class Prompts:
             )
             for name, rows in heads.items()
         }
+        return padded | self.also
 
     @cached_property
     def roomy(self) -> bool:
-        """Whether prompts and what follows them are shorter than any window of the language model,
-        so that its cache holds all of them and can go back to where it was."""
+        """Whether the language model's cache holds all of prompts and what follows them, and can go
+        back to where it was: they are shorter than any of its windows, and all its layers attend
+        (a state of linear attention only goes on, and padding between tokens would fade it)."""
         length = self.asked["input_ids"].shape[1] + self.follow
-        sizes = [window(layer) for layer in self.family.decoder.layers]
-        return all(size is None or length < size for size in sizes)
+        layers = self.family.decoder.layers
+        return all(attends(layer) and length < (window(layer) or math.inf) for layer in layers)
 
     def _on(self, before: Prompted, numbering: str) -> Prompted:
         """Every question on its picture's prefix, which went through the model once."""

@@ -25,15 +25,17 @@ from fopru.evaluation.controls import BLIND, same_picture
 from fopru.evaluation.readings import legal_answers
 from fopru.evaluation.settings import Method, Setting, distinct, settings
 from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
-from fopru.evaluation.tasks import Example, plain
+from fopru.evaluation.tasks import Example, in_memory
 from fopru.families import Family
 from fopru.methods import Random
-from fopru.pictures import load_image
+from fopru.videos import Video
 
 COLUMNS = (
-    *("id", "task", "variant", "image", "method", "retention", "positions", "seed", "kept"),
-    *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
-    *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
+    *("id", "task", "variant", "image", "modality", "method", "retention", "budget"),
+    *("attention", "positions", "seed", "kept", "layer_weighted", "tokens", "evidence"),
+    *("found", "prediction", "answer"),
+    *("exact", "begins", "formed", "choice", "margin", "metric", "score", "loglik", "loglik_open"),
+    *("kl", "error"),
 )
 """Columns of `evaluate`'s table."""
 
@@ -49,18 +51,20 @@ def evaluate(
     processor: ProcessorMixin,
     examples: Sequence[Example],
     methods: Iterable[Method] | Mapping[str, Method] = ("fopru", "fopru-row", "random"),
-    retentions: Iterable[float] = (0.5, 0.25, 0.1),
+    retentions: Iterable[float] | None = None,
     positions: str | None = None,
     seeds: Iterable[int] = (0, 1, 2, 3, 4),
     blind: Iterable[str] = (),
     batch_size: int = 64,
     max_new_tokens: int = 8,
     out: str | Path | None = None,
+    tokens: Iterable[int] | None = None,
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
-    Pictures go through the vision tower once for the whole comparison. Where methods do not read
-    the question, those on the same picture share its selection and its part of the KV cache.
+    Pictures and videos go through the vision tower once for the whole comparison. Where methods do
+    not read the question, those on the same picture share its selection and its part of the KV
+    cache.
 
     Under `accelerate launch` or `torchrun` each process answers for its share of the pictures, and
     all return the whole table. (On CPUs set ACCELERATE_USE_CPU=1.)
@@ -71,7 +75,8 @@ def evaluate(
         methods: Names from `fopru.METHODS` and `fopru.evaluation.controls`, pruners such as
             `fopru.FoPru(layer=3)`, or `{"label": pruner}` to say what the table calls each. A
             pruner's retention and seed are replaced by those below.
-        retentions: Shares of each picture's visual tokens to keep, in (0, 1].
+        retentions: Shares of each picture's visual tokens to keep, in (0, 1]; 0.5, 0.25 and 0.1
+            where neither these nor `tokens` are given.
         positions: As for `fopru.Pruner`; None leaves each pruner its own.
         seeds: Those of methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
@@ -82,21 +87,28 @@ def evaluate(
             question, answers, picture and settings are the same. Of a method it knows the name and
             the arguments: write to another file after a change of its code. A question whose
             picture could not be read is asked again by the next run.
+        tokens: Numbers of visual tokens to keep of each picture instead of shares, as
+            `fopru.Pruner(tokens=...)` takes them; `fopru.budgets.PAPERS` has those of papers.
 
     Returns:
-        One row per question and setting, in their order: id, task, variant, image, method,
-        retention, positions ("reindex" or "preserve", as was done), seed, kept and tokens (visual
-        tokens, kept and in all; inside the language model, those that its last layer sees),
-        layer_weighted (mean over its layers of those seen), evidence (patches under it), found
-        (share of these among the kept, NaN where there are none), prediction, answer, exact (the
-        prediction is one of the right answers, in lower case), begins (it begins with one, where a
+        One row per question and setting, in their order: id, task, variant, image, modality
+        ("image" or "video", whatever is shown instead), method, retention (the share; where a
+        number of tokens was asked for, its mean share over the questions), budget (that number,
+        else missing), attention (whose scored the tokens, "cls" or "received", of methods with
+        that choice), positions ("reindex" or "preserve", as was done), seed, kept and tokens
+        (visual tokens, kept and in all; inside the language model, those that its last layer
+        sees), layer_weighted (mean over its layers of those seen),
+        evidence (patches under it), found (share of these among the kept, NaN where there are
+        none), prediction, answer, exact (the prediction is one of the right answers, in lower
+        case), begins (it begins with one, where a
         word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
         right answer is the likeliest of the legal ones, their ends not scored) and margin (by how
         much it leads all wrong ones, in nats), metric and score (by the example's own metric),
         loglik (of the right answer with its end, in nats) and loglik_open (without), kl (from the
         full model's distribution to this one's on the right answer, nats per token), error (why a
-        picture could not be read, else None). formed, choice and margin are missing where a
-        question names no choices. "full" is the method with all tokens.
+        picture could not be read, or cannot keep that number of tokens; else None). formed, choice
+        and margin are missing where a question names no choices. "full" is the method with all
+        tokens.
 
     Raises:
         UnsupportedModelError: There is no adapter for the model, or a method is undefined on it.
@@ -111,13 +123,13 @@ def evaluate(
         >>> table = fopru.evaluate(model, processor, questions, ["fopru", "random"], [0.25])
         >>> statistics.readings(table)  # what is known, said, and malformed
     """
-    cells = settings(methods, retentions, positions, seeds)
+    cells = settings(methods, retentions, positions, seeds, tokens)
     controls = distinct("blind", blind)
     for control in controls:
         check_choice("blind", control, tuple(BLIND))
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("max_new_tokens", max_new_tokens, minimum=1)
-    _check_examples(examples, cells)
+    _check_examples(examples, cells, Family.of(model))
     processes = launched()
     if out is not None:
         check_results_file(Path(out))
@@ -158,7 +170,7 @@ def evaluate(
             if left:
                 batch = Batch(model, processor, whole, left)
             for setting in left:
-                rows = batch.rows(setting, max_new_tokens)
+                rows = _rows(batch, setting, max_new_tokens)
                 store.add({found[row["id"], *setting.cell]: row for row in rows})
                 bar.update(len(some))
             bar.update(len(some) * (len(asked) - len(left)))
@@ -166,12 +178,35 @@ def evaluate(
         for other in gather_object([places]):
             places |= other
         rows = store.rows({place for place in places.values() if isinstance(place, str)})
-    order = [places[e.id, *s.cell] for e in examples for _, asked in parts for s in asked]
-    table = [rows[place] if isinstance(place, str) else place for place in order]
-    return pd.DataFrame(table, columns=COLUMNS)
+    table = []
+    for e in examples:
+        order = [places[e.id, *s.cell] for _, asked in parts for s in asked]
+        answers = [rows[place] if isinstance(place, str) else place for place in order]
+        table += [{**row, "modality": e.modality} for row in answers]
+    return _shared(pd.DataFrame(table, columns=COLUMNS))
 
 
-def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
+def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
+    """A row for each question; that of a picture with which a budget cannot be kept says why."""
+    refused = batch.refused(setting)
+    for e in batch.examples:
+        if e.id in refused:
+            yield _failed(e, setting, batch.prompts.family, refused[e.id])
+    left = [e for e in batch.examples if e.id not in refused]
+    if refused and left:
+        batch = Batch(batch.model, batch.processor, left, [setting])
+    if left:
+        yield from batch.rows(setting, max_new_tokens)
+
+
+def _shared(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with one share for each number of tokens, to six digits: its questions' mean."""
+    budget, share = table["budget"].astype("Int64"), table["retention"].astype(float)
+    mean = share.groupby(budget).transform("mean").round(6)
+    return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
+
+
+def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], family: Family) -> None:
     if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
         raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
     if not examples:
@@ -180,6 +215,15 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
         if not isinstance(e, Example):
             raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
         legal_answers(e)
+        if e.modality == "video":
+            family.reading({"pixel_values_videos": e.image})  # refused where there is no adapter
+            continue
+        for cell in cells:
+            if cell.pruner.per == "clip":
+                raise ValueError(
+                    f"methods={cell.method!r} takes videos, and question {e.id!r} is about a "
+                    "picture: evaluate the two apart."
+                )
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
@@ -195,6 +239,7 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
 def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
     """Whether a setting can act on the model at all: refused before anything is computed."""
     cell.pruner.numbering(family)
+    cell.pruner.taps(family)
     with cell.pruner(model) as session:
         if cell.shuffled and not session.shortens:
             raise ValueError(
@@ -216,9 +261,13 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together."""
+    """Up to `size` questions each; all those on one picture stay together. A video is a batch of
+    its own, since others may have more frames."""
     batch: list[Example] = []
     for group in _by_picture(examples):
+        if group[0].modality == "video":
+            yield group
+            continue
         if batch and len(batch) + len(group) > size:
             yield batch
             batch = []
@@ -231,12 +280,12 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
     """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
     reason."""
     whole, broken = [], []
-    pictures: dict[Any, Image.Image | ValueError] = {}
+    pictures: dict[Any, Image.Image | Video | ValueError] = {}
     for e in examples:
         name = same_picture(e)
         if name not in pictures:
             try:
-                pictures[name] = load_image(name) if isinstance(name, Path) else plain(e.image)
+                pictures[name] = in_memory(e.image)
             except ValueError as error:
                 pictures[name] = error
         found = pictures[name]
@@ -275,6 +324,8 @@ def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[s
         "image": e.scene.get("image_id", e.id),
         "method": setting.method,
         "retention": setting.retention,
+        "budget": setting.budget,
+        "attention": setting.pruner.attended(family),
         "positions": setting.pruner.numbering(family),
         "seed": setting.seed,
         "answer": e.right[0],

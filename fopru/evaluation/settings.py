@@ -1,4 +1,4 @@
-"""What is compared: methods, each at every retention and with every seed."""
+"""What is compared: methods, each at every budget and with every seed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from fopru.arguments import check_integer, check_list, hint
 from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
 from fopru.pruner import METHODS, Pruner
+
+RETENTIONS = (0.5, 0.25, 0.1)
+"""The shares that are compared where neither `retentions` nor `tokens` are given."""
 
 Method = str | Pruner | Later | Shuffled
 """What `evaluate` compares: a name, a pruner, or a pruner under a control."""
@@ -21,7 +24,8 @@ class Setting:
     method: str
     """As the table names it."""
     pruner: Pruner
-    retention: float
+    retention: float | None
+    """None where a number of tokens was asked for."""
     seed: int = 0
     blind: bool = False
     """Whether the true picture is not shown."""
@@ -31,9 +35,14 @@ class Setting:
     """Whether the kept tokens lose their order."""
 
     @property
-    def cell(self) -> tuple[str, float, int]:
+    def cell(self) -> tuple[str, float | None, int | None, int]:
         """Its place in the table."""
-        return self.method, self.retention, self.seed
+        return self.method, self.retention, self.budget, self.seed
+
+    @property
+    def budget(self) -> int | None:
+        """The number of tokens that was asked for, or None."""
+        return self.pruner.tokens
 
     def told(self) -> list[Any]:
         """All that this cell says of its rows, for `fopru.evaluation.keys`."""
@@ -65,20 +74,22 @@ def as_pruner(name: str, allowed: Mapping[str, type[Pruner]], **arguments: Any) 
 
 def settings(
     methods: Iterable[Method] | Mapping[str, Method],
-    retentions: Iterable[float],
+    retentions: Iterable[float] | None = None,
     positions: str | None = None,
     seeds: Iterable[int] = (0,),
+    tokens: Iterable[int] | None = None,
 ) -> list[Setting]:
-    """Every method at every retention, and those that draw at random with every seed.
+    """Every method at every budget, and those that draw at random with every seed.
 
     Args:
-        methods, retentions, positions, seeds: As for `evaluate`.
+        methods, retentions, positions, seeds, tokens: As for `evaluate`.
 
     Raises:
-        ValueError: An unknown method, two of one label, one with `k`, a retention outside (0, 1],
-            anything twice, or a single value where a list is meant.
+        ValueError: An unknown method, two of one label, one with `tokens` of its own or that takes
+            none, a retention outside (0, 1], tokens below 1, both of them, anything twice, or a
+            single value where a list is meant.
     """
-    shares = [float(share) for share in distinct("retentions", retentions)]
+    budgets = _budgets(retentions, tokens)
     numbers = list(distinct("seeds", seeds))
     for seed in numbers:
         check_integer("seeds", seed)
@@ -86,22 +97,37 @@ def settings(
     for name, method in _labelled(methods).items():
         later, shuffled = isinstance(method, Later), isinstance(method, Shuffled)
         pruner = method.pruner if later or shuffled else method
-        if pruner.k is not None:
+        if pruner.tokens is not None:
             raise ValueError(
-                f"methods: {name!r} has k={pruner.k}, and here `retentions` say how much is kept: "
-                "leave k out."
+                f"methods: {name!r} has tokens={pruner.tokens}, and here arguments beside the "
+                "methods say how much is kept, `retentions` or `tokens`: leave it out."
             )
         seeded = "seed" in {field.name for field in fields(pruner)}
-        if not shares or (seeded and not numbers):
-            empty = "seeds" if shares else "retentions"
+        if not budgets or (seeded and not numbers):
+            empty = "seeds" if budgets else "retentions" if tokens is None else "tokens"
             raise ValueError(f"{empty}=[]: {name!r} needs at least one.")
         changes = {} if positions is None else {"positions": positions}
-        for share in shares:
+        for budget in budgets:
             for seed in numbers if seeded else (0,):
                 drawn = {"seed": int(seed)} if seeded else {}
-                cell = replace(pruner, retention=share, **changes, **drawn)
-                cells.append(Setting(name, cell, share, int(seed), False, later, shuffled))
+                cell = replace(pruner, **budget, **changes, **drawn)
+                kept = cell.retention, int(seed)
+                cells.append(Setting(name, cell, *kept, False, later, shuffled))
     return cells
+
+
+def _budgets(
+    retentions: Iterable[float] | None, tokens: Iterable[int] | None
+) -> list[dict[str, Any]]:
+    """What a pruner takes, for each budget."""
+    if retentions is not None and tokens is not None:
+        raise ValueError(
+            f"retentions={retentions!r} and tokens={tokens!r}: give one of them, not both."
+        )
+    if tokens is not None:
+        return [{"retention": None, "tokens": kept} for kept in distinct("tokens", tokens)]
+    shares = distinct("retentions", RETENTIONS if retentions is None else retentions)
+    return [{"retention": float(share)} for share in shares]
 
 
 def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any]:

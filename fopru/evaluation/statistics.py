@@ -14,24 +14,28 @@ RESAMPLES = 2000
 
 
 def answered(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of questions that could be asked, of one way to number positions for each method.
+    """The rows of questions that could be asked, of one way of asking for each method.
 
     Every function here that takes the rows of `fopru.evaluate` takes these of them.
 
     Raises:
-        ValueError: No question was answered, or a method has rows with two kinds of position ids,
-            which would be averaged as if they were seeds.
+        ValueError: No question was answered, or a method has rows with two kinds of position ids or
+            of attention, or at one retention with and without a number of tokens: they would be
+            averaged as if they were seeds.
     """
     if "error" in results:
         results = results[results["error"].isna()]
     if results.empty:
         raise ValueError("results: no question was answered.")
-    if "positions" in results:
-        kinds = results.groupby("method", sort=False)["positions"].unique()
-        for method, found in kinds.items():
+    kinds = {"positions": ["method"], "attention": ["method"], "budget": ["method", "retention"]}
+    for column, cell in kinds.items():
+        if column not in results:
+            continue
+        for (method, *_), values in results.groupby(cell, sort=False)[column]:
+            found = values.unique().tolist()
             if len(found) > 1:
                 raise ValueError(
-                    f"results: method {method!r} has rows with positions "
+                    f"results: method {method!r} has rows with {column} "
                     f"{' and '.join(map(repr, found))}: take those of one."
                 )
     return results

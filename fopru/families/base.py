@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -24,9 +24,10 @@ from fopru.versions import UnsupportedModelError
 class Family:
     """Adapter of one model family. Subclasses say what differs; nothing of the model is replaced.
 
-    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s. A
-    class that is defined again, as in a notebook's cell, takes its own place; a second class for a
-    type raises a ValueError.
+    Subclassing with `model_types=(...)` registers the adapter for these `config.model_type`s, or
+    for "type/tower" where only models with that type of vision tower differ. A class that is
+    defined again, as in a notebook's cell, takes its own place; a second class for a type raises a
+    ValueError.
     """
 
     registry: ClassVar[dict[str, type[Family]]] = {}
@@ -104,8 +105,10 @@ class Family:
             UnsupportedModelError: none is registered for its `model_type`, and the generic one does
                 not fit.
         """
-        if config.model_type in Family.registry:
-            return Family.registry[config.model_type]
+        tower = getattr(getattr(config, "vision_config", None), "model_type", None)
+        for name in (f"{config.model_type}/{tower}", config.model_type):
+            if name in Family.registry:
+                return Family.registry[name]
         if model_class is None:
             model_class = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
         why = Family.generic.refusal(model_class, config)
@@ -167,6 +170,10 @@ class Family:
     def image_token_id(self) -> int:
         """What stands in `input_ids` for each visual token."""
         return getattr(self.config, f"{self.modality}_token_id")
+
+    def marks(self, ids: Tensor) -> Tensor:
+        """(L,) bool: tokens of a prompt that frame its pictures, and that no config names."""
+        return torch.zeros_like(ids, dtype=torch.bool)
 
     @property
     def tower(self) -> PreTrainedModel:
@@ -233,6 +240,17 @@ class Family:
             )
         return layer % depth
 
+    @property
+    def whole(self) -> Sequence[int]:
+        """0-based indices of the blocks that attend over the whole picture, first to last."""
+        return range(len(self.blocks))
+
+    def nearest_block(self, share: float) -> int:
+        """The block at a share of the depth, 3/8 of 24 being block 8: the closest one of those that
+        attend over the whole picture, of two the later one."""
+        wanted = round(share * len(self.blocks)) - 1
+        return min(self.whole, key=lambda index: (abs(index - wanted), -index))
+
     def idle(self, deepest: int) -> list[nn.Module]:
         """Blocks after `deepest` whose output the model does not read: LLaVA's last one."""
         layers = getattr(self.config, "vision_feature_layer", -1)
@@ -251,7 +269,8 @@ class Family:
         names = [n for n in (*self.pixels, *self.options) if inputs.get(n) is not None]
         pixels = {n: torch.as_tensor(inputs[n]) for n in names}  # sizes may come as a list
         if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
-            pixels = {n: x.to(self.tower.device) for n, x in pixels.items()}
+            device = next(self.tower.parameters()).device
+            pixels = {n: x.to(device) for n, x in pixels.items()}
         encode = getattr(self.model.base_model, f"get_{self.modality}_features")
         return encode(**pixels, return_dict=True)
 

@@ -58,6 +58,9 @@ class Example:
     as many as the model makes features."""
     nested: bool = False
     """Whether `images` takes the pictures row by row."""
+    clip: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    """What `images` made of frames -> what the model wants of a video of them, in families whose
+    videos are pictures one after the other."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `images`."""
     kinds: str | None = None
@@ -76,5 +79,9 @@ class Example:
     """Special tokens that the processor asks its tokenizer for by name."""
     picture: str = "<image>"
     """What a picture is in the chat template."""
+    video: str = "<video>"
+    """What a video is there."""
+    processor: str | None = None
+    """The processor's class, where transformers has no other or a different one for the type."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the processor."""

@@ -42,8 +42,8 @@ class Llava(Family, model_types=("llava",)):
         super().__init__(model)
         if self.config.vision_config.model_type == "pixtral":
             raise UnsupportedModelError(
-                "LLaVA with a Pixtral tower packs pictures of all sizes into one sequence with "
-                "break tokens between rows: no adapter for it yet."
+                f"a Pixtral tower packs pictures of all sizes into one sequence, and {self.title} "
+                "cuts them into tiles of one size: there is no adapter for the two together."
             )
 
     def check_rectangular(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import transformers as hf
@@ -23,13 +23,16 @@ class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
         vision |= dict(window_size=4 * PATCH, fullatt_block_indexes=[1, 3])
         return cls._example(hf.Qwen2_5_VLConfig, vision, {**TEXT, "rope_parameters": ROPE})
 
+    @property
+    def whole(self) -> Sequence[int]:
+        return sorted(self.config.vision_config.fullatt_block_indexes)
+
     def block(self, layer: int | None) -> int:
-        whole = sorted(self.config.vision_config.fullatt_block_indexes)
-        index = whole[-1] if layer is None else super().block(layer)
-        if index not in whole:
+        index = self.whole[-1] if layer is None else super().block(layer)
+        if index not in self.whole:
             raise ValueError(
                 f"layer={layer}: block {index} attends within windows; those that see the whole "
-                f"picture are {', '.join(map(str, whole))}."
+                f"picture are {', '.join(map(str, self.whole))}."
             )
         return index
 

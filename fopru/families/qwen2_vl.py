@@ -52,6 +52,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
             kinds="mm_token_type_ids",
             special=special,
             picture="<|vision_start|><|image_pad|><|vision_end|>",
+            video="<|vision_start|><|video_pad|><|vision_end|>",
             **more,
         )
 
@@ -74,7 +75,8 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         sizes = self.sizes(inputs).tolist()
-        return [Grid((View(h // self.side, w // self.side),) * t) for t, h, w in sizes]
+        video = self.modality == "video"
+        return [Grid((View(h // self.side, w // self.side),) * t, video) for t, h, w in sizes]
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         patches = torch.cat(maps)  # (patches, c): those of a token stand side by side
@@ -89,7 +91,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:
         ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")
         if kinds is None:
-            kinds = (ids == self.config.image_token_id) + 2 * (ids == self.config.video_token_id)
+            kinds = (ids == self.image_token_id) * (2 if self.modality == "video" else 1)
         views = [(len(grid.views), *grid.views[0][:2]) for grid in grids]
         sizes = torch.tensor(views) * torch.tensor([1, self.side, self.side])
         also = {name: inputs[name] for name in self.also if inputs.get(name) is not None}

@@ -12,7 +12,7 @@ from fopru.families.example import TEXT, Example
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 
-class Qwen3VL(Qwen2VL, model_types=("qwen3_vl",)):
+class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
     title = "Qwen3-VL"
     notes = "as Qwen2-VL; the features for its first layers go with their tokens"
     also = ()
@@ -23,7 +23,11 @@ class Qwen3VL(Qwen2VL, model_types=("qwen3_vl",)):
         vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 2])
         rope = {**ROPE, "mrope_interleaved": True}
         text = {**TEXT, "num_hidden_layers": 9, "head_dim": 12, "rope_parameters": rope}
-        return cls._example(hf.Qwen3VLConfig, vision, text, frame="w3")
+        kind, twin = hf.Qwen3VLConfig, model_type == "qwen3_vl_moe"
+        if twin:
+            kind = hf.Qwen3VLMoeConfig
+            text |= dict(moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2)
+        return cls._example(kind, vision, text, frame="w3", twin=twin)
 
     @property
     def n_deep(self) -> int:

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 from fopru.arguments import check_choice
-from fopru.encoding import EncodedImage, Tap
+from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family, Grid
+from fopru.methods.cls import CLS
 from fopru.picking import ABSOLUTE, RELATIVE, products, remaining, spaced, top, unit
-from fopru.pruner import Merged, Pruner
+from fopru.pruner import Merged
 
 NEIGHBOURS = 32
 
 
 @dataclass(frozen=True)
-class PruMerge(Pruner, name="prumerge"):
+class PruMerge(CLS, name="prumerge"):
     """Keep what CLS looks at, and fold neighbours in (Shang et al., "LLaVA-PruMerge", arXiv
     2403.15388).
 
@@ -29,6 +30,9 @@ class PruMerge(Pruner, name="prumerge"):
     counts that token, so k - 1 are kept; with k = 1, or if none is dropped, there is none. It
     takes the last place that is free, where the authors append it. Views with newline tokens are
     refused.
+
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`: "received" is the mean
+    over all patches of the same softmax over whole queries and keys. The authors name no stand-in.
 
     A dropped token goes into several kept ones. As its `owner` counts the one it is most like,
     among those that it is a neighbour of; else the additional token.
@@ -55,8 +59,8 @@ class PruMerge(Pruner, name="prumerge"):
         return -1 if self.layer is None else self.layer
 
     def taps(self, family: Family) -> set[Tap]:
-        moved = {Tap(family.block(self.block), axis) for axis in ("cls_wide", "keys")}
-        return {tap for tap in super().taps(family) if tap.axis == "vision"} | moved
+        there, block = super().taps(family), family.block(self.block)
+        return {tap if tap == VISION else tap._replace(block=block) for tap in there}
 
     def n_keep(self, grid: Grid) -> int:
         """Raises ValueError with `adaptive=True`: the count depends on the picture."""
@@ -67,11 +71,12 @@ class PruMerge(Pruner, name="prumerge"):
     def budgets_of(self, image: EncodedImage) -> list[int]:
         if not self.adaptive:
             return super().budgets_of(image)
-        chosen = ((len(self.chosen(view, None)), view.grid.n_tokens) for view in image.views())
+        views = image.parts(self.parts(image.grid))
+        chosen = ((len(self.chosen(view, None)), view.grid.n_tokens) for view in views)
         return [min(count + 1, n) for count, n in chosen]
 
     def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls_wide", self.block)
+        return image.tap(f"{self.attended(image.family)}_wide", self.block)
 
     def chosen(self, image: EncodedImage, k: int | None) -> Tensor:
         """Sorted places of the k tokens that stay; with None as many as their scores tell."""

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
+from fopru.methods.cls import CLS
 from fopru.picking import nearest, remaining, top, unit
-from fopru.pruner import Merged, Pruner
+from fopru.pruner import Merged
 
 
 @dataclass(frozen=True)
-class VisionZip(Pruner, name="visionzip"):
+class VisionZip(CLS, name="visionzip"):
     """Keep dominant tokens, and contextual ones that gather the rest (Yang et al., "VisionZip",
     CVPR 2025, arXiv 2412.04467).
 
@@ -24,6 +24,11 @@ class VisionZip(Pruner, name="visionzip"):
     are most like its own. C is floor(k * contextual), by default 10 of 64, as the authors choose.
     They count the CLS token, which our models drop, among the dominant ones, and append contextual
     tokens at the end; here these stand in their places. Views with newline tokens are refused.
+
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`; keys are as elsewhere.
+    The authors' code for Qwen2.5-VL averages what the four patches of a token receive
+    (github.com/JIA-Lab-research/VisionZip, issue 31); here models that make one token of several
+    patches are refused, since it has no features before the projector.
 
     Args:
         contextual: The share of k that is contextual, in [0, 1).
@@ -35,9 +40,6 @@ class VisionZip(Pruner, name="visionzip"):
     def __post_init__(self):
         super().__post_init__()
         check_share("contextual", self.contextual, "[0, 1)")
-
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
         n = len(image.features)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
+from fopru.methods.cls import CLS
 from fopru.picking import nearest, products, ranked, unit
-from fopru.pruner import Pruner
 
 STEP = 8
 """Tokens removed at a time while the diverse half is sought."""
@@ -21,7 +21,7 @@ LISTED = 32
 
 
 @dataclass(frozen=True)
-class VisPruner(Pruner, name="vispruner"):
+class VisPruner(CLS, name="vispruner"):
     """Keep important and diverse tokens (Zhang et al., "Beyond Text-Visual Attention", ICCV 2025,
     arXiv 2412.01818, section 4).
 
@@ -30,6 +30,10 @@ class VisPruner(Pruner, name="vispruner"):
     round the rest is split in turns into two halves, and those tokens of the first half go that
     are most like one of the second (cosine of the tower's features). With an odd number the first
     half has one more, where the authors' code would not run.
+
+    Where the tower has no CLS token, `attention` decides as in `fopru.CLS`. Where several patches
+    make one token, cosines are those of the patches' mean; the authors compare the merged tokens
+    (github.com/Theia-4869/VisPruner, issue 1).
 
     Args:
         ratio: The share of k that is kept for attention, in [0, 1].
@@ -41,9 +45,6 @@ class VisPruner(Pruner, name="vispruner"):
     def __post_init__(self):
         super().__post_init__()
         check_share("ratio", self.ratio)
-
-    def score(self, image: EncodedImage) -> Tensor:
-        return image.tap("cls", self.layer)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         order = ranked(image.significance)

@@ -174,7 +174,8 @@ def break_even(
 
 
 def training(log: pd.DataFrame) -> Figure:
-    """Losses and accuracies of a training run, from the `log.csv` that `fopru pocket train` writes.
+    """Losses and accuracies of a training run, from the `log.csv` that `python data/making train`
+    writes.
 
     Args:
         log: columns step, tower, answer (losses), and one per task (accuracy in [0, 1]).

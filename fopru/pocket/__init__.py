@@ -1,4 +1,4 @@
-"""The embedded model: its scenes and benchmark, what it is made of, and how it is trained."""
+"""The embedded model's scenes and benchmark. How it is made: `data/making` in a checkout."""
 
 from fopru.pocket.pocketbench import benchmark
 from fopru.pocket.sampling import folder, sample

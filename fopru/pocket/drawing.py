@@ -36,7 +36,7 @@ Box = tuple[int, int, int, int]
 
 
 class Mark(NamedTuple):
-    """A part of the picture and the words for it, by slot (see `fopru.pocket.targets.SLOTS`)."""
+    """A part of the picture and the words for it, by slot (`SLOTS` in `data/making/targets.py`)."""
 
     outline: Box | tuple[tuple[float, float], ...]
     """A box, or the corners of a polygon."""

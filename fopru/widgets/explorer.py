@@ -106,7 +106,9 @@ class Explorer(anywidget.AnyWidget):
         examples: Sequence[Example],
         methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
     ):
-        allowed = tuple(name for name, cls in METHODS.items() if cls.selects())
+        allowed = tuple(
+            name for name, cls in METHODS.items() if cls.selects() and "view" in cls.shares
+        )
         for method in methods:
             check_choice("methods", method, allowed)
         if not examples:
@@ -215,7 +217,7 @@ class Explorer(anywidget.AnyWidget):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         example, kept = self._examples[content["scene"]], content["kept"]
-        pruner = Given(k=len(kept), indices=tuple(kept))
+        pruner = Given(tokens=len(kept), indices=tuple(kept))
         setting = Setting("chosen", pruner, 1.0)
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():

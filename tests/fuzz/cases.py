@@ -47,7 +47,7 @@ class Case(Short):
     method: str
     retention: float | None = 0.25
     """None where k is given."""
-    k: int | None = None
+    budget: int | None = None
     positions: str | None = None
     weights: str = "none"
     rows: tuple[Row, ...] = (Row(0, (0,)),)
@@ -66,7 +66,7 @@ class Case(Short):
 
     @property
     def pruner(self) -> fopru.Pruner:
-        told = {"k": self.k} if self.retention is None else {"retention": self.retention}
+        told = {"tokens": self.budget} if self.retention is None else {"retention": self.retention}
         return fopru.METHODS[self.method](**told, positions=self.positions, weights=self.weights)
 
 
@@ -79,11 +79,11 @@ def drawn_case(draws: Draws, ways: dict) -> Case:
     method = one(INSIDE * 3 + BEFORE + MERGING[:2] * 2 + MERGING[2:])
     # the reference of a merging method is shorter inputs, which carry no weights: test_weights.py
     weights = one(["none", "mass"]) if method in BEFORE else "none"
-    k = one([None, None, None, 3, 9]) if method not in INSIDE else None
-    retention = one([0.25, 0.1, 0.5, 0.25, 1.0]) if k is None else None
+    budget = one([None, None, None, 3, 9]) if method not in INSIDE else None
+    retention = one([0.25, 0.1, 0.5, 0.25, 1.0]) if budget is None else None
     # M-RoPE positions are never numbered anew: the refusal is drawn now and then
     positions = one([None, None, "preserve", "reindex"])
-    if positions == "reindex" and family.startswith("qwen") and not draws.once_in(10):
+    if positions == "reindex" and family in zoo.SPATIAL and not draws.once_in(10):
         positions = None
     video = family in zoo.VIDEO and draws.once_in(5)
     n_rows = 1 if kind.single or video else one([1, 2, 2, 3])
@@ -97,7 +97,7 @@ def drawn_case(draws: Draws, ways: dict) -> Case:
         family=family,
         method=method,
         retention=retention,
-        k=k,
+        budget=budget,
         positions=positions,
         weights=weights,
         rows=(Row(0, (0,)),) if video else tuple(rows),
@@ -149,7 +149,7 @@ def _inputs(family: str, rows: tuple[Row, ...], padding: str) -> dict:
     if not any(row.pictures for row in rows):
         ids = tiny.tokenizer(padding)([r.words for r in rows], padding=True, return_tensors="pt")
         data = {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
-        if family.startswith("qwen"):
+        if family in zoo.SPATIAL:
             data["mm_token_type_ids"] = torch.zeros_like(ids.input_ids)
         if family == "gemma3":
             data["token_type_ids"] = torch.zeros_like(ids.input_ids)

@@ -8,30 +8,30 @@ from cases import INSIDE, Case
 from drawing import Refusal
 
 
-def _qwen(case: Case) -> bool:
-    return case.family.startswith("qwen")
+def _spatial(case: Case) -> bool:
+    return case.family in zoo.SPATIAL
 
 
 GENERATION = [
     Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
-        lambda c: _qwen(c) and c.positions == "reindex",
+        lambda c: _spatial(c) and c.positions == "reindex",
     ),
     Refusal(
-        r"no CLS token|newline token|several patches|first layers|undefined here",
+        r"newline token|several patches|first layers|undefined here",
         "The method has no meaning on the family.",
         lambda c: zoo.undefined(c.method, c.family) is not None,
     ),
     Refusal(
-        r"k=\d+: a picture of \d+ visual tokens in \d+ view\(s\) keeps \d+ to \d+ of them",
+        r"tokens=\d+: a picture of \d+ visual tokens in \d+ view\(s\) keeps \d+ to \d+ of them",
         "Each view keeps a token, and no more than there are.",
-        lambda c: c.k is not None,
+        lambda c: c.budget is not None,
     ),
     Refusal(
-        r"k=\d+: strategy='row' keeps whole rows, and \d+ tokens are no multiple of",
+        r"tokens=\d+: strategy='row' keeps whole rows, and \d+ tokens are no multiple of",
         "Rows are kept whole.",
-        lambda c: c.k is not None and c.method == "fopru-row",
+        lambda c: c.budget is not None and c.method == "fopru-row",
     ),
     Refusal(
         r"drops tokens inside the language model: use `with pruner\(model\):`",
@@ -113,7 +113,7 @@ RESULTS = [
     Refusal(
         r"positions='reindex'.*time, height",
         "M-RoPE ids have three rows and cannot be numbered anew.",
-        lambda d: _qwen(d[0]) and d[1].positions == "reindex",
+        lambda d: _spatial(d[0]) and d[1].positions == "reindex",
     ),
     Refusal(
         r"holds no questions|rows: there are none|examples=\[\]: there is no question",

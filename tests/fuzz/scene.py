@@ -6,7 +6,6 @@ from dataclasses import replace
 import cases
 import torch
 import torch.nn.functional as F
-import zoo
 from oracle import masked
 from transformers import GenerationConfig
 
@@ -36,7 +35,7 @@ class Scene:
         self.inside = case.method in cases.INSIDE
         self.merges = case.method in cases.MERGING
         family = Family.of(self.model)
-        self.token = family.config.video_token_id if case.video else zoo.IMAGE_TOKEN_ID
+        self.token = family.reading(self.full).image_token_id
         self.visual = self.prompt == self.token
         self.places = [row.nonzero()[:, 0].contiguous() for row in self.visual]
         self.any = pruned and bool(self.visual.any())
@@ -129,7 +128,7 @@ class Scene:
                 if name in ("attention_mask", "token_type_ids", "mm_token_type_ids"):
                     inputs[name] = F.pad(value, (0, extra.shape[1]), value=name[0] == "a")
             inputs["input_ids"] = torch.cat([self.prompt, extra], 1)
-        if "mm_token_type_ids" not in inputs:  # Qwen counts by itself, and not from a cache
+        if "mm_token_type_ids" not in inputs:  # M-RoPE counts by itself, and not from a cache
             mask = inputs["attention_mask"]
             inputs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
 

@@ -31,6 +31,7 @@ from typer.main import get_command
 import fopru
 from fopru.cli import app
 from fopru.evaluation import Example, chat, evaluate, read_jsonl, read_rows
+from fopru.families import Family
 
 FAMILIES = [f for f in zoo.FAMILIES if f != "smolvlm" or find_spec("num2words")]
 PICTURES = ["plain", "other", "flat", "deep", "clear", "turned", "missing", "broken"]
@@ -546,7 +547,7 @@ def measured(case):
     table = fopru.measure(net, dict(inputs), pruners, new_tokens=case.tokens, turns=1)
     if state(net) != before:
         raise Wrong("something is left on the model")
-    token = net.config.video_token_id if case.video else zoo.IMAGE_TOKEN_ID
+    token = Family.of(net).reading(inputs).image_token_id
     length, rows = inputs["input_ids"].shape[1], len(inputs["input_ids"])
     wanted = [("full", int((inputs["input_ids"] == token).sum()) // rows, length)]
     for (name, _), one in zip(case.methods, pruners, strict=True):

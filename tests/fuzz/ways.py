@@ -9,6 +9,7 @@ from threading import Barrier, Thread
 import cases
 import torch
 import torch.nn.functional as F
+import zoo
 from scene import Scene, Wrong
 from transformers import DynamicCache, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
@@ -326,8 +327,8 @@ def right_of(scene):
 
 def stepper(scene):
     """The caller's next forward: with or without the mask as the caller knows it, and with position
-    ids where they stay what they were (Qwen numbers a step by the last prompt of the model)."""
-    counted = scene.case.family.startswith("qwen") and scene.case.way == "two_conversations"
+    ids where they stay what they were (M-RoPE numbers a step by the last prompt of the model)."""
+    counted = scene.case.family in zoo.SPATIAL and scene.case.way == "two_conversations"
 
     def step(ids, cache, i):
         more, place = {}, scene.length + i - 1

@@ -1,16 +1,17 @@
 import numpy as np
 import pytest
 import torch
+from making import build
+from making.recipe import Recipe, Stage
+from making.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
+from making.train import train
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
 from fopru.evaluation import answer
-from fopru.pocket import build, scenes
+from fopru.pocket import scenes
 from fopru.pocket.objects import Objects
 from fopru.pocket.papers import Receipt
-from fopru.pocket.recipe import Recipe, Stage
-from fopru.pocket.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
-from fopru.pocket.train import train
 
 TINY = Recipe(
     stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)), width=32

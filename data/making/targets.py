@@ -13,9 +13,9 @@ from transformers import LlavaProcessor
 
 from fopru.evaluation import chat
 from fopru.pocket import objects, papers, scenes
-from fopru.pocket.build import DIGITS
 from fopru.pocket.drawing import COLORS, SIZE, Question, Scene
-from fopru.pocket.recipe import Recipe
+from making.build import DIGITS
+from making.recipe import Recipe
 
 ONES = tuple(f"##{digit}" for digit in DIGITS)
 SLOTS: dict[str, tuple[str, ...]] = {

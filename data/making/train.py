@@ -21,9 +21,10 @@ from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from fopru.evaluation import answer
-from fopru.pocket import build, objects, sample, scenes
-from fopru.pocket.recipe import SHIPPED, Recipe
-from fopru.pocket.targets import IGNORE, SLOTS, Batch, Batches, isolated
+from fopru.pocket import objects, sample, scenes
+from making import build
+from making.recipe import SHIPPED, Recipe
+from making.targets import IGNORE, SLOTS, Batch, Batches, isolated
 
 CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 """What a stopped run resumes from."""

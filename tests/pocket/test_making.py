@@ -1,0 +1,52 @@
+"""What makes the pocket model is run from a checkout, and is in no wheel."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from hatchling.builders.wheel import WheelBuilder
+from making.commands import app
+from typer.testing import CliRunner
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_wheel_carries_the_weights_and_not_what_makes_them():
+    builder = WheelBuilder(str(ROOT))
+    files = [*builder.recurse_included_files()]
+    files += builder.recurse_forced_files(builder.config.get_force_include())
+    names = {file.distribution_path for file in files}
+    assert {
+        "fopru/pocket/scenes.py",
+        "fopru/pocket/data/pocket/model.safetensors",
+        "fopru/pocket/data/pocketbench/test.parquet",
+    } <= names
+    made_by = {path.name for path in ROOT.glob("data/making/*.py")} - {"__init__.py", "__main__.py"}
+    assert made_by and not {name for name in names if "making" in name}
+    assert not {f"fopru/pocket/{name}" for name in made_by} & names
+
+
+def test_nothing_in_the_package_needs_it():
+    for path in ROOT.glob("fopru/**/*.py"):
+        assert not re.search(r"^\s*(from|import) making", path.read_text(), re.M), path
+
+
+def test_it_runs_from_the_folder():
+    told = [sys.executable, ROOT / "data" / "making", "--help"]
+    said = subprocess.run(told, capture_output=True, text=True, check=True).stdout
+    assert "python data/making" in said and "train" in said and "score" in said
+
+
+def refused(*arguments):
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 2, result.output
+    assert result.stderr.startswith("fopru: ") and result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_bad_input_ends_in_a_sentence(tmp_path):
+    assert "Did you mean 'pocket'?" in refused("score", "--n", 4, "--model", "poket")
+    assert "must end in .parquet" in refused("score", "--out", tmp_path / "out.csv")
+    assert "device='cuda:77'" in refused("train", tmp_path, "--device", "cuda:77")
+    assert not [*tmp_path.iterdir()]
