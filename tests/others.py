@@ -3,7 +3,7 @@ on."""
 
 import transformers as hf
 
-from fopru.families.example import IMAGE, PATCH, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
+from fopru.families.example import IMAGE, PATCH, PINPOINTS, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
 
 SQUARES = hf.CLIPImageProcessorPil(
     size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
@@ -104,6 +104,24 @@ def idefics2():
     )
 
 
+def llava_next_video():
+    """LLaVA-NeXT's packing, newlines and all."""
+    return Example(
+        hf.LlavaNextVideoConfig(
+            vision_config=hf.CLIPVisionConfig(**VIT, **SQUARE, projection_dim=16),
+            text_config=hf.LlamaConfig(**TEXT),
+            image_grid_pinpoints=PINPOINTS,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
+        ),
+        hf.LlavaNextImageProcessorPil(
+            size={"shortest_edge": SIDE},
+            crop_size={"height": SIDE, "width": SIDE},
+            image_grid_pinpoints=PINPOINTS,
+        ),
+    )
+
+
 def video_llama_3():
     """Qwen's packing without its positions."""
     return Example(
@@ -179,6 +197,7 @@ EXAMPLES = {
         got_ocr2,
         deepseek_vl,
         idefics2,
+        llava_next_video,
         video_llama_3,
         exaone4_5,
         aria,

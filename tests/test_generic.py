@@ -21,7 +21,7 @@ from fopru.versions import PROVEN
 pytestmark = pytest.mark.filterwarnings("ignore:fopru has no adapter")
 
 TYPES = [name for name in others.EXAMPLES if name not in ("idefics2", *Family.registry)]
-METHODS = ["cdpruner", "divprune", "dpp", "random", "tome", "uniform"]
+METHODS = sorted(name for name, m in fopru.METHODS.items() if m.needs <= {"text"})
 REPO = Path(__file__).parents[1]
 
 
@@ -123,8 +123,8 @@ def test_methods_that_read_more_are_refused_with_those_that_work(method, what):
             fopru.METHODS[method](0.25).prune(model, inputs)
 
 
-def test_every_method_is_served_or_refused():
-    assert sorted(name for name, m in fopru.METHODS.items() if m.needs <= {"text"}) == METHODS
+def test_methods_of_tokens_alone_are_served():
+    assert {"cdpruner", "divprune", "dpp", "random", "tome", "uniform"} <= set(METHODS)
 
 
 def test_the_generic_adapter_is_announced_once_a_type(monkeypatch):

@@ -86,7 +86,8 @@ def inputs(family, images, texts, padding_side="left"):
     ids = tiny.tokenizer(padding_side)(texts, padding=True, return_tensors="pt")
     data |= {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
     if case.kinds is not None:
-        data[case.kinds] = (ids.input_ids == IMAGE_TOKEN_ID).long()
+        pictures = (ids.input_ids == IMAGE_TOKEN_ID).long()
+        data[case.kinds] = torch.zeros_like(pictures) if case.answered else pictures
     return data
 
 

@@ -91,7 +91,9 @@ def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[st
     told = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
     if examples[0].modality == "video":
         return processor(**videos([e.image for e in examples]), **told)
-    return processor(images=[[e.image] for e in examples], **told)
+    made = processor(images=[[e.image] for e in examples], **told)
+    made.pop("labels", None)  # PaliGemma's, for training
+    return made
 
 
 def videos(clips: Sequence[Video]) -> dict[str, Any]:

@@ -186,7 +186,10 @@ class Prompts:
     def prefix(self) -> dict[str, Tensor] | None:
         """What the prompts on each picture begin with, up to its last token: what a language model
         that looks back only makes of it is the same whatever follows. None where no picture has
-        several questions, their beginnings differ, or the sequences fill a window."""
+        several questions, their beginnings differ, the sequences fill a window, or the model looks
+        ahead within a prompt."""
+        if not self.family.looks_back:
+            return None
         mask = self._per_token["attention_mask"].bool()
         columns = torch.arange(mask.shape[1], device=mask.device)
         kept = mask & (columns < mask.shape[1] - self._tails[:, None])  # (B, L)
