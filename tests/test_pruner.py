@@ -323,6 +323,18 @@ def test_bad_retention(retention):
         fopru.FoPru(retention=retention)
 
 
+def test_papers_keep_the_same_number_of_every_tile():
+    tiles = [fopru.budgets.PAPERS["llava_next"].retentions, (128, 64, 32)]
+    for share, kept in zip(*tiles, strict=True):
+        for n in (3, 5):
+            assert fopru.FoPru(share).budgets(Grid((View(24, 24),) * n)) == [kept] * n
+    for tokens in fopru.budgets.PAPERS["llava_next"].tokens:
+        assert fopru.FoPru(tokens=tokens).budgets(Grid((View(24, 24),) * 5)) == [tokens // 5] * 5
+    llava = fopru.budgets.PAPERS["llava"]
+    for tokens, share in zip(llava.tokens, llava.retentions, strict=True):
+        assert fopru.FoPru(share).budgets(Grid((View(24, 24),))) == [tokens]
+
+
 def test_both_retention_and_tokens():
     with pytest.raises(ValueError, match="retention=0.5 and tokens=3: give one"):
         fopru.FoPru(retention=0.5, tokens=3)
