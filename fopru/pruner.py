@@ -195,14 +195,15 @@ class Pruner:
         return self.positions or family.positions
 
     def score(self, image: EncodedImage) -> Tensor | None:
-        """The significance of each token of one view, (N,), or None where the method has none.
+        """The significance of each token of one view, or with per="clip" of all frames of a video:
+        (N,), or None where the method has none.
 
         `select` and `merge` find it in `image.significance`, in float32 on the CPU.
         """
         return None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        """The places of the k tokens to keep of one view: (k,) int64, sorted and distinct.
+        """The places of the k tokens to keep of what `score` gets: (k,) int64, sorted, distinct.
 
         The default keeps the k tokens of largest significance.
         """
@@ -213,7 +214,7 @@ class Pruner:
         return top(image.significance, k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        """The k tokens to keep of one view. A method that makes new ones overrides this."""
+        """The k tokens to keep of what `score` gets. Overridden by a method that makes new ones."""
         n = image.grid.n_tokens
         kept = torch.arange(n) if k == n else self.select(image, k).cpu()
         check_places(self, "select", kept, k, n)

@@ -154,6 +154,10 @@ class Explorer(anywidget.AnyWidget):
 
     def _ready(self, example: Example) -> Example:
         """With its picture in memory, RGB, and an answer."""
+        if example.modality == "video":
+            raise ValueError(
+                f"examples: {example.id!r} is about a video; the explorer has pictures."
+            )
         example = replace(example, image=to_image(example.image))
         if example.answer:
             return example
