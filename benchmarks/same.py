@@ -101,7 +101,8 @@ def main() -> None:
     )
     arguments = [argument for argument in sys.argv[1:] if argument != asked.revision]
     with tempfile.TemporaryDirectory() as folder:
-        tarfile.open(fileobj=BytesIO(archive.stdout)).extractall(folder, filter="data")
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as files:
+            files.extractall(folder, filter="data")
         before = of_revision(Path(folder), arguments)
     after = of_revision(HERE, arguments)
     differ = 0

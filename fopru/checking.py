@@ -38,10 +38,10 @@ class Verdict:
     def __str__(self) -> str:
         if self.passed:
             return f"{self.name}: agrees with the package on {self.cases} cases."
-        given = ", ".join(f"{name}={_short(value)}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{name}={_short(value)}" for name, value in self.arguments.items())
         return (
             f"{self.name}: case {self.cases} is the smallest that fails.\n"
-            f"  {self.name}({given})\n"
+            f"  {self.name}({arguments})\n"
             f"  expected {_short(self.expected)}\n"
             f"  found    {_short(self.found)}"
         )

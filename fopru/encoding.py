@@ -46,7 +46,7 @@ class EncodedImage:
     features: Tensor
     """(N, d): what the LLM would get."""
     grid: Grid
-    scores: Mapping[Tap, Tensor]
+    learned: Mapping[Tap, Tensor]
     """tap -> (N,) or, of keys and `VISION`, (N, c); a newline token has the mean of its row."""
     deep: Tensor | None = field(default=None, kw_only=True)
     """(N, c): what later layers of the LLM get at these places too (Qwen3-VL)."""
@@ -70,12 +70,12 @@ class EncodedImage:
             ValueError: they were not asked for when the picture was encoded.
         """
         tap = Tap(self.family.block(layer), axis, scores)
-        if tap not in self.scores:
+        if tap not in self.learned:
             raise ValueError(
                 f"this picture was encoded without the {axis!r} {scores} of block {tap.block}: "
                 "name the pruner in encode(model, inputs, pruners=[...])."
             )
-        return self.scores[tap]
+        return self.learned[tap]
 
     def keys(self, layer: int | None = None) -> Tensor:
         """(N, h, d_h) keys of one tapped layer, by head."""
@@ -84,12 +84,12 @@ class EncodedImage:
     @property
     def vision(self) -> Tensor:
         """(N, d_v): the tower's features, before the projector."""
-        if VISION not in self.scores:
+        if VISION not in self.learned:
             raise ValueError(
                 "this picture was encoded without the tower's features: name the pruner in "
                 "encode(model, inputs, pruners=[...])."
             )
-        return self.scores[VISION]
+        return self.learned[VISION]
 
     def views(self) -> Iterator[EncodedImage]:
         """Each view as a picture of its own: budgets apply per view."""
@@ -102,7 +102,7 @@ class EncodedImage:
                 features=self.features[tokens],
                 deep=None if self.deep is None else self.deep[tokens],
                 grid=Grid((view,)),
-                scores={tap: scores[tokens] for tap, scores in self.scores.items()},
+                learned={tap: values[tokens] for tap, values in self.learned.items()},
             )
 
 
@@ -166,11 +166,11 @@ def encode(
         >>> encoded = fopru.encode(model, inputs, [one, other])
         >>> out = model.generate(**one.compact(encoded))
     """
-    return look(model, inputs, pruners).scored()
+    return run_tower(model, inputs, pruners).scored()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Look:
+class TowerPass:
     """What one pass of the vision tower left behind, before any score is computed."""
 
     family: Family
@@ -179,7 +179,7 @@ class Look:
     samples: list[int]
     output: ModelOutput
     taps: set[Tap]
-    seen: Mapping[int, list[Attention]]
+    attention: Mapping[int, list[Attention]]
     vision: list[Tensor]
 
     @torch.no_grad()
@@ -188,15 +188,15 @@ class Look:
         family, inputs, grids = self.family, self.inputs, self.grids
         sizes = [grid.n_tokens for grid in grids]
         features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
-        scores = _scores(family, inputs, grids, self.taps - {VISION}, self.seen)
+        learned = _learned(family, inputs, grids, self.taps - {VISION}, self.attention)
         if VISION in self.taps:
-            scores[VISION] = _filled(family.vision(self.vision, inputs), grids)
+            learned[VISION] = _filled(family.vision(self.vision, inputs), grids)
         gone = (*family.pixels, *family.options)
         text = {name: value for name, value in inputs.items() if name not in gone}
         pictures = zip(self.samples, features, grids, deep, strict=True)
         images = (
             EncodedImage(
-                family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()}, deep=more
+                family, sample, feature, grid, {tap: s[i] for tap, s in learned.items()}, deep=more
             )
             for i, (sample, feature, grid, more) in enumerate(pictures)
         )
@@ -204,9 +204,9 @@ class Look:
 
 
 @torch.no_grad()
-def look(
+def run_tower(
     model: PreTrainedModel, inputs: Mapping[str, Any], pruners: Collection[Requests] = ()
-) -> Look:
+) -> TowerPass:
     """The first half of `encode`: the vision tower, its queries and keys noted."""
     family = Family.of(model).reading(inputs)
     taps = set().union(*(pruner.taps(family) for pruner in pruners))
@@ -228,12 +228,12 @@ def look(
     deepest = max((tap.block for tap in attention), default=0)
     with (
         locked(family.tower),
-        tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
+        tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as noted,
         skipped(family.idle(deepest)),
         _projected(family, VISION in taps) as vision,
     ):
         output = family.pictures(inputs)
-    return Look(family, inputs, grids, samples, output, taps, seen, vision)
+    return TowerPass(family, inputs, grids, samples, output, taps, noted, vision)
 
 
 def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
@@ -249,14 +249,14 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
             f"input_ids hold no image placeholder (token id {family.image_token_id}), yet inputs "
             f"hold {len(sizes)} image(s): put the processor's image token into the text."
         )
-    samples, row, left = [], 0, counts[0]
+    samples, row, free = [], 0, counts[0]
     for size in sizes:
-        while left == 0 and row + 1 < len(counts):
-            row, left = row + 1, counts[row + 1]
-        if left < size:
+        while free == 0 and row + 1 < len(counts):
+            row, free = row + 1, counts[row + 1]
+        if free < size:
             break
         samples.append(row)
-        left -= size
+        free -= size
     if len(samples) < len(sizes) or sum(sizes) != sum(counts):
         raise ValueError(
             f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
@@ -269,36 +269,36 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
 @contextmanager
 def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
     """Within the block, note what the projector gets: (tiles, P, d_v) at a time."""
-    seen: list[Tensor] = []
+    noted: list[Tensor] = []
     if not wanted:
-        yield seen
+        yield noted
         return
     thread = threading.get_ident()  # in others, methods may project by themselves
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if threading.get_ident() == thread:
-            seen.append(args[0])
+            noted.append(args[0])
 
     hook = family.projector.register_forward_pre_hook(note)
     try:
-        yield seen
+        yield noted
     finally:
         hook.remove()
 
 
-def _scores(
+def _learned(
     family: Family,
     inputs: Mapping[str, Any],
     grids: list[Grid],
     taps: Collection[Tap],
-    seen: Mapping[int, list[Attention]],
+    attention: Mapping[int, list[Attention]],
 ) -> dict[Tap, list[Tensor]]:
     """tap -> one (N,) vector per picture, or (N, c) keys."""
-    scores: dict[Tap, list[Tensor]] = {}
+    learned: dict[Tap, list[Tensor]] = {}
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
         maps: dict[str, list[Tensor]] = {axis: [] for axis in axes}
-        for query, key, scaling in seen[block]:
+        for query, key, scaling in attention[block]:
             if "keys" in axes:
                 patches = key[:, :, family.n_prefix :]  # (tiles, h, P, d)
                 maps["keys"] += patches.transpose(1, 2).flatten(2)
@@ -310,8 +310,8 @@ def _scores(
         for axis, tiles in maps.items():
             carried = _filled(family.tokens(tiles, inputs), grids)
             vectors = carried if axis == "keys" else [table.squeeze(1) for table in carried]
-            scores[Tap(block, axis, kind)] = vectors
-    return scores
+            learned[Tap(block, axis, kind)] = vectors
+    return learned
 
 
 def _filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:

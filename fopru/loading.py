@@ -114,8 +114,8 @@ def _naming(
     try:
         yield
     except errors as error:
-        said = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
-        raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({said})") from error
+        reason = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+        raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({reason})") from error
 
 
 def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]) -> ProcessorMixin:

@@ -79,9 +79,9 @@ def lattice(height: int, width: int, k: int) -> tuple[int, int]:
 
 def remaining(chosen: Tensor, n: int) -> Tensor:
     """The places in range(n) that are not among the chosen, sorted, on the device of the chosen."""
-    there = torch.ones(n, dtype=torch.bool, device=chosen.device)
-    there[chosen] = False
-    return there.nonzero().flatten()
+    free = torch.ones(n, dtype=torch.bool, device=chosen.device)
+    free[chosen] = False
+    return free.nonzero().flatten()
 
 
 # The largest of some values

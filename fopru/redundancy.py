@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.applying import cache_name, cache_of
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import answer_ids, inputs, prompts
+from fopru.evaluation.asking import answer_ids, prepare, prompts
 from fopru.families import Family, UnsupportedModelError
 from fopru.pruner import Pruner
 
@@ -76,7 +76,7 @@ def by_layer(model: PreTrainedModel, pictures: Mapping[str, Any]) -> pd.DataFram
 
 
 @dataclass(frozen=True)
-class Given(Pruner):
+class Fixed(Pruner):
     """Keep these tokens.
 
     Args:
@@ -99,7 +99,7 @@ class Answers:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
         self.model = model
         text = prompts(processor, [example])
-        encoded = encode(model, inputs(processor, [example], text).to(model.device))
+        encoded = encode(model, prepare(processor, [example], text).to(model.device))
         views = [view for image in encoded.images for view in image.grid.views]
         if len(views) > 1:
             raise UnsupportedModelError(
@@ -124,7 +124,7 @@ class Answers:
         if not places or not all(0 <= i < self.n_tokens for i in places):
             raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
         distinct = tuple(sorted(set(places)))
-        with Given(k=len(distinct), indices=distinct)(self.model) as session:
+        with Fixed(k=len(distinct), indices=distinct)(self.model) as session:
             out = self.model(**session.arguments(self.encoded), use_cache=True, logits_to_keep=1)
             cache = {cache_name(self.model): cache_of(out)}
             logits = [out.logits]  # (1, 1, V) for the first token of the answer
@@ -134,11 +134,11 @@ class Answers:
         return log.gather(2, self.answer[..., None]).sum().item()
 
 
-def insertion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+def insertion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
     """Log-likelihood of the answer from the first tokens of an order, for each count."""
-    return [asked.loglik(order[:k]) for k in counts]
+    return [answers.loglik(order[:k]) for k in counts]
 
 
-def deletion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+def deletion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
     """The same from all tokens but the first of an order; a count below all of them."""
-    return [asked.loglik(order[k:]) for k in counts]
+    return [answers.loglik(order[k:]) for k in counts]

@@ -46,7 +46,7 @@ def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """Within the block, these hand on what they get: nobody reads what they would make of it."""
     own = [(block, block.__dict__.get("forward")) for block in blocks]  # accelerate sets one
     for block, _ in own:
-        block.forward = _hand_on
+        block.forward = _pass_through
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
                 block.forward = forward
 
 
-def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
@@ -70,9 +70,9 @@ def tapped(
         UnsupportedModelError: on leaving, where a block did not run its attention through
             transformers' attention interface, or masked it.
     """
-    seen: dict[int, list[Attention]] = {}
+    calls: dict[int, list[Attention]] = {}
     if not blocks:
-        yield seen
+        yield calls
         return
     owner = {id(module): index for index, block in blocks.items() for module in block.modules()}
 
@@ -88,11 +88,11 @@ def tapped(
         pictures = kwargs.get("cu_seq_lens_q")  # FlashAttention gets a whole batch as one sequence
         lengths = [query.shape[2]] if pictures is None else pictures.diff().tolist()
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            seen.setdefault(index, []).append(Attention(q, k, scaling))
+            calls.setdefault(index, []).append(Attention(q, k, scaling))
 
     with twinned(tower.config), heard(note):
-        yield seen
-    if missed := blocks.keys() - seen.keys():
+        yield calls
+    if missed := blocks.keys() - calls.keys():
         raise UnsupportedModelError(
             f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "
             "transformers' attention interface: there is no attention to score its tokens by."

@@ -13,7 +13,7 @@ import zoo
 import fopru
 from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate
-from fopru.evaluation.asking import answer_ids, inputs, prompts
+from fopru.evaluation.asking import answer_ids, prepare, prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.settings import settings
 from fopru.methods import FastV
@@ -66,7 +66,7 @@ def by_hand(model, processor, pruner, e):
     """Inside `with pruner(model)`, a token at a time: the log-likelihood of the right answer, and
     how many visual tokens were kept."""
     text = prompts(processor, [e])
-    asked = dict(inputs(processor, [e], text))
+    asked = dict(prepare(processor, [e], text))
     total = 0.0
     with pruner(model) as session, torch.no_grad():
         for token in answer_ids(processor, text[0], e.answer):
@@ -162,7 +162,7 @@ def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
     """With original ids the order says nothing to a model that goes by ids alone, but for the
     causal mask: shuffling back gives the inputs of before."""
     model, processor = loaded(family)
-    asked = inputs(processor, examples(), prompts(processor, examples()))
+    asked = prepare(processor, examples(), prompts(processor, examples()))
     pruner = fopru.FoPru(0.4, positions="preserve", weights="mass")
     with pruner(model) as session:
         plain = session.arguments(fopru.encode(model, asked, [pruner]))

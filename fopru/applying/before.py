@@ -121,14 +121,14 @@ class Before(Session):
                 known = replace(known, positions=numbered(known.mask))
         else:
             kwargs = self._resumed(fitted(known, len(prompt)), kwargs, n_past(cache))
-        seen = _Whole(prompt, kwargs["input_ids"].shape[1])
-        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - seen.short)
-        kwargs |= seen.callables(kwargs)
+        restored = _Restored(prompt, kwargs["input_ids"].shape[1])
+        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - restored.short)
+        kwargs |= restored.callables(kwargs)
         with self.in_generate(known):
             output = generate(**kwargs)
         if isinstance(output, Tensor):
-            return seen(output)
-        output.sequences = seen(output.sequences)
+            return restored(output)
+        output.sequences = restored(output.sequences)
         return output
 
     def _config(self, kwargs: Mapping[str, Any]) -> GenerationConfig:
@@ -169,12 +169,12 @@ class Before(Session):
         for name in (*self.names(), "mm_encoder_outputs"):
             if name not in ("input_ids", "attention_mask", "position_ids"):
                 kwargs.pop(name, None)  # of the pictures, which are in the cache
-        given = kwargs.get("position_ids")
+        own_positions = kwargs.get("position_ids")
         kwargs = known.go_on(kwargs, past, new.shape[1])
         if kwargs.get("attention_mask") is None:
             total = past + new.shape[1]
             kwargs["attention_mask"] = known.mask.new_ones(len(ids), total)
-        if history and given is None and known.positions is not None:
+        if history and own_positions is None and known.positions is not None:
             between = past - known.mask.shape[1]
             last = known.positions.amax(-1, keepdim=True)
             middle = last + torch.arange(1, between + 1, device=last.device)
@@ -252,7 +252,7 @@ def _shorter_lengths(
     return {name: max(value - removed, 0) for name, value in lengths.items() if value}
 
 
-class _Whole:
+class _Restored:
     """Token ids (R, P + n) of the shorter prompts -> (R, L + n), with the whole ones in front."""
 
     def __init__(self, prompt: Tensor, short: int):
@@ -282,31 +282,31 @@ class _Whole:
 
 
 class _Stopping(StoppingCriteria):
-    def __init__(self, inner: StoppingCriteria, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: StoppingCriteria, restored: _Restored):
+        self.inner, self.restored = inner, restored
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(self.whole(input_ids), scores, **kwargs)
+        return self.inner(self.restored(input_ids), scores, **kwargs)
 
 
 class _Logits(LogitsProcessor):
-    def __init__(self, inner: LogitsProcessor, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: LogitsProcessor, restored: _Restored):
+        self.inner, self.restored = inner, restored
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.inner(self.whole(input_ids), scores)
+        return self.inner(self.restored(input_ids), scores)
 
 
 class _Streamer(BaseStreamer):
     """Shows a streamer the whole prompt in place of the shorter one, which comes first."""
 
-    def __init__(self, inner: BaseStreamer, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: BaseStreamer, restored: _Restored):
+        self.inner, self.restored = inner, restored
         self.started = False
 
     def put(self, value: Tensor) -> None:
         if not self.started:
-            value, self.started = self.whole(value.view(-1, self.whole.short)), True
+            value, self.started = self.restored(value.view(-1, self.restored.short)), True
         self.inner.put(value)
 
     def end(self) -> None:

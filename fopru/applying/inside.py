@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
-from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
+from fopru.applying.passes import AT_HAND, Layers, LayerTokens, Pass
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
 from fopru.encoding import Encoded
@@ -19,7 +19,7 @@ from fopru.families import Grid, UnsupportedModelError
 from fopru.pruned import PrunedImage, PrunedInputs, whole
 
 DRAFTS = "drafted tokens would stand behind the prompt when tokens are chosen"
-ALONE = {
+REFUSED = {
     "assistant_model": DRAFTS,
     "prompt_lookup_num_tokens": DRAFTS,
     "assistant_early_exit": DRAFTS,
@@ -61,7 +61,7 @@ class Inside(Session):
         self.hooks: list[int] = []
 
     @property
-    def layers(self) -> list[Sequence]:
+    def layers(self) -> list[LayerTokens]:
         """Per layer of the language model what it saw of the last prompt with pictures."""
         return self.prompt.layers
 
@@ -76,7 +76,7 @@ class Inside(Session):
 
     @property
     def kept(self) -> list[Tensor]:
-        return [tokens.cpu() for tokens in self.prompt.seen(-1)] if self.layers else []
+        return [tokens.cpu() for tokens in self.prompt.visible(-1)] if self.layers else []
 
     @property
     def visual_counts(self) -> list[list[int]]:
@@ -132,11 +132,11 @@ class Inside(Session):
         if self.generating or not self.shows(kwargs):
             return generate(**kwargs)
         config = kwargs.get("generation_config") or self.model.generation_config
-        given = {name: option(name, config, kwargs) for name in ALONE}
-        given = {name: (value, ALONE[name]) for name, value in given.items() if value}
+        refused = {name: option(name, config, kwargs) for name in REFUSED}
+        refused = {name: (value, REFUSED[name]) for name, value in refused.items() if value}
         if option("use_cache", config, kwargs) is False:
-            given["use_cache"] = (False, "tokens are chosen once, when the prompt is read")
-        for name, (value, reason) in given.items():
+            refused["use_cache"] = (False, "tokens are chosen once, when the prompt is read")
+        for name, (value, reason) in refused.items():
             value = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             raise ValueError(
                 f"{name}={value}: method {self.pruner.name!r} drops tokens between layers of the "
@@ -202,7 +202,7 @@ class Inside(Session):
         mask = kwargs.get("attention_mask")
         dead = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
         index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        start = Sequence(index, dead, self.visual(ids), bool(dead.any()))
+        start = LayerTokens(index, dead, self.visual(ids), bool(dead.any()))
         return Pass(self, Layers(ids.shape[1]), start)
 
     def _entering(self, i: int) -> Callable[..., Any]:

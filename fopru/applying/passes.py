@@ -18,7 +18,7 @@ from fopru.pruned import line_up
 
 
 @dataclass(frozen=True, eq=False)
-class Sequence:
+class LayerTokens:
     """The tokens of the prompt that a layer sees."""
 
     index: Tensor
@@ -30,10 +30,10 @@ class Sequence:
     padded: bool
     """Whether any is dead."""
 
-    def rows(self, index: Tensor) -> Sequence:
+    def rows(self, index: Tensor) -> LayerTokens:
         """Those of these rows of the batch."""
         index = index.to(self.index.device)
-        return Sequence(self.index[index], self.dead[index], self.visual[index], self.padded)
+        return LayerTokens(self.index[index], self.dead[index], self.visual[index], self.padded)
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Layers:
 
     length: int
     """L."""
-    layers: list[Sequence] = field(default_factory=list)
+    layers: list[LayerTokens] = field(default_factory=list)
     """Per layer of the language model."""
 
     @property
@@ -52,19 +52,19 @@ class Layers:
 
     def rows(self, index: Tensor) -> Layers:
         """That of these rows of the batch."""
-        done: dict[int, Sequence] = {}
+        done: dict[int, LayerTokens] = {}
         for layer in self.layers:
             done.setdefault(id(layer), layer.rows(index))
         return Layers(self.length, [done[id(layer)] for layer in self.layers])
 
-    def seen(self, layer: int) -> list[Tensor]:
+    def visible(self, layer: int) -> list[Tensor]:
         """Per row the visual tokens that a layer sees: indices among the row's own."""
-        first, there = self.layers[0], self.layers[layer]
+        first, here = self.layers[0], self.layers[layer]
         rows = []
         for row in range(len(first.index)):
             visual = first.index[row][first.visual[row]]
-            seen = there.index[row][there.visual[row] & ~there.dead[row]]
-            rows.append(torch.searchsorted(visual.contiguous(), seen))
+            visible = here.index[row][here.visual[row] & ~here.dead[row]]
+            rows.append(torch.searchsorted(visual.contiguous(), visible))
         return rows
 
 
@@ -79,7 +79,7 @@ class _Enough(Exception):
 class Pass:
     """One forward pass: of a prompt with pictures, or of a step on its cache."""
 
-    def __init__(self, session: Any, known: Layers, current: Sequence | None = None):
+    def __init__(self, session: Any, known: Layers, current: LayerTokens | None = None):
         self.session, self.known = session, known
         self.pruner, self.decoder = session.pruner, session.decoder
         self.prefill = current is not None
@@ -87,7 +87,7 @@ class Pass:
         self.totals = [] if current is None else current.visual.sum(1).tolist()
         self.heard: tuple[Tensor, Tensor, float] | None = None
         self.listening: nn.Module | None = None
-        self.made: dict[Any, Any] = {}
+        self.shared: dict[Any, Any] = {}
         """Masks and rotary embeddings of this pass: layers that see the same share them."""
 
     def __enter__(self) -> None:
@@ -124,19 +124,19 @@ class Pass:
 
     def _drop(self, i: int, call: LayerCall) -> None:
         """On entering layer i, some of the visual tokens go."""
-        here = self.known.seen(-1)
+        visible = self.known.visible(-1)
         if self.session.chosen is None:
-            best = self._best(i, here, self._scores(i, call))
+            best = self._best(i, visible, self._scores(i, call))
         else:
-            best = self.session.chosen.prompt.seen(i)
+            best = self.session.chosen.prompt.visible(i)
         now = self.current
         visual = now.visual & ~now.dead
         keep = ~now.visual & ~now.dead
-        for row, (there, chosen) in enumerate(zip(here, best, strict=True)):
-            keep[row, visual[row]] = torch.isin(there, chosen)
+        for row, (own, chosen) in enumerate(zip(visible, best, strict=True)):
+            keep[row, visual[row]] = torch.isin(own, chosen)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))  # (B, L')
         dead = ~keep.gather(1, order)
-        self.current = Sequence(
+        self.current = LayerTokens(
             now.index.gather(1, order), dead, now.visual.gather(1, order), bool(dead.any())
         )
         width = call.hidden.shape[-1]
@@ -146,11 +146,11 @@ class Pass:
         """(B, L') attention of the last prompt token, mean over heads."""
         if not self.pruner.before:
             self.listening = call.layer.self_attn
-            seen = LayerCall(call.layer, call.args, call.kwargs)
+            probe = LayerCall(call.layer, call.args, call.kwargs)
             if call.hidden.shape[1] < self.known.length:
-                self._fit(i, seen)
+                self._fit(i, probe)
             with suppress(_Enough):
-                seen.attend()
+                probe.attend()
         if self.heard is None:
             raise UnsupportedModelError(
                 f"layer {i} of {type(self.decoder).__name__} does not attend through transformers' "
@@ -166,7 +166,7 @@ class Pass:
         logits = logits.masked_fill(self.current.dead[:, None], -torch.inf)
         return logits.softmax(-1).mean(1)
 
-    def _best(self, i: int, here: list[Tensor], scores: Tensor) -> list[Tensor]:
+    def _best(self, i: int, visible: list[Tensor], scores: Tensor) -> list[Tensor]:
         """Of the visual tokens that are here, per row those that go on by their scores (B, L'):
         indices among its own."""
         rows = []
@@ -174,7 +174,7 @@ class Pass:
             (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
             k = min(self.pruner.count(total, self.session.stages[i]), len(places))
             order = scores[row, places].sort(descending=True, stable=True).indices
-            rows.append(here[row][order[:k]])
+            rows.append(visible[row][order[:k]])
         return rows
 
     def _fit(self, i: int, call: LayerCall) -> None:
@@ -194,24 +194,24 @@ class Pass:
 
     def _step(self, i: int, call: LayerCall) -> tuple[tuple, dict[str, Any]]:
         """A layer's arguments while decoding: its cache holds fewer tokens than the first's."""
-        seen = self.known.layers[i]
+        tokens = self.known.layers[i]
         new = call.hidden.shape[1]
-        grown = call.cache.get_seq_length(i) - seen.index.shape[1]
+        grown = call.cache.get_seq_length(i) - tokens.index.shape[1]
         self._refuse_window(call.layer, self.known.length + grown + new)
         if self.session.reindex:
-            key = (id(seen), "waves", window(call.layer))
-            if key not in self.made:
-                counts = (~seen.dead).sum(1, keepdim=True)
+            key = (id(tokens), "waves", window(call.layer))
+            if key not in self.shared:
+                counts = (~tokens.dead).sum(1, keepdim=True)
                 places = counts + grown + torch.arange(new, device=counts.device)
-                self.made[key] = waves_at(self.decoder, i, call.hidden, places)
-            call.waves = self.made[key]
-        key = (id(seen), id(call.mask))
-        if key not in self.made:
+                self.shared[key] = waves_at(self.decoder, i, call.hidden, places)
+            call.waves = self.shared[key]
+        key = (id(tokens), id(call.mask))
+        if key not in self.shared:
             tail = torch.arange(self.known.length, self.known.length + grown + new)
-            tail = tail.to(seen.index.device).expand(len(seen.index), -1)
-            columns = torch.cat([seen.index, tail], 1)
-            self.made[key] = self._mask(call.mask, seen, columns, new)
-        call.mask = self.made[key]
+            tail = tail.to(tokens.index.device).expand(len(tokens.index), -1)
+            columns = torch.cat([tokens.index, tail], 1)
+            self.shared[key] = self._mask(call.mask, tokens, columns, new)
+        call.mask = self.shared[key]
         return call.args, call.kwargs
 
     def _refuse_window(self, layer: nn.Module, length: int) -> None:
@@ -225,12 +225,12 @@ class Pass:
             )
 
     def _mask(
-        self, mask: Tensor | None, seen: Sequence, columns: Tensor, queries: int
+        self, mask: Tensor | None, tokens: LayerTokens, columns: Tensor, queries: int
     ) -> Tensor | None:
         """The mask of a layer for `queries` last tokens, over the columns that are left."""
-        if mask is None and not seen.padded:
+        if mask is None and not tokens.padded:
             return None
-        dead = F.pad(seen.dead, (0, columns.shape[1] - seen.dead.shape[1]))
+        dead = F.pad(tokens.dead, (0, columns.shape[1] - tokens.dead.shape[1]))
         if mask is None:
             mask = self._causal(columns, queries)
         elif mask.dim() == 2:

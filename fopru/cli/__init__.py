@@ -24,7 +24,7 @@ COMMANDS = {
 """Module in this package -> what `fopru --help` says of it."""
 
 
-class Later(TyperCommand):
+class Deferred(TyperCommand):
     """Stands for a command until it is run."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
@@ -39,14 +39,14 @@ class Later(TyperCommand):
 class Commands(TyperGroup):
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.commands = {name: Later(name, help=text) for name, text in COMMANDS.items()}
+        self.commands = {name: Deferred(name, help=text) for name, text in COMMANDS.items()}
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"fopru {fopru.__version__}")
         raise typer.Exit
 

@@ -95,11 +95,11 @@ class Asked:
     def _answer(self, pruner: Pruner | None, max_new_tokens: int) -> dict[str, Any]:
         family, marks = Family.of(self.net), Marks(self.net.device)
         begins = family.decoder.register_forward_pre_hook(marks.decoding)
-        told = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
         try:
             with pruner(self.net) if pruner else nullcontext() as run:
                 marks.start()
-                out = self.net.generate(**self.inputs, **told)
+                out = self.net.generate(**self.inputs, **options)
         finally:
             begins.remove()
         self.run = run

@@ -35,9 +35,9 @@ def device_of(name: str | None) -> torch.device:
     """
     import torch
 
-    there = torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     try:
-        device = torch.device(name or ("cuda" if there else "cpu"))
+        device = torch.device(name or ("cuda" if cuda else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]

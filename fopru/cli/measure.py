@@ -15,7 +15,7 @@ from rich.table import Table
 from fopru import efficiency, load
 from fopru.arguments import check_integer
 from fopru.cli.common import check_out, device_of, keep, one_sentence
-from fopru.evaluation.asking import inputs, prompts
+from fopru.evaluation.asking import prepare, prompts
 from fopru.evaluation.settings import as_pruner, label, settings
 from fopru.pocket import sample
 from fopru.pruner import METHODS
@@ -84,11 +84,11 @@ def measure(
         tables = []
         for size in batch or [1]:
             if processor is None:
-                asked = efficiency.prompt(net, text, size)
+                inputs = efficiency.prompt(net, text, size)
             else:
                 examples = sample("reading", n=size)
-                asked = inputs(processor, examples, prompts(processor, examples))
-            table = efficiency.measure(net, asked, pruners, new_tokens, turns)
+                inputs = prepare(processor, examples, prompts(processor, examples))
+            table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
             tables.append(
                 table.assign(model=shape or model, device=_named(device), attention=attention)
             )
@@ -109,9 +109,9 @@ def _say(
 ) -> None:
     if name in efficiency.SHAPES:
         net = efficiency.empty(name)
-        here = torch.device(device).type != "cuda" or torch.cuda.is_available()
-        needed, there = efficiency.memory(net, device if here else "cpu")
-        room = f"{there / 1e9:.1f} GB there" if here else "no CUDA device here"
+        present = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        needed, available = efficiency.memory(net, device if present else "cpu")
+        room = f"{available / 1e9:.1f} GB there" if present else "no CUDA device here"
         typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
     else:
         typer.echo(f"{name} on {device}")
@@ -128,9 +128,9 @@ def _show(results: pd.DataFrame) -> None:
         by = part.set_index("stage")
         cells = []
         for stage in stages:
-            there = stage in by.index
-            mark = "*" if there and by.unstable[stage] else ""
-            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if there else "")
+            timed = stage in by.index
+            mark = "*" if timed and by.unstable[stage] else ""
+            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if timed else "")
         table.add_row(str(size), name, str(visual), *cells, f"{part.kv_bytes.iloc[0] / 1e6:.1f}")
     Console(file=sys.stdout, width=160).print(table)
     if results.unstable.any():

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 from fopru.applying import Session, cache_name, cache_of
 from fopru.applying.session import During, at_once
 from fopru.arguments import check_integer, check_list
-from fopru.encoding import look
+from fopru.encoding import run_tower
 from fopru.families import Family
 from fopru.pruned import all_positions
 from fopru.pruner import Pruner
@@ -97,7 +97,7 @@ class Way:
     tokens: int = 0
     peak: list[int] = field(default_factory=list)
 
-    def go(self, during: During) -> None:
+    def run(self, during: During) -> None:
         """Stage after stage, each through `during`."""
         if self.pruner is None:
             self._answer(self._whole(during), during)
@@ -119,8 +119,8 @@ class Way:
 
     def _pruned(self, session: Session, during: During) -> dict[str, Any]:
         """The arguments of prefill, inside the session's block."""
-        seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
-        encoded = during("scoring", seen.scored)
+        tower = during("vision", lambda: run_tower(self.model, self.inputs, [self.pruner]))
+        encoded = during("scoring", tower.scored)
         return dict(session.arguments(encoded, during))
 
     def _answer(self, prompt: Mapping[str, Any], during: During) -> None:
@@ -149,12 +149,12 @@ class Way:
                 **{name: cache},
             )
 
-    def turn(self) -> None:
+    def take_turn(self) -> None:
         """Stages one by one, then all of them in one go, then a prompt that was short to begin
         with."""
-        self.go(self.clock)
+        self.run(self.clock)
         with peak_memory(self.clock.device) as peak:
-            self.clock("end to end", lambda: self.go(at_once))
+            self.clock("end to end", lambda: self.run(at_once))
         self.peak.append(peak())
         if self.pruner is not None:
             with self.pruner(self.model) as session:
@@ -244,13 +244,13 @@ def measure(
         ways.append(Way(model, inputs, label, pruner, new_tokens - 1, Clock(model.device)))
     for way in ways:
         counter = Counter()
-        way.go(counter)
+        way.run(counter)
         way.flops = counter.flops
         if way.steps:
             way.flops["decode"] //= way.steps
     for turn in range(turns):
         for way in ways if turn % 2 == 0 else reversed(ways):
-            way.turn()
+            way.take_turn()
     table = pd.DataFrame([row for way in ways for row in way.rows()])
     table.attrs = {"threads": torch.get_num_threads(), "turns": turns, "clock_mhz": _clock()}
     return table

@@ -67,11 +67,11 @@ def build(
         ValueError: an unknown shape, CUDA where there is none, or too little memory.
     """
     model = empty(shape, dtype)
-    needed, there = memory(model, device)
-    if needed > there:
+    needed, available = memory(model, device)
+    if needed > available:
         raise ValueError(
             f"shape={shape!r}: needs about {needed / 1e9:.1f} GB on {device}, and "
-            f"{there / 1e9:.1f} GB are available."
+            f"{available / 1e9:.1f} GB are available."
         )
     noise = torch.randn(2**24, device=device, dtype=dtype) * 0.02
     for module, name, parameter in tqdm(list(_parameters(model)), unit="tensor", desc=shape):

@@ -31,8 +31,8 @@ def answer(
     """
     for start in range(0, len(examples), batch_size):
         part = examples[start : start + batch_size]
-        asked = inputs(processor, part, prompts(processor, part)).to(model.device)
-        yield from generate(model, processor, asked, max_new_tokens)
+        batch = prepare(processor, part, prompts(processor, part)).to(model.device)
+        yield from generate(model, processor, batch, max_new_tokens)
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
@@ -71,7 +71,7 @@ def pictureless(processor: ProcessorMixin, prompt: str) -> str:
     return prompt
 
 
-def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
+def prepare(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
     """The processor's output, padded on the left so that all texts end together."""
     images = [[e.image] for e in examples]
     return processor(
@@ -112,10 +112,10 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
 
 
 def generate(
-    model: PreTrainedModel, processor: ProcessorMixin, asked: Any, max_new_tokens: int
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, max_new_tokens: int
 ) -> Iterator[str]:
     """The new words of each row, stripped and lower-cased."""
-    out = model.generate(**asked, max_new_tokens=max_new_tokens, do_sample=False)
-    new = out[:, asked["input_ids"].shape[1] :]
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = out[:, inputs["input_ids"].shape[1] :]
     for said in processor.batch_decode(new, skip_special_tokens=True):
         yield said.strip().lower()

@@ -105,7 +105,7 @@ class Oracle(Pruner):
         return True
 
     def score(self, image: EncodedImage) -> Tensor:
-        return image.scores[EVIDENCE]
+        return image.learned[EVIDENCE]
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -127,13 +127,13 @@ class Smaller(Pruner):
         family = image.family
         height, width = self._size(image.grid)
         (view,) = image.grid.views
-        if PIXELS not in image.scores or family.merges:
+        if PIXELS not in image.learned or family.merges:
             raise UnsupportedModelError(
                 f"'smaller' takes models of which each patch is a token, and {family.title} merges "
                 "them: give it smaller pictures instead."
             )
         side = family.config.vision_config.patch_size
-        pixels = image.scores[PIXELS][None]  # (1, 3, H, W)
+        pixels = image.learned[PIXELS][None]  # (1, 3, H, W)
         small = F.interpolate(pixels, (height * side, width * side), mode="bicubic", antialias=True)
         (features,) = family.model.get_image_features(
             pixel_values=small, interpolate_pos_encoding=True, return_dict=True

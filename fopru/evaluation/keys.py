@@ -50,5 +50,5 @@ def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens
     attention = {name: part._attn_implementation for name, part in parts.items()}
     generation = model.generation_config.to_dict()
     images = processor.image_processor.to_dict()
-    told = [repr(sorted(values.items())) for values in (config, generation, images)]
-    return digest(told, attention, str(model.dtype), max_new_tokens)
+    described = [repr(sorted(values.items())) for values in (config, generation, images)]
+    return digest(described, attention, str(model.dtype), max_new_tokens)

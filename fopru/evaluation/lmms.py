@@ -118,7 +118,7 @@ class PrunedModel(lmms):
             if part["type"] not in ("text", "image"):
                 task = requests[0][4]
                 raise ValueError(f"task {task!r} has {part['type']}: fopru takes pictures only.")
-        asked = self.processor.apply_chat_template(
+        inputs = self.processor.apply_chat_template(
             chats,
             add_generation_prompt=True,
             tokenize=True,
@@ -127,8 +127,8 @@ class PrunedModel(lmms):
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(self.device, self.model.dtype)
         settings = requests[0][2]
-        out = self.model.generate(**asked, **_generation(settings, self.max_new_tokens))
-        new = out[:, asked["input_ids"].shape[1] :]
+        out = self.model.generate(**inputs, **_generation(settings, self.max_new_tokens))
+        new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         return [_cut(text, settings.get("until")).strip() for text in texts]
 

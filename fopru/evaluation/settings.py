@@ -35,7 +35,7 @@ class Setting:
         """Its place in the table."""
         return self.method, self.retention, self.seed
 
-    def told(self) -> list[Any]:
+    def description(self) -> list[Any]:
         """All that this cell says of its rows, for `fopru.evaluation.keys`."""
         kind = type(self.pruner)
         names = (self.method, kind.__module__, kind.__qualname__, repr(self.pruner))

@@ -173,8 +173,8 @@ def difference(
     table = per_question(results, value)
     for setting in (one, other):
         if setting not in table.columns:
-            there = ", ".join(map(str, table.columns))
-            raise ValueError(f"setting {setting} is not among the results: {there}.")
+            names = ", ".join(map(str, table.columns))
+            raise ValueError(f"setting {setting} is not among the results: {names}.")
     gap = (table[one] - table[other]).dropna()
     return interval(gap, gap.index.get_level_values("image").to_series())
 
@@ -195,8 +195,8 @@ def bands(
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
     cells = _means(results, each, keys)
-    asked = each.groupby([*keys, "image"], observed=True)["value"]
-    per_picture = asked.agg(["sum", "size"]).unstack("image").fillna(0)
+    groups = each.groupby([*keys, "image"], observed=True)["value"]
+    per_picture = groups.agg(["sum", "size"]).unstack("image").fillna(0)
     per_picture = per_picture.loc[list(cells[keys].itertuples(index=False, name=None))]
     sums, counts = (per_picture[name].to_numpy(float) for name in ("sum", "size"))
     pictures = sums.shape[1]

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.arguments import check_choice
-from fopru.encoding import Look, Tap, look
+from fopru.encoding import Tap, TowerPass, run_tower
 from fopru.evaluation import evaluate
-from fopru.evaluation.asking import answer, inputs, prompts
+from fopru.evaluation.asking import answer, prepare, prompts
 from fopru.evaluation.batch import Batch, Setting
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
@@ -37,7 +37,7 @@ from fopru.picking import floor_share
 from fopru.pictures import load_image, to_image
 from fopru.plots import look as look_of
 from fopru.pruner import METHODS
-from fopru.redundancy import Given
+from fopru.redundancy import Fixed
 from fopru.significance import attention_scores
 
 RETENTIONS = (
@@ -123,7 +123,7 @@ class Explorer(anywidget.AnyWidget):
         self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
         self.scenes = self._scenes(examples)
-        self.on_msg(self._asked)
+        self.on_msg(self._message)
 
     def add(self, image: Image.Image | str | Path, question: str, answer: str = "") -> None:
         """One more picture and question, shown at once.
@@ -161,18 +161,20 @@ class Explorer(anywidget.AnyWidget):
     def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
         """All that the page needs to know of one question."""
         model, processor = self._model, self._processor
-        asked = inputs(processor, [example], prompts(processor, [example])).to(model.device)
+        inputs = prepare(processor, [example], prompts(processor, [example])).to(model.device)
         pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
         everywhere = Everywhere(tuple(self.axes))
-        seen = look(model, asked, [everywhere, FoPru(), *(cls() for cls in pruners.values())])
-        (grid,) = seen.grids
+        tower = run_tower(
+            model, inputs, [everywhere, FoPru(), *(cls() for cls in pruners.values())]
+        )
+        (grid,) = tower.grids
         if len(grid.views) > 1 or grid.views[0].newline:
             raise ValueError(
-                f"model: {seen.family.title} sees a picture in several views or with newline "
+                f"model: {tower.family.title} sees a picture in several views or with newline "
                 "tokens, and the explorer draws one grid of patches."
             )
         (view,) = grid.views
-        encoded = seen.scored()
+        encoded = tower.scored()
         kept = {
             name: [cls(r).compact(encoded).images[0].kept.tolist() for r in RETENTIONS]
             for name, cls in pruners.items()
@@ -189,17 +191,17 @@ class Explorer(anywidget.AnyWidget):
             "image": picture(example.image, processor),
             "height": view.height,
             "width": view.width,
-            "maps": packed(head_maps(seen, tuple(self.axes))),
+            "maps": packed(head_maps(tower, tuple(self.axes))),
             "criterion": "received" if received else "given",
             "evidence": evidence.nonzero().flatten().tolist(),
             "order": order.tolist(),  # of `Random`, by its seed
             "counts": [floor_share(view.n_tokens, r) for r in RETENTIONS],
             "rows": [floor_share(view.height, r) for r in RETENTIONS],
             "kept": kept,
-            "answers": {name: said_of(rows, name) for name in rows.method.unique()},
+            "answers": {name: page_answers(rows, name) for name in rows.method.unique()},
         }
 
-    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
+    def _message(self, widget: Any, content: Any, buffers: Any) -> None:
         """A message of the page; whatever is wrong with it goes back as a sentence."""
         kind = content.get("kind") if isinstance(content, dict) else None
         try:
@@ -215,12 +217,12 @@ class Explorer(anywidget.AnyWidget):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         example, kept = self._examples[content["scene"]], content["kept"]
-        pruner = Given(k=len(kept), indices=tuple(kept))
+        pruner = Fixed(k=len(kept), indices=tuple(kept))
         setting = Setting("chosen", pruner, 1.0)
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():
             (row,) = batch.rows(setting, max_new_tokens=8)
-        return answered(row)
+        return page_answer(row)
 
     def _own(self, content: dict[str, Any]) -> None:
         try:
@@ -237,12 +239,12 @@ class Explorer(anywidget.AnyWidget):
         self.add(image, str(content["question"]))
 
 
-def said_of(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
+def page_answers(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
     """`answered` at each retention."""
-    return [answered(row) for row in rows[rows.method == method].to_dict("records")]
+    return [page_answer(row) for row in rows[rows.method == method].to_dict("records")]
 
 
-def answered(row: Mapping[str, Any]) -> dict[str, Any]:
+def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
     """What the page is told of a row of `evaluate`.
 
     Returns:
@@ -250,10 +252,10 @@ def answered(row: Mapping[str, Any]) -> dict[str, Any]:
         question that names its legal answers also formed (one of them was said) and knows (by
         forced choice), which are None otherwise.
     """
-    told = {"text": row["prediction"], "p": math.exp(row["loglik"])}
+    found = {"text": row["prediction"], "p": math.exp(row["loglik"])}
     readings = {"right": "exact", "begins": "begins", "formed": "formed", "knows": "choice"}
     said = {name: row[column] for name, column in readings.items()}
-    return told | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
+    return found | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
 
 
 def picture(image: Image.Image, processor: ProcessorMixin) -> str:
@@ -264,20 +266,20 @@ def picture(image: Image.Image, processor: ProcessorMixin) -> str:
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def head_maps(seen: Look, axes: tuple[str, ...]) -> Tensor:
+def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
     """(blocks, heads + 1, axes, N) float32 scores of the one picture that was looked at.
 
     The mean over heads comes first: at the block that FoPru reads it is what FoPru ranks by.
     """
-    family, maps = seen.family, []
+    family, maps = tower.family, []
     blocks = range(family.block(None) + 1)
     for block in blocks:
-        (attention,) = seen.seen[block]
+        (attention,) = tower.attention[block]
         query, key, scaling = attention  # (1, h, T, d)
         for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
             found = attention_scores(query[:, head], key[:, head], scaling, family.n_prefix, axes)
             maps += [found[axis][0] for axis in axes]  # (P,) each
-    (table,) = family.tokens([torch.stack(maps, 1)], seen.inputs)  # (N, c)
+    (table,) = family.tokens([torch.stack(maps, 1)], tower.inputs)  # (N, c)
     shape = (len(blocks), -1, len(axes), len(table))
     return table.T.reshape(shape).float().cpu()
 
