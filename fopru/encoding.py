@@ -19,7 +19,7 @@ from fopru.tapping import Attention, locked, skipped, tapped
 
 
 class Tap(NamedTuple):
-    """One thing to learn from the tower's attention."""
+    """One thing to learn from the vision tower's attention."""
 
     block: int
     axis: str  # one of `fopru.significance.AXES`, or "keys"
@@ -27,33 +27,36 @@ class Tap(NamedTuple):
 
 
 VISION = Tap(-1, "vision")
-"""Not of the attention: the tower's features, as the projector gets them."""
+"""The tap of the tower's features, as the projector gets them; it is not one of the attention."""
 
 
 class Requests(Protocol):
-    """What `encode` asks of a pruner: the taps it needs, given the family's adapter."""
+    """What `encode` wants of a pruner: the taps it needs, given the family's adapter."""
 
     def taps(self, family: Family) -> set[Tap]: ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
-    """One picture, or one view of it, after the vision tower. N visual tokens."""
+    """One picture, or one view of it, after the vision tower. It has N visual tokens."""
 
     family: Family
+    """The adapter of the model's family."""
     sample: int
     """The batch row whose prompt holds the picture."""
     features: Tensor
-    """(N, d): what the LLM would get."""
+    """(N, d): the visual tokens as the language model would get them."""
     grid: Grid
+    """Where the tokens lie in the picture."""
     learned: Mapping[Tap, Tensor]
-    """tap -> (N,) or, of keys and `VISION`, (N, c); a newline token has the mean of its row."""
+    """What was learned from the tower: each `Tap` -> (N,) scores or, for keys and `VISION`, (N, c).
+    A newline token has the mean of its row."""
     deep: Tensor | None = field(default=None, kw_only=True)
-    """(N, c): what later layers of the LLM get at these places too (Qwen3-VL)."""
+    """(N, c): what later layers of the language model get at these places too (Qwen3-VL)."""
     text: Tensor | None = field(default=None, kw_only=True)
-    """(T, d): the LLM's embeddings of the prompt's text, for methods that need it."""
+    """(T, d): the language model's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
-    """(N,) float32: the scores by which a pruner ranks, where it has any."""
+    """(N,) float32: the scores by which a pruner ranks, or None where it has none."""
 
     def __repr__(self) -> str:
         return f"EncodedImage({len(self.features)} visual tokens, row {self.sample})"
@@ -64,7 +67,7 @@ class EncodedImage:
         return (self.grid.columns >= 0).to(self.features.device)
 
     def tap(self, axis: str, layer: int | None = None, scores: str = "probabilities") -> Tensor:
-        """(N,) float32 scores of one tapped layer.
+        """Return the scores of one tapped layer, (N,) float32.
 
         Raises:
             ValueError: they were not asked for when the picture was encoded.
@@ -78,7 +81,7 @@ class EncodedImage:
         return self.learned[tap]
 
     def keys(self, layer: int | None = None) -> Tensor:
-        """(N, h, d_h) keys of one tapped layer, by head."""
+        """Return the keys of one tapped layer by head, (N, h, d_h)."""
         return self.tap("keys", layer).unflatten(1, (self.family.heads, -1))
 
     @property
@@ -108,17 +111,20 @@ class EncodedImage:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoded:
-    """A batch after the vision tower: the pictures, and the inputs that are still text."""
+    """A batch after the vision tower: its pictures, and the inputs that are still text."""
 
     family: Family
+    """The adapter of the model's family."""
     inputs: Mapping[str, Any]
+    """The processor's output without pixels: input_ids, attention_mask and the like."""
     images: tuple[EncodedImage, ...]
+    """One `EncodedImage` per picture, in the order of the prompts."""
 
     def __repr__(self) -> str:
         return f"Encoded({self.family.title}, {len(self.images)} picture(s))"
 
     def text(self, sample: int) -> Tensor:
-        """(T, d): the language model's embeddings of the text in one row's prompt.
+        """Return the language model's embeddings of the text in one row's prompt, (T, d).
 
         Left out are padding and every id that a config of the model names: placeholders, and what
         begins and ends prompts, answers and pictures. Marks that only the tokenizer knows, as
@@ -132,7 +138,7 @@ class Encoded:
 
 
 def _special(family: Family) -> set[int]:
-    """Every token id that the configs of a model name."""
+    """Return every token id that the configs of a model name."""
     generation = getattr(family.model, "generation_config", None) or family.config
     configs = (family.config, family.config.get_text_config(), generation)
     found = {family.image_token_id}
@@ -171,7 +177,7 @@ def encode(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TowerPass:
-    """What one pass of the vision tower left behind, before any score is computed."""
+    """What one pass of the vision tower left, before any score is computed."""
 
     family: Family
     inputs: Mapping[str, Any]
@@ -184,7 +190,7 @@ class TowerPass:
 
     @torch.no_grad()
     def scored(self) -> Encoded:
-        """Each picture with its scores."""
+        """Compute the scores of each picture."""
         family, inputs, grids = self.family, self.inputs, self.grids
         sizes = [grid.n_tokens for grid in grids]
         features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
@@ -207,7 +213,7 @@ class TowerPass:
 def run_tower(
     model: PreTrainedModel, inputs: Mapping[str, Any], pruners: Collection[Requests] = ()
 ) -> TowerPass:
-    """The first half of `encode`: the vision tower, its queries and keys noted."""
+    """Run the vision tower and note its queries and keys: the first half of `encode`."""
     family = Family.of(model).reading(inputs)
     taps = set().union(*(pruner.taps(family) for pruner in pruners))
     if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
@@ -237,7 +243,7 @@ def run_tower(
 
 
 def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
-    """The batch row of each picture, by counting placeholders."""
+    """Return the batch row of each picture, found by counting placeholders."""
     if input_ids is None:
         raise ValueError(
             "`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
@@ -268,7 +274,7 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
 
 @contextmanager
 def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
-    """Within the block, note what the projector gets: (tiles, P, d_v) at a time."""
+    """Note what the projector gets within the block: (tiles, P, d_v) at a time."""
     noted: list[Tensor] = []
     if not wanted:
         yield noted
@@ -293,7 +299,7 @@ def _learned(
     taps: Collection[Tap],
     attention: Mapping[int, list[Attention]],
 ) -> dict[Tap, list[Tensor]]:
-    """tap -> one (N,) vector per picture, or (N, c) keys."""
+    """Return each tap -> one (N,) vector per picture, or (N, c) keys."""
     learned: dict[Tap, list[Tensor]] = {}
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
@@ -315,7 +321,7 @@ def _learned(
 
 
 def _filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:
-    """(N, c) per picture, its newlines filled."""
+    """Return one (N, c) table per picture, its newlines filled."""
     return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
 
 

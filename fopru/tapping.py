@@ -21,7 +21,8 @@ from fopru.families import UnsupportedModelError
 
 
 class Attention(NamedTuple):
-    """Queries and keys of one call of an attention layer: of tiles of one size, or one picture."""
+    """Queries and keys of one call of an attention layer, for tiles of one size or for one
+    picture."""
 
     query: Tensor  # (tiles, h, T, d)
     key: Tensor
@@ -34,7 +35,8 @@ _LOCKS_GUARD = threading.Lock()
 
 @contextmanager
 def locked(model: nn.Module) -> Iterator[None]:
-    """One thread at a time: what is changed for one call must not be seen by another."""
+    """Let one thread at a time into the block: what is changed for one call must not be seen by
+    another."""
     with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(model, threading.RLock())
     with lock:
@@ -43,7 +45,8 @@ def locked(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block, these hand on what they get: nobody reads what they would make of it."""
+    """Let these blocks return what they get, within the block: nobody reads what they would make of
+    it."""
     own = [(block, block.__dict__.get("forward")) for block in blocks]  # accelerate sets one
     for block, _ in own:
         block.forward = _pass_through
@@ -64,7 +67,8 @@ def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def tapped(
     tower: PreTrainedModel, blocks: Mapping[int, nn.Module]
 ) -> Iterator[dict[int, list[Attention]]]:
-    """Within the block, note q and k of `blocks`: yields index -> calls, filled as they run.
+    """Note the queries and keys of `blocks` within the block: yields index -> calls, filled as they
+    run.
 
     Raises:
         UnsupportedModelError: on leaving, where a block did not run its attention through
@@ -100,5 +104,5 @@ def tapped(
 
 
 def _hides(mask: Tensor) -> bool:
-    """Whether a mask, boolean or added to the logits, keeps any query from any key."""
+    """Return whether a mask, boolean or added to the logits, keeps any query from any key."""
     return not bool(mask.all() if mask.dtype == torch.bool else (mask == 0).all())

@@ -25,7 +25,8 @@ REFUSED = {
     "assistant_early_exit": DRAFTS,
     "prefill_chunk_size": "tokens are chosen by the last one of the whole prompt",
 }
-"""Options of `generate` that do not go with dropping tokens between layers, and why."""
+"""Options of `generate` that do not go with dropping tokens between layers, each with the
+reason."""
 
 
 class Inside(Session):
@@ -62,12 +63,12 @@ class Inside(Session):
 
     @property
     def layers(self) -> list[LayerTokens]:
-        """Per layer of the language model what it saw of the last prompt with pictures."""
+        """The tokens of the last prompt with pictures that each layer of the language model saw."""
         return self.prompt.layers
 
     @property
     def last(self) -> Inside | None:
-        """This session, whose `images` are what was kept; None before the first picture."""
+        """This session, whose `images` say what was kept; None before the first picture."""
         return self if self.layers else None
 
     @last.setter
@@ -76,21 +77,25 @@ class Inside(Session):
 
     @property
     def kept(self) -> list[Tensor]:
+        """Return the visual tokens that the last layer saw of each row; see `Session.kept`."""
         return [tokens.cpu() for tokens in self.prompt.visible(-1)] if self.layers else []
 
     @property
     def visual_counts(self) -> list[list[int]]:
-        """Per layer the visual tokens that it saw, one count per row of the batch."""
+        """The number of visual tokens that each layer saw: a list of one count per row for each
+        layer."""
         return [(s.visual & ~s.dead).sum(1).tolist() for s in self.layers]
 
     @property
     def layer_weighted(self) -> list[float]:
+        """Return the mean over layers of the visual tokens that each saw, one number per row."""
         counts = self.visual_counts
         return [sum(row) / len(counts) for row in zip(*counts, strict=True)]
 
     @property
     def images(self) -> tuple[PrunedImage, ...]:
-        """What the last layer sees of each picture of the last prompt, in prompt order."""
+        """What the last layer saw of each picture of the last prompt, in the order of the
+        prompt."""
         images, row, start = [], 0, 0
         totals = self.layers[0].visual.sum(1).tolist() if self.layers else []
         kept = self.kept
@@ -105,11 +110,13 @@ class Inside(Session):
         return tuple(images)
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        """Return the inputs with all visual tokens: they leave later; see `Session.arguments`."""
         self.grids = [image.grid for image in encoded.images]
         return during("compaction", lambda: whole(encoded))
 
     @contextmanager
     def changes(self) -> Iterator[None]:
+        """Put a hook before each layer, and let the language model attend through its twin."""
         handles = [
             layer.register_forward_pre_hook(self._entering(i), with_kwargs=True)
             for i, layer in enumerate(self.decoder.layers)
@@ -123,12 +130,14 @@ class Inside(Session):
                 handle.remove()
 
     def clean(self, model: PreTrainedModel) -> None:
+        """Take the hooks out of a copy of the model."""
         super().clean(model)
         for layer, hook in zip(self._of(model).layers, self.hooks, strict=True):
             layer._forward_pre_hooks.pop(hook, None)
             layer._forward_pre_hooks_with_kwargs.pop(hook, None)
 
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `generate` on the whole prompt, whose tokens leave between layers."""
         if self.generating or not self.shows(kwargs):
             return generate(**kwargs)
         config = kwargs.get("generation_config") or self.model.generation_config
@@ -149,6 +158,7 @@ class Inside(Session):
             return generate(**kwargs)
 
     def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `forward` on a prompt with pictures, or as a step on its KV cache."""
         cache, ids = cache_of(kwargs), kwargs.get("input_ids")
         shown = self.shows(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
         if n_past(cache):
@@ -179,7 +189,7 @@ class Inside(Session):
         return output
 
     def _begun(self, ids: Tensor, kwargs: Mapping[str, Any], cache: Cache | None) -> Pass:
-        """The pass of a prompt with pictures."""
+        """Return the pass of a new prompt with pictures."""
         if kwargs.get("labels") is not None:
             raise ValueError(
                 f"labels were given, and method {self.pruner.name!r} shortens the sequence inside "
@@ -206,7 +216,7 @@ class Inside(Session):
         return Pass(self, Layers(ids.shape[1]), start)
 
     def _entering(self, i: int) -> Callable[..., Any]:
-        """The hook of layer i."""
+        """Return the hook that stands before layer i."""
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
             at_hand = AT_HAND.get()

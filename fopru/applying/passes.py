@@ -22,43 +22,44 @@ class LayerTokens:
     """The tokens of the prompt that a layer sees."""
 
     index: Tensor
-    """(B, L') columns of the prompt."""
+    """(B, L') int64: the column of the prompt that each token stands in."""
     dead: Tensor
-    """(B, L') bool: padding, of the prompt or because rows keep unequal numbers."""
+    """(B, L') bool: True for padding, be it of the prompt or because rows keep unequal numbers."""
     visual: Tensor
-    """(B, L') bool."""
+    """(B, L') bool: True for visual tokens."""
     padded: bool
-    """Whether any is dead."""
+    """Whether any token is dead."""
 
     def rows(self, index: Tensor) -> LayerTokens:
-        """Those of these rows of the batch."""
+        """Return the tokens of some rows of the batch, in the order of `index`."""
         index = index.to(self.index.device)
         return LayerTokens(self.index[index], self.dead[index], self.visual[index], self.padded)
 
 
 @dataclass(eq=False)
 class Layers:
-    """A prompt of L tokens that lost some between layers: what is kept with its cache."""
+    """What is kept with the KV cache of a prompt of L tokens that lost some between layers."""
 
     length: int
-    """L."""
+    """L, the number of tokens in each row of the whole prompt."""
     layers: list[LayerTokens] = field(default_factory=list)
-    """Per layer of the language model."""
+    """The tokens that each layer of the language model sees."""
 
     @property
     def n_rows(self) -> int:
-        """Rows of the batch."""
+        """B, the number of rows."""
         return len(self.layers[0].index)
 
     def rows(self, index: Tensor) -> Layers:
-        """That of these rows of the batch."""
+        """Return the same of some rows of the batch, in the order of `index`."""
         done: dict[int, LayerTokens] = {}
         for layer in self.layers:
             done.setdefault(id(layer), layer.rows(index))
         return Layers(self.length, [done[id(layer)] for layer in self.layers])
 
     def visible(self, layer: int) -> list[Tensor]:
-        """Per row the visual tokens that a layer sees: indices among the row's own."""
+        """Return the visual tokens that a layer sees of each row, as indices among the row's
+        own."""
         first, here = self.layers[0], self.layers[layer]
         rows = []
         for row in range(len(first.index)):
@@ -69,11 +70,11 @@ class Layers:
 
 
 AT_HAND: ContextVar[Pass | None] = ContextVar("fopru_pass", default=None)
-"""The pass that this thread is in."""
+"""The pass that this thread is in, or None."""
 
 
 class _Enough(Exception):
-    """Queries and keys are noted: what the layer would do with them is not needed."""
+    """Ends a layer's attention: its queries and keys are noted, and its output is not needed."""
 
 
 class Pass:
@@ -88,7 +89,7 @@ class Pass:
         self.heard: tuple[Tensor, Tensor, float] | None = None
         self.listening: nn.Module | None = None
         self.shared: dict[Any, Any] = {}
-        """Masks and rotary embeddings of this pass: layers that see the same share them."""
+        """Masks and rotary embeddings of this pass, which layers with the same tokens share."""
 
     def __enter__(self) -> None:
         self.token = AT_HAND.set(self)
@@ -107,7 +108,7 @@ class Pass:
                 raise _Enough
 
     def entering(self, i: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What the hook of layer i makes of the layer's arguments."""
+        """Return the arguments that layer i gets in place of its own; None where these stay."""
         first = self.session.first
         if not self.prefill:
             return None if i < first else self._step(i, LayerCall(layer, args, kwargs))
@@ -123,7 +124,7 @@ class Pass:
         return None if call is None else (call.args, call.kwargs)
 
     def _drop(self, i: int, call: LayerCall) -> None:
-        """On entering layer i, some of the visual tokens go."""
+        """Drop visual tokens on entering layer i."""
         visible = self.known.visible(-1)
         if self.session.chosen is None:
             best = self._best(i, visible, self._scores(i, call))
@@ -143,7 +144,7 @@ class Pass:
         call.hidden = call.hidden.gather(1, order[..., None].expand(-1, -1, width))  # (B, L', d)
 
     def _scores(self, i: int, call: LayerCall) -> Tensor:
-        """(B, L') attention of the last prompt token, mean over heads."""
+        """Return the attention of the last prompt token to each token, mean over heads: (B, L')."""
         if not self.pruner.before:
             self.listening = call.layer.self_attn
             probe = LayerCall(call.layer, call.args, call.kwargs)
@@ -167,8 +168,8 @@ class Pass:
         return logits.softmax(-1).mean(1)
 
     def _best(self, i: int, visible: list[Tensor], scores: Tensor) -> list[Tensor]:
-        """Of the visual tokens that are here, per row those that go on by their scores (B, L'):
-        indices among its own."""
+        """Return the visual tokens of each row that go on by their scores (B, L'), as indices among
+        its own."""
         rows = []
         for row, total in enumerate(self.totals):
             (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
@@ -178,7 +179,7 @@ class Pass:
         return rows
 
     def _fit(self, i: int, call: LayerCall) -> None:
-        """Cut a layer's arguments at prefill down to the present sequence."""
+        """Cut a layer's arguments at prefill down to the tokens that are left."""
         now = self.current
         self._refuse_window(call.layer, self.known.length)
         if self.session.reindex:
@@ -193,7 +194,8 @@ class Pass:
         call.mask = self._mask(mask, now, now.index, call.hidden.shape[1])
 
     def _step(self, i: int, call: LayerCall) -> tuple[tuple, dict[str, Any]]:
-        """A layer's arguments while decoding: its cache holds fewer tokens than the first's."""
+        """Cut a layer's arguments while decoding: its KV cache holds fewer tokens than the first
+        layer's."""
         tokens = self.known.layers[i]
         new = call.hidden.shape[1]
         grown = call.cache.get_seq_length(i) - tokens.index.shape[1]
@@ -215,8 +217,8 @@ class Pass:
         return call.args, call.kwargs
 
     def _refuse_window(self, layer: nn.Module, length: int) -> None:
-        """A window's cache drops the oldest of the tokens that are left, and its mask counts those
-        of the whole prompt."""
+        """Refuse a sequence longer than the window of a layer: its cache would drop the oldest of
+        the tokens that are left, and its mask counts those of the whole prompt."""
         if (size := window(layer)) is not None and length > size:
             raise UnsupportedModelError(
                 f"a sequence of {length} tokens is longer than the window of {size} that "
@@ -227,7 +229,8 @@ class Pass:
     def _mask(
         self, mask: Tensor | None, tokens: LayerTokens, columns: Tensor, queries: int
     ) -> Tensor | None:
-        """The mask of a layer for `queries` last tokens, over the columns that are left."""
+        """Return the mask of a layer for the `queries` last tokens, over the columns that are
+        left."""
         if mask is None and not tokens.padded:
             return None
         dead = F.pad(tokens.dead, (0, columns.shape[1] - tokens.dead.shape[1]))
@@ -247,7 +250,8 @@ class Pass:
         return mask.masked_fill(blocked, torch.finfo(mask.dtype).min)
 
     def _causal(self, columns: Tensor, queries: int) -> Tensor:
-        """What transformers left out because nothing was padded: each sees what came before."""
+        """Make the mask that transformers leaves out where nothing is padded: each token sees those
+        before it."""
         places = torch.arange(columns.shape[1], device=columns.device)
         allowed = places[-queries:, None] >= places
         allowed = allowed.expand(len(columns), 1, -1, -1)
@@ -258,6 +262,6 @@ class Pass:
 
 
 def _gather(table: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, L') of a (B or 1, L, d) table."""
+    """Pick rows (B, L') of a (B or 1, L, d) table."""
     table = table.expand(len(index), -1, -1)
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))

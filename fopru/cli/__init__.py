@@ -21,11 +21,11 @@ COMMANDS = {
     "measure": "What pruning saves: seconds of each stage, beside the model as it is.",
     "pocket": "The embedded pocket model.",
 }
-"""Module in this package -> what `fopru --help` says of it."""
+"""The module of each command in this package -> what `fopru --help` says of it."""
 
 
 class Deferred(TyperCommand):
-    """Stands for a command until it is run."""
+    """Stands for a command whose module is imported when the command runs."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         module = import_module(f"fopru.cli.{self.name}")
@@ -37,6 +37,8 @@ class Deferred(TyperCommand):
 
 
 class Commands(TyperGroup):
+    """The group of all commands, none of which is imported yet."""
+
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
         self.commands = {name: Deferred(name, help=text) for name, text in COMMANDS.items()}

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Bad input, or a package that is missing, ends the command with one line on stderr and exit
-    code 2."""
+    """End the command with one line on stderr and exit code 2 where input is bad or a package is
+    missing."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
@@ -28,7 +28,7 @@ def one_sentence() -> Iterator[None]:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of this name; without a name the first GPU of CUDA, or the CPU.
+    """Return the device of this name, or without a name the first GPU of CUDA, else the CPU.
 
     Raises:
         ValueError: this machine has no such device.
@@ -48,6 +48,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def check_parquet(out: Path) -> None:
+    """Check that a file ends in .parquet, and that its folder exists."""
     if out.suffix != ".parquet":
         raise ValueError(f"out {out}: must end in .parquet.")
     if not out.parent.is_dir():

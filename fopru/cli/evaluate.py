@@ -28,7 +28,7 @@ from fopru.pocket.scenes import TASKS
 from fopru.pruner import METHODS
 
 TABLE = frozenset({"id", "method", "prediction", "loglik"})
-"""Columns by which a table of answers is known."""
+"""The columns by which a table of answers is known."""
 
 
 def evaluate(
@@ -118,7 +118,7 @@ def evaluate(
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ctrl-C ends the command with a sentence and exit code 130."""
+    """End the command with a sentence and exit code 130 on Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -128,7 +128,7 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Warnings are told at the end, each once and in one line, not amid the progress."""
+    """Tell warnings at the end, each once and in one line, not amid the progress."""
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("always")
         try:
@@ -139,7 +139,7 @@ def noted() -> Iterator[None]:
 
 
 def _show(results: pd.DataFrame) -> None:
-    """A line for each task, method and retention: what is known and what is said."""
+    """Print a line for each task, method and retention: what is known and what is said."""
     keys = ["task", "method", "retention"]
     scores = {key: part for key, part in statistics.scores(results).groupby(keys, sort=False)}
     knows = results["choice"].notna().any()
@@ -161,7 +161,7 @@ def _show(results: pd.DataFrame) -> None:
 
 
 def _percent(cell: pd.DataFrame) -> str:
-    """A share, and below it its interval, which there is none of for a single picture."""
+    """Return a share, and below it its interval, which a single picture has none of."""
     if cell["mean"].isna().all():
         return "-"
     mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
@@ -169,7 +169,7 @@ def _percent(cell: pd.DataFrame) -> str:
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
-    """The questions of each task, those of PocketBench on pictures that they share."""
+    """Yield the questions of each task; those of PocketBench share their pictures."""
     readers = {".jsonl": read_jsonl, ".parquet": pocketbench.read}
     for name in tasks:
         if Path(name).suffix not in readers and name not in TASKS:

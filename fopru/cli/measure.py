@@ -21,7 +21,7 @@ from fopru.pocket import sample
 from fopru.pruner import METHODS
 
 TABLE = frozenset({"method", "stage", "seconds"})
-"""Columns by which a table of times is known."""
+"""The columns by which a table of times is known."""
 
 
 def measure(

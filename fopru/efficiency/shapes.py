@@ -21,14 +21,14 @@ from fopru.families import Family
 
 FOLDER = Path(__file__).parent / "configs"
 SHAPES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-"""Architectures as their published configurations have them."""
+"""The names of models whose published configurations are shipped."""
 
 MARGIN = 1.1
-"""Of the weights' bytes: what a run needs beside them at the least."""
+"""How many times the bytes of its weights a model needs at the least to run."""
 
 
 def config(shape: str) -> PretrainedConfig:
-    """The configuration of a shape.
+    """Return the configuration of a shape.
 
     Raises:
         ValueError: there is no such shape.
@@ -38,13 +38,13 @@ def config(shape: str) -> PretrainedConfig:
 
 
 def empty(shape: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """The model without memory for its weights."""
+    """Return a model of this shape without memory for its weights."""
     with init_empty_weights(include_buffers=False), _quiet():
         return AutoModelForImageTextToText.from_config(config(shape), dtype=dtype).eval()
 
 
 def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int]:
-    """Bytes that a model's weights need, and that the device has.
+    """Return the bytes that a model's weights need, and those that the device has.
 
     Raises:
         ValueError: CUDA is asked for, and there is none.
@@ -61,7 +61,7 @@ def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int
 def build(
     shape: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> PreTrainedModel:
-    """A model of this shape with random weights, made where it runs, tensor by tensor.
+    """Return a model of this shape with random weights, made where it runs, tensor by tensor.
 
     Raises:
         ValueError: an unknown shape, CUDA where there is none, or too little memory.
@@ -97,7 +97,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter
 
 @contextmanager
 def _quiet():
-    """Without warnings about configuration that concern trained weights only."""
+    """Silence warnings about configuration that concern trained weights only."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -107,7 +107,8 @@ def _quiet():
 
 
 def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, Any]:
-    """Random prompts with one picture each, of the size that the model is known for; on the CPU.
+    """Return random prompts on the CPU, each with one picture of the size that the model is known
+    for.
 
     Args:
         text: tokens that are not visual.

@@ -12,7 +12,7 @@ from fopru.evaluation.tasks import Example
 
 
 def chat(question: str) -> list[dict[str, Any]]:
-    """A question about one picture, as chat templates take it."""
+    """Return a question about one picture as a conversation that chat templates take."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
 
 
@@ -24,7 +24,7 @@ def answer(
     batch_size: int = 32,
     max_new_tokens: int = 6,
 ) -> Iterator[str]:
-    """What the model says to each lone question, stripped and lower-cased, in order.
+    """Yield what the model says to each question, stripped and lower-cased, in order.
 
     Each goes through the processor's chat template, as a user would ask it. Inside
     `with pruner(model)` the answers are the pruned ones.
@@ -36,7 +36,7 @@ def answer(
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
-    """Each question in the processor's chat template, the answer's beginning included.
+    """Write each question in the processor's chat template, up to where the answer begins.
 
     Raises:
         ValueError: A question holds a token that stands for the picture, such as "<image>": the
@@ -55,7 +55,8 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
 
 
 def _reserved(processor: ProcessorMixin) -> list[str]:
-    """Tokens that stand for pictures or frame them, as far as the processor names them."""
+    """Return the tokens that stand for pictures or frame them, as far as the processor names
+    them."""
     found = {
         str(token)
         for name, token in vars(processor).items()
@@ -65,14 +66,14 @@ def _reserved(processor: ProcessorMixin) -> list[str]:
 
 
 def pictureless(processor: ProcessorMixin, prompt: str) -> str:
-    """A prompt without what stands for the picture in it."""
+    """Return a prompt without what stands for the picture in it."""
     for token in _reserved(processor):
         prompt = prompt.replace(token, "")
     return prompt
 
 
 def prepare(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
-    """The processor's output, padded on the left so that all texts end together."""
+    """Return the processor's output for questions and their prompts, padded on the left."""
     images = [[e.image] for e in examples]
     return processor(
         images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
@@ -80,7 +81,7 @@ def prepare(processor: ProcessorMixin, examples: Sequence[Example], text: list[s
 
 
 def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
-    """Token ids of an answer with its end, as they follow the prompt.
+    """Return the token ids of an answer with its end, as they follow the prompt.
 
     A space parts the answer from a prompt that ends in a word, as after "ASSISTANT:"; none does
     where a template ends its prompt with white space or a special token.
@@ -114,7 +115,7 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
 def generate(
     model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, max_new_tokens: int
 ) -> Iterator[str]:
-    """The new words of each row, stripped and lower-cased."""
+    """Yield the new words of each row, stripped and lower-cased."""
     out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     new = out[:, inputs["input_ids"].shape[1] :]
     for said in processor.batch_decode(new, skip_special_tokens=True):

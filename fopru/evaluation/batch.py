@@ -21,7 +21,7 @@ from fopru.methods import Random
 
 
 class Batch:
-    """Some questions, and what is answered to them under any setting."""
+    """Some questions, which are answered under one setting after the other."""
 
     def __init__(
         self,
@@ -39,11 +39,12 @@ class Batch:
 
     @property
     def ended(self) -> bool:
-        """Whether right answers have an end, which is one token."""
+        """Whether the tokenizer has a token that ends an answer."""
         return bool(self.processor.tokenizer.eos_token)
 
     def _answers(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids of the right answers with their ends, (B, A), and which are no padding."""
+        """Return the token ids of the right answers with their ends, and where these are no
+        padding: (B, A) each."""
         ids = [
             torch.tensor(answer_ids(self.processor, text, e.answer), device=self.model.device)
             for text, e in zip(prompts, self.examples, strict=True)
@@ -54,7 +55,7 @@ class Batch:
         return answers, places < lengths[:, None]
 
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        """A row of the table for each question."""
+        """Yield a row of the table for each question."""
         with self.prompts.read(setting) as prompted:
             margin = self._margins(prompted)
             log = self._read_out(prompted)
@@ -95,15 +96,15 @@ class Batch:
             }
 
     def _margins(self, prompted: Prompted) -> list[float | None]:
-        """By how much the right answer leads all other legal ones, in nats; None where there are
-        none. The cache is left as it was."""
+        """Return by how much the right answer of each question leads all other legal ones, in nats,
+        or None where the question names no legal answers. The KV cache is left as it was."""
         arguments = {"attention_mask": prompted.mask, "position_ids": prompted.positions}
         known = Known(self.choices, prompted.last.float().log_softmax(-1))
         return margins(self.model, known, prompted.cache, arguments, len(self.examples))
 
     def _read_out(self, prompted: Prompted) -> Tensor:
-        """(B, A, V) log-probabilities of the tokens of the right answers, which are read out to the
-        model."""
+        """Read the right answers out to the model, and return the log-probabilities of their
+        tokens, (B, A, V)."""
         length, answer_mask = self.answers.shape[1], self.answer_mask
         logits = prompted.last[:, None]
         if length > 1:
@@ -121,7 +122,7 @@ class Batch:
         return logits.float().log_softmax(-1)
 
     def _generated(self, prompted: Prompted, max_new_tokens: int) -> list[str]:
-        """What the model answers, stripped and lower-cased."""
+        """Return what the model answers, stripped and lower-cased."""
         arguments = prompted.arguments
         if self.prompts.roomy:
             prompted.cache.crop(-1)  # generate() wants a token to begin with
@@ -140,6 +141,7 @@ class Batch:
             return self._read_out(prompted)
 
     def _divergence(self, log: Tensor) -> list[float]:
-        """Kullback-Leibler divergence from the full model on each right answer: nats per token."""
+        """Return the Kullback-Leibler divergence from the full model on each right answer, in nats
+        per token."""
         each = (self._full.exp() * (self._full - log)).sum(-1)  # (B, A)
         return (each.where(self.answer_mask, 0).sum(1) / self.answer_mask.sum(1)).tolist()

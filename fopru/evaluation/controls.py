@@ -29,14 +29,16 @@ from fopru.pruned import PrunedInputs
 from fopru.pruner import Merged, Pruner
 
 EVIDENCE = Tap(-1, "evidence")
-"""Where the share of each token that evidence covers stands among an image's scores."""
+"""The key in `EncodedImage.learned` of the share of each token's patch that evidence covers,
+(N,)."""
 
 PIXELS = Tap(-1, "pixels")
-"""Where its pixels stand, (3, H, W)."""
+"""The key in `EncodedImage.learned` of the picture's pixels, (3, H, W)."""
 
 
 def grey(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about a grey picture, 336 x 336 where the true one is still in a file."""
+    """Return the same questions about a grey picture, of 336 x 336 pixels where the true one is
+    still in a file."""
     sizes = [e.image.size if isinstance(e.image, Image.Image) else (336, 336) for e in examples]
     blank = {size: Image.new("RGB", size, "gray") for size in set(sizes)}
     return [
@@ -45,8 +47,8 @@ def grey(examples: Sequence[Example]) -> list[Example]:
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about another question's picture: within each task, that of the picture
-    half a task further on. Pictures of the same pixels are one picture.
+    """Return the same questions about another picture of their task, half the task's pictures
+    further on. Pictures of the same pixels are one picture.
 
     Raises:
         ValueError: A task has one picture only, so that there is no other one to show.
@@ -74,12 +76,13 @@ def swapped(examples: Sequence[Example]) -> list[Example]:
 
 
 def same_picture(e: Example) -> Path | int:
-    """What questions on one picture share: its file, or the picture itself."""
+    """Return what questions on one picture share: its file, or the identity of the picture
+    itself."""
     return e.image if isinstance(e.image, Path) else id(e.image)
 
 
 def _look(image: Image.Image | Path) -> str:
-    """The digest of a picture's pixels; of a file that cannot be read, its path."""
+    """Return the digest of a picture's pixels, or the path of a file that cannot be read."""
     try:
         return picture(load_image(image) if isinstance(image, Path) else plain(image))
     except ValueError:
@@ -87,7 +90,8 @@ def _look(image: Image.Image | Path) -> str:
 
 
 BLIND = {"none": list, "grey": grey, "swapped": swapped}
-"""Name -> the questions with the pictures that are shown instead."""
+"""The name of each blind control -> a function from questions to the same with the pictures shown
+instead."""
 
 
 @dataclass(frozen=True)
@@ -157,15 +161,14 @@ class Smaller(Pruner):
 
 
 CONTROLS = {"oracle": Oracle, "smaller": Smaller}
-"""Name -> what only `fopru.evaluate` can do."""
+"""The name of each control that only `fopru.evaluate` can run -> its class."""
 for _name, _control in CONTROLS.items():
     _control.name = _name  # not registered: no method for users
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A method whose kept tokens lose their order before the language model gets them. Methods
-    inside the language model drop tokens where they stand, and cannot be shuffled."""
+    """A method whose kept tokens lose their order before the language model gets them."""
 
     pruner: Pruner
 
@@ -179,7 +182,7 @@ class Later:
 
 
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
-    """The same with the kept tokens of each picture in random order.
+    """Return the same inputs with the kept tokens of each picture in random order.
 
     Position ids, where there are any, and weights go with their tokens: with "reindex" only the
     order says where a token was, with "preserve" only its position id.

@@ -13,20 +13,20 @@ from fopru.evaluation.tasks import Example
 
 
 def digest(*parts: Any) -> str:
-    """The sha256 of values that JSON can hold, in hexadecimal."""
+    """Return the sha256 of values that JSON can hold, in hexadecimal."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def picture(image: Image.Image) -> str:
-    """The sha256 of a picture's mode, size and pixels."""
+    """Return the sha256 of a picture's mode, size and pixels, in hexadecimal."""
     found = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     found.update(image.tobytes())
     return found.hexdigest()
 
 
 def question(e: Example, prompt: str, pixels: str) -> str:
-    """The digest of all that a row takes from its question.
+    """Return the digest of everything that a row takes from its question.
 
     Args:
         e: The question.
@@ -40,7 +40,7 @@ def question(e: Example, prompt: str, pixels: str) -> str:
 
 
 def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> str:
-    """The digest of all that the rows of a run take from model and processor.
+    """Return the digest of everything that the rows of a run take from model and processor.
 
     The weights are not in it, nor versions: a file holds those of one model and version only.
     """

@@ -26,11 +26,11 @@ from fopru.loading import load
 from fopru.pruner import METHODS, Pruner
 
 TASKS = Path(__file__).with_name("lmms_tasks")
-"""The folder for `--include_path`."""
+"""The folder to give to lmms-eval as `--include_path`."""
 
 
 def manifest() -> Any:
-    """What the entry point tells lmms-eval."""
+    """Return what the entry point tells lmms-eval."""
     from lmms_eval.models.registry_v2 import ModelManifest  # reads the entry points: not at import
 
     return ModelManifest("fopru", chat_class_path=f"{__name__}.PrunedModel")
@@ -90,10 +90,11 @@ class PrunedModel(lmms):
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return self.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model says to each request, stripped."""
+        """Return what the model says to each request, stripped."""
         order = Collator(
             [request.args for request in requests],
             sort_fn=lambda request: -len(request[0]),
@@ -109,7 +110,7 @@ class PrunedModel(lmms):
         return order.get_original(said)
 
     def _answers(self, requests: Sequence[tuple]) -> list[str]:
-        """Answers to a batch of requests that ask for the same way of generating."""
+        """Answer a batch of requests that are generated with the same settings."""
         chats = [
             messages(self.task_dict[task][split][number])
             for _, messages, _, number, task, split in requests
@@ -133,9 +134,11 @@ class PrunedModel(lmms):
         return [_cut(text, settings.get("until")).strip() for text in texts]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse tasks of likelihood: there are none for pruned pictures."""
         raise NotImplementedError("fopru generates answers: it has no tasks of likelihood.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse tasks of many rounds: a request is one question."""
         raise NotImplementedError("fopru answers single questions: it has no tasks of many rounds.")
 
 
@@ -156,7 +159,8 @@ def _pruner(
 
 
 def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    """Those of a task's settings that are `generate`'s; sampled where there is a temperature."""
+    """Return those of a task's settings that are `generate`'s; it samples where there is a
+    temperature."""
     sampled = bool(settings.get("temperature"))
     names = ("max_new_tokens", "num_beams", *(("temperature", "top_p", "top_k") if sampled else ()))
     known = {name: settings[name] for name in names if settings.get(name) is not None}
@@ -164,7 +168,8 @@ def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text up to a task's stop string; an empty line is lmms-eval's default, and is none."""
+    """Return the text up to a task's stop string; an empty line, which is lmms-eval's default, does
+    not count."""
     for stop in [until] if isinstance(until, str) else until or ():
         if stop.strip("\n"):
             text = text.split(stop)[0]

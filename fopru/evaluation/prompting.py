@@ -32,20 +32,20 @@ class Prompted:
     """Prompts that went through the language model, padded on the left: B rows of L tokens."""
 
     arguments: Mapping[str, Any]
-    """What the model was called with, where it was called once."""
+    """The arguments that the model was called with, where it was called once."""
     cache: Cache
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     positions: Tensor  # (B, L), or (4, B, L) with M-RoPE
     last: Tensor  # (B, V) logits of what follows
     kept: list[Tensor]
-    """Per row the visual tokens that are kept."""
+    """The visual tokens that are kept of each row, as indices among the row's own."""
     layer_weighted: list[float]
-    """Per row the mean over layers of the visual tokens seen."""
+    """The mean over layers of the visual tokens that each layer sees, one number per row."""
 
 
 class Prompts:
-    """The prompts of some questions.
+    """The prompts of some questions, which are read under one setting after the other.
 
     Args:
         text: of each, as `fopru.evaluation.asking.prompts` makes it.
@@ -89,7 +89,7 @@ class Prompts:
         ]
 
     def _images_of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
-        """The picture of a question, or its tiles, with what is evidence to the question."""
+        """Yield the picture of a question, or its tiles, with what is evidence to the question."""
         images = [image for image in self.pictures if image.sample == number]
         views = sum(len(image.grid.views) for image in images)
         shown = iter(frames(e.image, self.processor, views))
@@ -100,7 +100,8 @@ class Prompts:
 
     @contextmanager
     def read(self, setting: Setting) -> Iterator[Prompted]:
-        """The prompts of all questions, in a block in which the model goes on with them."""
+        """Read the prompts of all questions, and yield them in a block in which the model goes on
+        with them."""
         if setting.method == "none":
             yield self._without_picture()
             return
@@ -116,7 +117,7 @@ class Prompts:
             yield self._prompts(session, setting)
 
     def _prompts(self, session: Session, setting: Setting) -> Prompted:
-        """The prompts of all questions, within the session's block."""
+        """Read the prompts of all questions, within the session's block."""
         pruner = setting.pruner
         if session.shortens and not pruner.asks and self.prefix is not None:
             before = self._prefill(session, self.prefix, self.pictures, setting)
@@ -134,7 +135,7 @@ class Prompts:
         images: tuple[EncodedImage, ...],
         setting: Setting | None = None,
     ) -> Prompted:
-        """Prompts with their pictures, through the language model once."""
+        """Run prompts with their pictures through the language model once."""
         arguments = session.arguments(Encoded(self.family, text, images))
         if setting is not None and setting.shuffled:
             arguments = shuffled(arguments, setting.seed)
@@ -168,7 +169,7 @@ class Prompts:
 
     @cached_property
     def _next(self) -> list[int]:
-        """For each question the next one on its picture, after the last the first."""
+        """For each question the next one on the same picture; the first one follows the last."""
         pictures, rows = self.picture.tolist(), []
         for row, picture in enumerate(pictures):
             same = [i for i, other in enumerate(pictures) if other == picture]
@@ -179,14 +180,15 @@ class Prompts:
 
     @cached_property
     def _tails(self) -> Tensor:
-        """(B,) tokens that follow the picture in each prompt."""
+        """(B,) int64: the number of tokens that follow the picture in each prompt."""
         return (self.inputs["input_ids"] == self.family.image_token_id).flip(1).long().argmax(1)
 
     @cached_property
     def prefix(self) -> dict[str, Tensor] | None:
-        """What the prompts on each picture begin with, up to its last token: what a language model
-        that looks back only makes of it is the same whatever follows. None where no picture has
-        several questions, their beginnings differ, or the sequences fill a window."""
+        """The part that the prompts on each picture begin with, up to its last visual token, one
+        row per picture. What a language model makes of it is the same whatever follows. None
+        where no picture has several questions, their beginnings differ, or the sequences fill a
+        window."""
         mask = self._per_token["attention_mask"].bool()
         columns = torch.arange(mask.shape[1], device=mask.device)
         kept = mask & (columns < mask.shape[1] - self._tails[:, None])  # (B, L)
@@ -216,13 +218,14 @@ class Prompts:
     @cached_property
     def roomy(self) -> bool:
         """Whether prompts and what follows them are shorter than any window of the language model,
-        so that its cache holds all of them and can go back to where it was."""
+        so that its KV cache holds all of them and can be cut back."""
         length = self.inputs["input_ids"].shape[1] + self.follow
         sizes = [window(layer) for layer in self.family.decoder.layers]
         return all(size is None or length < size for size in sizes)
 
     def _go_on(self, before: Prompted, numbering: str) -> Prompted:
-        """Every question on its picture's prefix, which went through the model once."""
+        """Read what follows each picture's prefix, which went through the model once for all its
+        questions."""
         of = self.picture
         select_rows(before.cache, of)
         longest = int(self._tails.max())
@@ -261,7 +264,7 @@ class Prompts:
 
 
 def _with_pixels(images: Sequence[EncodedImage], pixels: Tensor) -> tuple[EncodedImage, ...]:
-    """Pictures with their pixels, where each has its own (3, H, W)."""
+    """Return the pictures with their pixels, where each has its own (3, H, W)."""
     if pixels.dim() != 4 or len(pixels) != len(images):
         return tuple(images)
     return tuple(

@@ -35,11 +35,11 @@ COLUMNS = (
     *("layer_weighted", "tokens", "evidence", "found", "prediction", "answer", "exact", "begins"),
     *("formed", "choice", "margin", "metric", "score", "loglik", "loglik_open", "kl", "error"),
 )
-"""Columns of `evaluate`'s table."""
+"""The columns of the table that `evaluate` returns."""
 
 
 def launched() -> PartialState:
-    """The processes of `accelerate launch` or `torchrun`, or this one alone."""
+    """Return the processes of `accelerate launch` or `torchrun`, or this one alone."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -193,7 +193,7 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
 
 
 def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
-    """Whether a setting can act on the model at all: refused before anything is computed."""
+    """Check that a setting can act on the model at all, before anything is computed."""
     cell.pruner.numbering(family)
     with cell.pruner(model) as session:
         if cell.shuffled and not session.shortens:
@@ -216,7 +216,7 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together."""
+    """Yield up to `size` questions at a time; all those on one picture stay together."""
     batch: list[Example] = []
     for group in _by_picture(examples):
         if batch and len(batch) + len(group) > size:
@@ -228,8 +228,8 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
 
 
 def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
-    """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
-    reason."""
+    """Return the questions with their pictures in memory as RGB, and those whose pictures cannot be
+    read with the reason."""
     whole, broken = [], []
     pictures: dict[Any, Image.Image | ValueError] = {}
     for e in examples:
@@ -253,7 +253,7 @@ def _keys(
     texts: Mapping[str, str],
     conditions: str,
 ) -> dict[tuple[Any, ...], str]:
-    """Question and cell -> key, for questions whose pictures are in memory."""
+    """Return (question, cell) -> key, for questions whose pictures are in memory."""
     found = {}
     for group in _by_picture(examples):
         pixels = keys.picture(group[0].image)
@@ -269,7 +269,7 @@ def _keys(
 
 
 def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read."""
+    """Return the row of a question whose picture cannot be read."""
     return {
         **dict.fromkeys(COLUMNS),
         "id": e.id,

@@ -16,10 +16,10 @@ Method = str | Pruner | Later | Shuffled
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One cell of the comparison."""
+    """One cell of the comparison: a method at one retention with one seed."""
 
     method: str
-    """As the table names it."""
+    """What the table calls the method."""
     pruner: Pruner
     retention: float
     seed: int = 0
@@ -32,25 +32,26 @@ class Setting:
 
     @property
     def cell(self) -> tuple[str, float, int]:
-        """Its place in the table."""
+        """The place of the setting in the table: method, retention and seed."""
         return self.method, self.retention, self.seed
 
     def description(self) -> list[Any]:
-        """All that this cell says of its rows, for `fopru.evaluation.keys`."""
+        """Return all that this cell says of its rows, for the keys of `fopru.evaluation.keys`."""
         kind = type(self.pruner)
         names = (self.method, kind.__module__, kind.__qualname__, repr(self.pruner))
         return [*names, self.retention, self.seed, self.blind, self.later, self.shuffled]
 
 
 def label(method: Pruner | Later | Shuffled) -> str:
-    """What tables call a method: the pruner's label, with "-later" or "-shuffled" if controlled."""
+    """Return what tables call a method: the pruner's label, with "-later" or "-shuffled" if it is
+    under a control."""
     if isinstance(method, Later | Shuffled):
         return f"{label(method.pruner)}-{type(method).__name__.lower()}"
     return method.label
 
 
 def as_pruner(name: str, allowed: Mapping[str, type[Pruner]], **arguments: Any) -> Pruner:
-    """The pruner of a registered name.
+    """Return the pruner of a registered name.
 
     Raises:
         ValueError: A name that is not among the allowed ones, or arguments that it does not take.
@@ -69,7 +70,7 @@ def settings(
     positions: str | None = None,
     seeds: Iterable[int] = (0,),
 ) -> list[Setting]:
-    """Every method at every retention, and those that draw at random with every seed.
+    """Return every method at every retention, and those that draw at random with every seed.
 
     Args:
         methods, retentions, positions, seeds: As for `evaluate`.
@@ -105,7 +106,7 @@ def settings(
 
 
 def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any]:
-    """Label -> pruner, or pruner under a control."""
+    """Return each label -> pruner, or pruner under a control."""
     if isinstance(methods, Mapping):
         pairs = list(methods.items())
     else:
@@ -135,7 +136,7 @@ def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any
 
 
 def distinct(argument: str, value: Any) -> list[Any]:
-    """The values of a list-like argument.
+    """Return the values of an argument that takes a list, each of which may stand there once.
 
     Raises:
         ValueError: A single text, number or object where a list is meant, or a value twice.

@@ -24,22 +24,27 @@ class Example:
     """
 
     id: str
+    """The name of the question; no two questions of a comparison share one."""
     task: str
+    """The task that it counts to, by which tables are grouped."""
     image: Image.Image | Path = field(repr=False)
     """The picture, or the file that holds it (a path), which is read when the question is asked."""
     question: str
+    """The question as a user would ask it, without placeholders of the picture."""
     answer: str
     """The right answer. What the model says is compared with it stripped and in lower case."""
     choices: tuple[str, ...] | None = None
+    """The legal answers, or None where there is no such list; the reading "known" needs it."""
     evidence: tuple[tuple[int, int, int, int], ...] = ()
     """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on; empty where there is
     nothing to see, as for a "no"."""
     scene: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Ground truth; `scene["image_id"]` is shared by questions on the same picture."""
+    """The ground truth of the picture; `scene["image_id"]` is shared by questions on the same
+    picture."""
     also: tuple[str, ...] = ()
-    """Other answers that are right."""
+    """Other answers that are right too."""
     metric: str = "accuracy"
-    """One of `fopru.evaluation.metrics.METRICS`."""
+    """A name in `fopru.evaluation.metrics.METRICS`."""
 
     def __post_init__(self):
         if isinstance(self.image, str):
@@ -58,7 +63,7 @@ class Example:
         return tuple(text.strip().lower() for text in (self.answer, *self.also))
 
     def score(self, said: str) -> float:
-        """How right an answer is, in [0, 1]: the best over all right answers.
+        """Return how right an answer is, in [0, 1]: the best over all right answers.
 
         Args:
             said: The model's answer, stripped and in lower case.
@@ -67,13 +72,13 @@ class Example:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """A picture in memory as `load_image` gives one in a file: upright, RGB, transparency on white,
-    deep grey scaled to 8 bits."""
+    """Return a picture in memory as `load_image` returns one from a file: upright, RGB,
+    transparency on white, deep grey scaled to 8 bits."""
     return to_rgb(ImageOps.exif_transpose(image))
 
 
 def read_jsonl(path: str | Path) -> list[Example]:
-    """Questions of your own, one JSON object a line, with the fields of `read_rows`.
+    """Read questions of your own, one JSON object a line, with the fields of `read_rows`.
 
     "image" is a file, relative to this one. A question without "id" is called by this file's name
     and its line. The text is UTF-8, with or without a byte order mark.
@@ -115,7 +120,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
-    """Questions from a Hugging Face dataset, or from any other rows.
+    """Read questions from a Hugging Face dataset, or from any other rows.
 
     Fields: "image" (a PIL image or a file), "question", "answers" (a list of texts, the first is
     the one whose likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an
@@ -189,7 +194,7 @@ def _add(
 
 
 def _same(one: Image.Image | Path, other: Image.Image | Path) -> bool:
-    """Whether two pictures are one: the same path, or the same pixels."""
+    """Return whether two pictures are one: the same path, or the same pixels."""
     if one is other or isinstance(one, Path) or isinstance(other, Path):
         return one == other
     return one.size == other.size and one.tobytes() == other.tobytes()
@@ -202,7 +207,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> list[str]:
-    """Right answers, stripped and in lower case."""
+    """Return the right answers, stripped and in lower case."""
     if "answers" not in row:
         answers = [_text(row, "answer")]
     else:

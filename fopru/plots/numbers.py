@@ -16,7 +16,8 @@ from fopru.plots.style import GREY, INK, PALETTE, look, seaborn
 
 
 def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """A share against the visual tokens really kept, with bands; all tokens and blind as lines.
+    """Draw a share against the visual tokens really kept, with bands; all tokens and blind are
+    lines.
 
     Args:
         cells: of one task and reading, from `statistics.accuracy`, `statistics.bands` or
@@ -66,12 +67,12 @@ LONE = {
     "swapped": "-.",
     "guess": (0, (1, 3)),
 }
-"""What has no retention -> its line."""
+"""The methods without a retention, each with the style of its line."""
 
 
 def readings(cells: pd.DataFrame) -> Figure:
-    """What is known, what is said, and the share of what is said that is no legal answer, each
-    against the visual tokens kept.
+    """Draw three shares against the visual tokens kept: what is known, what is said, and what is
+    said that is no legal answer.
 
     Args:
         cells: of `statistics.readings`, of one task or of all together.
@@ -96,7 +97,8 @@ def readings(cells: pd.DataFrame) -> Figure:
 
 
 def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
-    """Differences with their intervals, one line for each of `by`: what is right of 0 is gained.
+    """Draw differences with their intervals, a line for each value of `by`; what is right of 0 is
+    gained.
 
     Args:
         table: columns `by`, reading, mean, low and high, in points.
@@ -119,7 +121,7 @@ def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
 
 
 def stages(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Seconds of each stage of an answer, one on the other: a bar for each way to answer.
+    """Draw the seconds of each stage of an answer, stacked, a bar for each way to answer.
 
     Args:
         table: of `fopru.measure`, one batch size; decode counts for all of `new_tokens`.
@@ -154,8 +156,8 @@ def break_even(
     answer: Sequence[int],
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of an answer's time that pruning saves, over lengths of text and answer; a line where
-    it neither saves nor loses.
+    """Draw the share of an answer's time that pruning saves over the lengths of text and answer,
+    with a line where it neither saves nor loses.
 
     Args:
         saved: of text and answer length, the share: `Latency.saved` with the rest filled in.
@@ -174,7 +176,7 @@ def break_even(
 
 
 def training(log: pd.DataFrame) -> Figure:
-    """Losses and accuracies of a training run, from the `log.csv` that `fopru pocket train` writes.
+    """Draw losses and accuracies of a training run, from the `log.csv` that training writes.
 
     Args:
         log: columns step, tower, answer (losses), and one per task (accuracy in [0, 1]).

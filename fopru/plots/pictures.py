@@ -25,7 +25,8 @@ Kept = PrunedImage | Sequence[PrunedImage]
 
 
 def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tuple[Box, Tensor]]:
-    """Of each view of a picture: its frame, and the (H, W) places of its patches among all tokens.
+    """Return the frame of each view of a picture, and the (H, W) places of its patches among all
+    tokens.
 
     Where each tile is a picture of its own, tokens are counted through all of them.
     """
@@ -41,7 +42,7 @@ def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tu
 
 
 def _drawn(views: list[tuple[Box, Tensor]], view: int | None) -> list[tuple[Box, Tensor]]:
-    """The view that is asked for; else all tiles, or the first view where none is a tile."""
+    """Return the view that is asked for; else all tiles, or the first view where none is a tile."""
     if view is None:
         tiled = [part for part in views if part[0] != views[-1][0]]
         return tiled or views[:1]
@@ -51,7 +52,7 @@ def _drawn(views: list[tuple[Box, Tensor]], view: int | None) -> list[tuple[Box,
 
 
 def _background(image: Image.Image, processor: ProcessorMixin, ax: Axes | None) -> Axes:
-    """The picture on bare axes, greyed out where the tower does not see it."""
+    """Draw the picture on bare axes, greyed out where the tower does not see it."""
     x0, y0, x1, y1 = frame(image, processor)
     ax = ax if ax is not None else plt.subplots(figsize=(4, 4), layout="constrained")[1]
     width, height = image.size
@@ -77,7 +78,7 @@ def _draw(ax: Axes, cells: np.ndarray, where: Box, **style: Any) -> AxesImage:
 
 
 def _outline(kept: np.ndarray, where: Box) -> LineCollection:
-    """The borders of what is kept, which are seen on dark pictures too.
+    """Return the borders of what is kept, as lines that are seen on dark pictures too.
 
     Args:
         kept: (H, W) bool.
@@ -100,7 +101,7 @@ def overlay(
     ax: Axes | None = None,
     view: int | None = None,
 ) -> Axes:
-    """The picture with the patches that were pruned dimmed, and the others outlined.
+    """Draw the picture with the patches that were pruned dimmed, and the others outlined.
 
     Args:
         image: as it was given to the processor, or the file that holds it; the processor's resize
@@ -137,7 +138,8 @@ def significance(
     ax: Axes | None = None,
     view: int | None = None,
 ) -> Axes:
-    """The significance of each patch as a heat map on the picture; arguments as in `overlay`.
+    """Draw the significance of each patch as a heat map on the picture; the arguments are those of
+    `overlay`.
 
     Raises:
         ValueError: as of `overlay`, or the method ranks nothing.

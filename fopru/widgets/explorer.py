@@ -44,33 +44,35 @@ RETENTIONS = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.125, 0.15, 0.2),
     *(0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0),
 )
-"""Where the slider stops: the model was asked there."""
+"""The stops of the slider, at which the model was asked."""
 
 PAGE = {
     "fopru": ("rank", "FoPru, rank"),
     "fopru-row": ("row", "FoPru, row"),
     "random": ("random", "random"),
 }
-"""Methods whose tokens the page selects itself, how, and what it calls them; those of others come
-with the state."""
+"""The methods whose tokens the page selects itself: how it selects, and what it calls them. The
+tokens of all others come with the state."""
 
 SIDE = 336
-"""Pixels a side of the picture as the page gets it."""
+"""The pixels a side of the picture that the page gets."""
 
 
 @dataclass(frozen=True)
 class Everywhere:
-    """What the explorer wants of `encode`: the attention of each block that shapes the tokens."""
+    """Wants of `encode` the attention of each block that shapes the tokens."""
 
     axes: tuple[str, ...]
+    """Names in `fopru.significance.AXES`."""
 
     def taps(self, family: Family) -> set[Tap]:
+        """Return the taps of all blocks that shape the tokens."""
         blocks = range(family.block(None) + 1)
         return {Tap(block, axis) for block in blocks for axis in self.axes}
 
 
 class Explorer(anywidget.AnyWidget):
-    """Pictures, the significance of their patches, and what stays and is answered at each
+    """Shows pictures, the significance of their patches, and what stays and is answered at each
     retention.
 
     With a kernel it also takes a picture and question of the reader's own, and answers for the
@@ -93,11 +95,11 @@ class Explorer(anywidget.AnyWidget):
 
     scenes = traitlets.List().tag(sync=True)
     methods = traitlets.List().tag(sync=True)
-    """Of each: its name, how the page selects, what it calls it, and its colour."""
+    """A mapping for each method: its name, how the page selects, its label, and its colour."""
     retentions = traitlets.List(list(RETENTIONS)).tag(sync=True)
     axes = traitlets.List().tag(sync=True)
     layout_of_maps = traitlets.List().tag(sync=True)
-    """(blocks, heads + 1, axes): of heads the first is their mean."""
+    """(blocks, heads + 1, axes): the shape of the maps; the first head is the mean of all."""
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class Explorer(anywidget.AnyWidget):
         self.on_msg(self._message)
 
     def add(self, image: Image.Image | str | Path, question: str, answer: str = "") -> None:
-        """One more picture and question, shown at once.
+        """Add one more picture and question, and show it at once.
 
         Args:
             image: a picture, or the file that holds one.
@@ -151,7 +153,7 @@ class Explorer(anywidget.AnyWidget):
         return scenes
 
     def _ready(self, example: Example) -> Example:
-        """With its picture in memory, RGB, and an answer."""
+        """Return the question with its picture in memory as RGB, and with an answer."""
         example = replace(example, image=to_image(example.image))
         if example.answer:
             return example
@@ -159,7 +161,7 @@ class Explorer(anywidget.AnyWidget):
         return replace(example, answer=said, scene={"assumed": True})
 
     def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
-        """All that the page needs to know of one question."""
+        """Return all that the page needs to know of one question."""
         model, processor = self._model, self._processor
         inputs = prepare(processor, [example], prompts(processor, [example])).to(model.device)
         pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
@@ -202,7 +204,7 @@ class Explorer(anywidget.AnyWidget):
         }
 
     def _message(self, widget: Any, content: Any, buffers: Any) -> None:
-        """A message of the page; whatever is wrong with it goes back as a sentence."""
+        """Handle a message of the page; whatever is wrong with it goes back as a sentence."""
         kind = content.get("kind") if isinstance(content, dict) else None
         try:
             if kind == "hello":
@@ -240,12 +242,12 @@ class Explorer(anywidget.AnyWidget):
 
 
 def page_answers(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
-    """`answered` at each retention."""
+    """Return what the page is told of a method's rows, one for each retention."""
     return [page_answer(row) for row in rows[rows.method == method].to_dict("records")]
 
 
 def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page is told of a row of `evaluate`.
+    """Return what the page is told of a row of `evaluate`.
 
     Returns:
         text (said), p (the right answer's probability with its end), right, begins, and of a
@@ -259,7 +261,7 @@ def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture(image: Image.Image, processor: ProcessorMixin) -> str:
-    """What the tower sees of a picture, as a data URL."""
+    """Return what the tower sees of a picture, as a data URL."""
     seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
     data = io.BytesIO()
     seen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, format="webp", quality=90)
@@ -267,7 +269,7 @@ def picture(image: Image.Image, processor: ProcessorMixin) -> str:
 
 
 def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
-    """(blocks, heads + 1, axes, N) float32 scores of the one picture that was looked at.
+    """Return the scores of the one picture by head: (blocks, heads + 1, axes, N) float32.
 
     The mean over heads comes first: at the block that FoPru reads it is what FoPru ranks by.
     """
@@ -285,7 +287,7 @@ def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
 
 
 def packed(maps: Tensor) -> str:
-    """Maps as base64 of little-endian float32.
+    """Encode maps as base64 of little-endian float32.
 
     Raises:
         ValueError: there are no tokens, or a value is not finite.
