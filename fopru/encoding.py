@@ -33,7 +33,8 @@ VISION = Tap(-1, "vision")
 class Requests(Protocol):
     """What `encode` wants of a pruner: the taps it needs, given the family's adapter."""
 
-    def taps(self, family: Family) -> set[Tap]: ...
+    def taps(self, family: Family) -> set[Tap]:
+        """Return what `encode` has to learn from the vision tower."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -101,6 +101,13 @@ class PrunedInputs(Mapping[str, Any]):
     The pictures ride along as `mm_encoder_outputs`, already encoded. With `positions="preserve"`
     call `generate` with its cache (the default): without it transformers drops the attention mask
     and then reads the gaps in `position_ids` as borders between packed sequences.
+
+    Args:
+        text: The inputs without pixels, such as input_ids and attention_mask.
+        family: The adapter of the model's family.
+        features: (k, d) per picture: its visual tokens.
+        images: What was kept of each picture; empty where nothing was removed.
+        columns: (B, L') int64, as in the attribute.
     """
 
     def __init__(

@@ -189,7 +189,11 @@ def at_work(session: Session) -> Iterator[Session]:
 
 
 class Handle:
-    """A pruner that is attached to a model, outside of any `with` block."""
+    """A pruner that is attached to a model, outside of any `with` block; `Pruner.attach` gives one.
+
+    Args:
+        session: What the pruner does to the model.
+    """
 
     def __init__(self, session: Session):
         self.session = session

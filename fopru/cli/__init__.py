@@ -28,6 +28,7 @@ class Deferred(TyperCommand):
     """Stands for a command whose module is imported when the command runs."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Import the command's module, and let the command parse its arguments."""
         module = import_module(f"fopru.cli.{self.name}")
         app = getattr(module, "app", None)
         if app is None:

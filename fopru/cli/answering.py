@@ -145,11 +145,13 @@ class Marks:
         self.begun = self.decoded = 0.0
 
     def now(self) -> float:
+        """Return the time in seconds, after all that the device still has to do."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def start(self) -> None:
+        """Note the time at which the answer begins."""
         self.begun = self.now()
 
     def decoding(self, *args: Any) -> None:
@@ -157,9 +159,11 @@ class Marks:
         self.decoded = self.decoded or self.now()
 
     def put(self, value: Any) -> None:
+        """Note the time of the prompt or of a token; a streamer is called so."""
         self.tokens.append(self.now())
 
     def end(self) -> None:
+        """Do nothing at the end of the answer; a streamer is called so."""
         pass
 
     def stages(self) -> dict[str, float]:

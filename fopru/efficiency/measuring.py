@@ -242,9 +242,11 @@ def measure(
     named = pruners.items() if isinstance(pruners, Mapping) else ((None, p) for p in pruners)
     ways = [Way(model, inputs, "full", None, new_tokens - 1, Clock(model.device))]
     for name, pruner in named:
-        if not isinstance(pruner, Pruner):
-            raise ValueError(f"pruners: {pruner!r} is no pruner, such as fopru.FoPru().")
-        label = pruner.label if name is None else name
+        match pruner:
+            case Pruner():
+                label = pruner.label if name is None else name
+            case _:
+                raise ValueError(f"pruners: {pruner!r} is no pruner, such as fopru.FoPru().")
         ways.append(Way(model, inputs, label, pruner, new_tokens - 1, Clock(model.device)))
     for way in ways:
         counter = Counter()

@@ -63,6 +63,11 @@ def build(
 ) -> PreTrainedModel:
     """Return a model of this shape with random weights, made where it runs, tensor by tensor.
 
+    Args:
+        shape: A name in `fopru.efficiency.SHAPES`.
+        device: Where the model is made and runs.
+        dtype: That of its weights.
+
     Raises:
         ValueError: an unknown shape, CUDA where there is none, or too little memory.
     """

@@ -168,15 +168,27 @@ for _name, _control in CONTROLS.items():
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A method whose kept tokens lose their order before the language model gets them."""
+    """A method whose kept tokens lose their order before the language model gets them.
+
+    Methods inside the language model drop tokens where they stand, and cannot be shuffled.
+
+    Args:
+        pruner: The method, which prunes before the language model.
+    """
 
     pruner: Pruner
 
 
 @dataclass(frozen=True)
 class Later:
-    """A method that reads the question, when another question on the same picture was asked first:
-    the next one on it, after the last the first."""
+    """A method whose kept tokens another question has decided.
+
+    That is the next question on the same picture; the first one follows the last. So it needs a
+    method that reads the question, and several questions on each picture.
+
+    Args:
+        pruner: The method, which reads the question.
+    """
 
     pruner: Pruner
 

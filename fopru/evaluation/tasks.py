@@ -83,6 +83,9 @@ def read_jsonl(path: str | Path) -> list[Example]:
     "image" is a file, relative to this one. A question without "id" is called by this file's name
     and its line. The text is UTF-8, with or without a byte order mark.
 
+    Args:
+        path: The file.
+
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: A line is no such object (the message names file, line and field), or the file

@@ -52,6 +52,7 @@ class PruMerge(Pruner, name="prumerge"):
 
     @property
     def block(self) -> int:
+        """The encoder block that the method reads."""
         return -1 if self.layer is None else self.layer
 
     def taps(self, family: Family) -> set[Tap]:

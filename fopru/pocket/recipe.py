@@ -41,6 +41,8 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Recipe:
+    """How the pocket model is trained."""
+
     seed: int = 0
     stages: tuple[Stage, ...] = STAGES
     dense: bool = True
