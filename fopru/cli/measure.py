@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-import pandas as pd
-import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from fopru import efficiency, load
 from fopru.arguments import check_integer
-from fopru.cli.common import check_out, device_of, keep, one_sentence
-from fopru.evaluation.asking import prepare, prompts
-from fopru.evaluation.settings import as_pruner, label, settings
-from fopru.pocket import sample
-from fopru.pruner import METHODS
+from fopru.cli.common import check_out, one_sentence
 
 TABLE = frozenset({"method", "stage", "seconds"})
 """The columns by which a table of times is known."""
@@ -27,7 +17,7 @@ TABLE = frozenset({"method", "stage", "seconds"})
 def measure(
     shape: Annotated[
         str | None,
-        typer.Option(help=f"True size, random weights: {', '.join(efficiency.SHAPES)}."),
+        typer.Option(help="True size, random weights: a name in fopru.efficiency.SHAPES."),
     ] = None,
     model: Annotated[
         str, typer.Option(help="pocket, a Hugging Face id, or a folder; where no shape is given.")
@@ -58,80 +48,21 @@ def measure(
     with one_sentence():
         for name, value in (("new_tokens", new_tokens), ("turns", turns), ("text", text)):
             check_integer(name, value, minimum=1)
-        for size in batch or [1]:
+        batches, retentions = batch or [1], retention or [0.5, 0.25, 0.1]
+        for size in batches:
             check_integer("batch", size, minimum=1)
         if out is not None:
             check_out(out, TABLE)
-        retentions = retention or [0.5, 0.25, 0.1]
-        methods = [
-            as_pruner(name, METHODS, weights=kind)
-            for kind in weights or ["none"]
-            for name in method or ["fopru"]
-        ]
-        pruners = [cell.pruner for cell in settings(methods, retentions)]
+        from fopru.cli import measuring  # torch, which bad input need not wait for
+
+        methods = measuring.methods(method or ["fopru"], weights or ["none"])
+        pruners = measuring.pruners(methods, retentions)
         if dry_run:
-            _say(shape or model, device, [*map(label, methods)], retentions, batch or [1])
+            measuring.announce(shape or model, device, methods, retentions, batches)
             return
-        if shape is None:
-            net, processor = load(model, dtype=dtype)
-            net.to(device_of(device))
-        else:
-            net, processor = efficiency.build(shape, device), None
-        try:
-            net.set_attn_implementation(attention)
-        except ImportError as error:
-            raise ValueError(f"attention={attention!r}: {error}") from None
-        tables = []
-        for size in batch or [1]:
-            if processor is None:
-                inputs = efficiency.prompt(net, text, size)
-            else:
-                examples = sample("reading", n=size)
-                inputs = prepare(processor, examples, prompts(processor, examples))
-            table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
-            tables.append(
-                table.assign(model=shape or model, device=_named(device), attention=attention)
-            )
-        results = pd.concat(tables, ignore_index=True).assign(**tables[0].attrs)
+        results = measuring.results(
+            shape, model, pruners, batches, text, new_tokens, turns, device, dtype, attention
+        )
         if out is not None:
-            before = [pd.read_parquet(out)] if out.exists() else []
-            keep(pd.concat([*before, results], ignore_index=True), out)
-    _show(results)
-
-
-def _named(device: str) -> str:
-    cuda = torch.device(device).type == "cuda"
-    return torch.cuda.get_device_name(device) if cuda else device
-
-
-def _say(
-    name: str, device: str, methods: list[str], retentions: list[float], batches: list[int]
-) -> None:
-    if name in efficiency.SHAPES:
-        net = efficiency.empty(name)
-        present = torch.device(device).type != "cuda" or torch.cuda.is_available()
-        needed, available = efficiency.memory(net, device if present else "cpu")
-        room = f"{available / 1e9:.1f} GB there" if present else "no CUDA device here"
-        typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
-    else:
-        typer.echo(f"{name} on {device}")
-    for size in batches:
-        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(map(str, retentions))}")
-
-
-def _show(results: pd.DataFrame) -> None:
-    stages = [*efficiency.STAGES, "native prefill", "end to end"]
-    table = Table("batch", "method", "visual", *(f"{stage} (ms)" for stage in stages), "KV (MB)")
-    for (size, name, _, visual), part in results.groupby(
-        ["batch", "method", "retention", "visual"], sort=False
-    ):
-        by = part.set_index("stage")
-        cells = []
-        for stage in stages:
-            timed = stage in by.index
-            mark = "*" if timed and by.unstable[stage] else ""
-            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if timed else "")
-        table.add_row(str(size), name, str(visual), *cells, f"{part.kv_bytes.iloc[0] / 1e6:.1f}")
-    Console(file=sys.stdout, width=160).print(table)
-    if results.unstable.any():
-        typer.echo("* quartiles more than 15 % of the median apart: measure on a quieter machine.")
+            measuring.add(results, out)
+    measuring.show(results)
