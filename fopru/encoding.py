@@ -71,7 +71,7 @@ class EncodedImage:
         """Return the scores of one tapped layer, (N,) float32.
 
         Raises:
-            ValueError: they were not asked for when the picture was encoded.
+            ValueError: The scores were not computed when the picture was encoded.
         """
         tap = Tap(self.family.block(layer), axis, scores)
         if tap not in self.learned:

@@ -81,7 +81,7 @@ class InLLMPruner(Pruner):
         """Prune whatever goes through the model in the block `with pruner(model) as session:`.
 
         Args:
-            chosen: keep what was kept in that session, of prompts on the same pictures row by row:
+            chosen: Keep what was kept in that session, of prompts on the same pictures row by row:
                 as if these prompts were asked on its cache.
         """
         return at_work(Inside(self, model, chosen))

@@ -45,7 +45,7 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
 
     Args:
         model: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        kwargs: for the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
+        kwargs: Those of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
     Raises:
         UnsupportedModelError: fopru has no adapter for this type of model.

@@ -193,7 +193,7 @@ def owners(features: Tensor, kept: Tensor) -> Tensor:
 
     Args:
         features: (N, d) of all visual tokens of a picture, as the LLM would get them.
-        kept: (k,) indices.
+        kept: (k,) int64: the places of the kept tokens.
 
     Returns:
         (N,) int64 places among the kept, ties to the lower; how often each place occurs is how
@@ -240,7 +240,7 @@ def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
 
     Args:
         points: (N, d), a `unit`.
-        weights: (N,) float64 on the same device; 1 where left out.
+        weights: (N,) float64 on the same device; all are 1 where it is left out.
 
     Returns:
         (k,) int64, sorted. Ties go to the lower index.

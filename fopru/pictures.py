@@ -47,10 +47,10 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
     """Read the picture in an open file as RGB, upright; see `load_image`.
 
     Args:
-        name: what messages call it.
+        name: What messages call the file.
 
     Raises:
-        ValueError: as of `load_image`.
+        ValueError: It is refused for a reason that `load_image` names.
     """
     empty = not file.read(1)
     file.seek(0)
@@ -85,7 +85,7 @@ def to_image(image: Image.Image | str | Path) -> Image.Image:
     """Return a picture, or the one that a file holds, as RGB.
 
     Raises:
-        ValueError: as of `load_image`.
+        ValueError: It is refused for a reason that `load_image` names.
     """
     return load_image(image) if isinstance(image, str | Path) else to_rgb(image)
 

@@ -59,7 +59,7 @@ def by_layer(model: PreTrainedModel, pictures: Mapping[str, Any]) -> pd.DataFram
     """Measure redundancy after each block of the vision tower.
 
     Args:
-        pictures: inputs with pixels; towers that see one tile a picture (LLaVA-1.5).
+        pictures: Inputs with pixels, for towers that see one tile a picture (LLaVA-1.5).
 
     Returns:
         One row per picture and layer (0: the embeddings): rank (effective), neighbour (mean of
@@ -81,7 +81,7 @@ class Fixed(Pruner):
     """Keep the tokens that are named.
 
     Args:
-        indices: k places among the picture's visual tokens, sorted and distinct.
+        indices: The k places among the picture's visual tokens, sorted and distinct.
     """
 
     indices: tuple[int, ...] = ()

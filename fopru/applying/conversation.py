@@ -162,8 +162,8 @@ def select_rows(cache: Cache, index: Tensor) -> None:
     """Keep some rows of a KV cache, and what is known of their prompts, in a new order.
 
     Args:
-        cache: the KV cache of a prompt that was pruned; it is changed in place.
-        index: (R,) int64 rows; one may stand there several times.
+        cache: The KV cache of a prompt that was pruned; it is changed in place.
+        index: (R,) int64: the rows, one of which may stand there several times.
     """
     cache.batch_select_indices(index)
     if (noted := conversation(cache)) is not None:

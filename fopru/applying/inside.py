@@ -36,7 +36,7 @@ class Inside(Session):
     caches, no drafted tokens and no prefill in chunks: each is refused by name.
 
     Args:
-        chosen: keep what was kept in that session, of prompts on the same pictures row by row: as
+        chosen: Keep what was kept in that session, of prompts on the same pictures row by row: as
             if these prompts were asked on its cache.
 
     Raises:

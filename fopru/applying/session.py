@@ -76,9 +76,8 @@ class Session:
         already.
 
         Args:
-            encoded: what `fopru.encode` returned for this pruner.
-            during: called with the name of each stage ("selection", "compaction") and what is to be
-                done in it; it returns what that returns.
+            encoded: What `fopru.encode` returned for this pruner.
+            during: Runs each stage ("selection", "compaction"); see `During`.
         """
         raise NotImplementedError
 

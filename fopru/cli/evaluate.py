@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich import box
+from rich.console import Console
+from rich.table import Column, Table
 
-from fopru.cli.common import check_out, one_sentence
+import fopru
+from fopru.arguments import check_choice, hint
+from fopru.cli.common import check_out, device_of, keep, one_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fopru.evaluation import Example
 
 TABLE = frozenset({"id", "method", "prediction", "loglik"})
 """The columns by which a table of answers is known."""
@@ -60,29 +71,48 @@ def evaluate(
     """Accuracy against retention, with intervals, beside the full model."""
     with one_sentence(), stoppable(), noted():
         check_out(out, TABLE)
-        from fopru.cli import evaluating  # torch, which bad input need not wait for
-
-        pruners = evaluating.pruners(
-            method or ["fopru", "fopru-row", "random"], weights or ["none"], positions
-        )
-        results = evaluating.results(
-            tasks,
-            out,
-            model,
+        evaluation = fopru.evaluation  # torch with it, which help and bad input need not wait for
+        controls, settings = evaluation.controls, evaluation.settings
+        evaluation.store.check_results_file(out.with_suffix(".sqlite"))
+        allowed = {**fopru.METHODS, **controls.CONTROLS}
+        pruners = [
+            settings.as_pruner(name, allowed, weights=kind, positions=positions)
+            for kind in weights or ["none"]
+            for name in method or ["fopru", "fopru-row", "random"]
+        ]
+        retentions = retention or [0.5, 0.25, 0.1]
+        settings.settings(pruners, retentions)  # refused before a model is loaded
+        for control in blind or ():
+            check_choice("blind", control, tuple(controls.BLIND))
+        examples = [e for task in _questions(tasks, split) for e in task[:limit]]
+        processes = evaluation.runner.launched()
+        place = processes.device if device is None else device_of(device)
+        net, processor = fopru.load(model, dtype=dtype)
+        results = evaluation.evaluate(
+            net.to(place),
+            processor,
+            examples,
             pruners,
-            retention or [0.5, 0.25, 0.1],
-            blind or [],
-            limit,
-            split,
-            device,
-            dtype,
-            positions=positions,
+            retentions,
+            positions,
             seeds=range(seeds),
+            blind=blind or (),
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
+            out=out.with_suffix(".sqlite"),
         )
-    if results is not None:
-        evaluating.show(results, out)
+        processes.destroy_process_group()
+        if not processes.is_main_process:
+            return
+        keep(results, out)
+    failed = results["error"].dropna().unique()
+    if len(failed) < results["error"].nunique(dropna=False):
+        _show(results)
+    typer.echo(f"{len(results)} answers: {out}")
+    for reason in failed:
+        typer.echo(f"fopru: {reason}", err=True)
+    if len(failed):
+        raise typer.Exit(1)
 
 
 @contextmanager
@@ -105,3 +135,51 @@ def noted() -> Iterator[None]:
         finally:
             for text in dict.fromkeys(str(n.message) for n in notes if n.category is UserWarning):
                 typer.echo(f"fopru: {' '.join(text.split())}", err=True)
+
+
+def _show(results: pd.DataFrame) -> None:
+    """Print a line for each task, method and retention: what is known and what is said."""
+    from fopru.evaluation import statistics
+
+    keys = ["task", "method", "retention"]
+    scores = {key: part for key, part in statistics.scores(results).groupby(keys, sort=False)}
+    knows = results["choice"].notna().any()
+    cells = {
+        name: statistics.accuracy(results, value=column).set_index(keys)
+        for name, column in statistics.READINGS.items()
+        if knows or name == "said"
+    }
+    rows = cells["said"].index  # a task whose questions name no legal answers has no "known"
+    cells = {name: table.reindex(rows) for name, table in cells.items()}
+    whole = [Column(name, no_wrap=True) for name in ("task", "method", "kept", "own metric")]
+    lines = Table(*whole[:3], *cells, whole[3], box=box.SIMPLE)
+    lines.title = "percent, and 95 % intervals over pictures"
+    for key, row in cells["said"].iterrows():
+        shown = [_percent(table.loc[[key]]) for table in cells.values()]
+        judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
+        lines.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, "\n".join(judged))
+    Console(file=sys.stdout).print(lines)
+
+
+def _percent(cell: pd.DataFrame) -> str:
+    """Return a share, and below it its interval, which a single picture has none of."""
+    if cell["mean"].isna().all():
+        return "-"
+    mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
+    return f"{mean:.1f}\n" + (f"{low:.0f}-{high:.0f}" if low == low else "one picture")
+
+
+def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
+    """Yield the questions of each task; those of PocketBench share their pictures."""
+    known = fopru.pocket.scenes.TASKS
+    readers = {".jsonl": fopru.evaluation.read_jsonl, ".parquet": fopru.pocket.pocketbench.read}
+    for name in tasks:
+        if Path(name).suffix not in readers and name not in known:
+            raise ValueError(
+                f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(known)}."
+                f"{hint(name, known)}"
+            )
+    shipped = fopru.pocket.benchmark(split) if set(tasks) & set(known) else []
+    for name in tasks:
+        reader = readers.get(Path(name).suffix)
+        yield reader(name) if reader else [e for e in shipped if e.task == name]

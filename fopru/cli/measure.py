@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
+import fopru
 from fopru.arguments import check_integer
-from fopru.cli.common import check_out, one_sentence
+from fopru.cli.common import check_out, device_of, keep, one_sentence
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 TABLE = frozenset({"method", "stage", "seconds"})
 """The columns by which a table of times is known."""
@@ -48,21 +55,90 @@ def measure(
     with one_sentence():
         for name, value in (("new_tokens", new_tokens), ("turns", turns), ("text", text)):
             check_integer(name, value, minimum=1)
-        batches, retentions = batch or [1], retention or [0.5, 0.25, 0.1]
-        for size in batches:
+        for size in batch or [1]:
             check_integer("batch", size, minimum=1)
         if out is not None:
             check_out(out, TABLE)
-        from fopru.cli import measuring  # torch, which bad input need not wait for
+        import pandas as pd  # and torch, which help and bad input need not wait for
 
-        methods = measuring.methods(method or ["fopru"], weights or ["none"])
-        pruners = measuring.pruners(methods, retentions)
+        efficiency, asking = fopru.efficiency, fopru.evaluation.asking
+        settings = fopru.evaluation.settings
+        retentions = retention or [0.5, 0.25, 0.1]
+        methods = [
+            settings.as_pruner(name, fopru.METHODS, weights=kind)
+            for kind in weights or ["none"]
+            for name in method or ["fopru"]
+        ]
+        pruners = [cell.pruner for cell in settings.settings(methods, retentions)]
         if dry_run:
-            measuring.announce(shape or model, device, methods, retentions, batches)
+            _say(shape or model, device, [m.label for m in methods], retentions, batch or [1])
             return
-        results = measuring.results(
-            shape, model, pruners, batches, text, new_tokens, turns, device, dtype, attention
-        )
+        if shape is None:
+            net, processor = fopru.load(model, dtype=dtype)
+            net.to(device_of(device))
+        else:
+            net, processor = efficiency.build(shape, device), None
+        try:
+            net.set_attn_implementation(attention)
+        except ImportError as error:
+            raise ValueError(f"attention={attention!r}: {error}") from None
+        tables = []
+        for size in batch or [1]:
+            if processor is None:
+                inputs = efficiency.prompt(net, text, size)
+            else:
+                examples = fopru.pocket.sample("reading", n=size)
+                prompts = asking.prompts(processor, examples)
+                inputs = asking.prepare(processor, examples, prompts)
+            table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
+            tables.append(
+                table.assign(model=shape or model, device=_named(device), attention=attention)
+            )
+        results = pd.concat(tables, ignore_index=True).assign(**tables[0].attrs)
         if out is not None:
-            measuring.add(results, out)
-    measuring.show(results)
+            before = [pd.read_parquet(out)] if out.exists() else []
+            keep(pd.concat([*before, results], ignore_index=True), out)
+    _show(results)
+
+
+def _named(device: str) -> str:
+    import torch
+
+    cuda = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else device
+
+
+def _say(
+    name: str, device: str, methods: list[str], retentions: list[float], batches: list[int]
+) -> None:
+    import torch
+
+    efficiency = fopru.efficiency
+    if name in efficiency.SHAPES:
+        net = efficiency.empty(name)
+        present = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        needed, available = efficiency.memory(net, device if present else "cpu")
+        room = f"{available / 1e9:.1f} GB there" if present else "no CUDA device here"
+        typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
+    else:
+        typer.echo(f"{name} on {device}")
+    for size in batches:
+        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(map(str, retentions))}")
+
+
+def _show(results: pd.DataFrame) -> None:
+    stages = [*fopru.efficiency.STAGES, "native prefill", "end to end"]
+    table = Table("batch", "method", "visual", *(f"{stage} (ms)" for stage in stages), "KV (MB)")
+    for (size, name, _, visual), part in results.groupby(
+        ["batch", "method", "retention", "visual"], sort=False
+    ):
+        by = part.set_index("stage")
+        cells = []
+        for stage in stages:
+            timed = stage in by.index
+            mark = "*" if timed and by.unstable[stage] else ""
+            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if timed else "")
+        table.add_row(str(size), name, str(visual), *cells, f"{part.kv_bytes.iloc[0] / 1e6:.1f}")
+    Console(file=sys.stdout, width=160).print(table)
+    if results.unstable.any():
+        typer.echo("* quartiles more than 15 % of the median apart: measure on a quieter machine.")

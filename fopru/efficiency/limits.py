@@ -59,9 +59,9 @@ def roofline(machine: Machine, decoder: nn.Module, flops: float, kv_bytes: float
     the KV cache once at the rate of a large copy (Williams et al., "Roofline", CACM 2009).
 
     Args:
-        decoder: what the pass goes through.
-        flops: its operations, of one prefill or one step.
-        kv_bytes: of the cache that it reads or writes.
+        decoder: The module that the pass goes through.
+        flops: The floating-point operations of one prefill or one step.
+        kv_bytes: The bytes of the KV cache that it reads or writes.
     """
     weights = sum(parameter.nbytes for parameter in decoder.parameters())
     return max(flops / machine.flops_per_s, (weights + kv_bytes) / machine.bytes_per_s)
@@ -120,11 +120,11 @@ class Latency:
         """Return the seconds of one answer.
 
         Args:
-            visual: visual tokens in the prompt, kept.
-            text: other tokens in the prompt.
-            answer: tokens generated.
-            method: whose overhead is counted.
-            cached: whether the picture and what precedes it are in a prefix cache already, so that
+            visual: The visual tokens in the prompt, after pruning.
+            text: The other tokens in the prompt.
+            answer: The tokens that are generated.
+            method: The method whose overhead is counted.
+            cached: Whether the picture and what precedes it are in a prefix cache already, so that
                 neither is encoded, scored or prefilled again.
 
         Raises:

@@ -212,12 +212,12 @@ def measure(
     pruning's and is left out.
 
     Args:
-        model: of a family in `fopru.families`, where it is to run.
-        inputs: what its processor returned, for one batch; take the batch from there.
+        model: A model of a family in `fopru.families`, where it is to run.
+        inputs: What its processor returned, for one batch; take the batch from there.
         pruners: such as `[fopru.FoPru(0.5)]`, or `{"label": pruner}` to say what the table calls
             each. Each works as in `with pruner(model)`.
-        new_tokens: length of the answers, which do not stop before.
-        turns: how often each stage is timed.
+        new_tokens: The length of the answers, which do not stop before.
+        turns: How often each stage is timed.
 
     Returns:
         One row per pruner and stage ("vision", "scoring", "selection", "compaction", "prefill",

@@ -116,8 +116,8 @@ def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, 
     for.
 
     Args:
-        text: tokens that are not visual.
-        batch: prompts.
+        text: The number of tokens that are not visual.
+        batch: The number of prompts.
 
     Raises:
         ValueError: `text` or `batch` below 1.

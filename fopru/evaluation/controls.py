@@ -99,7 +99,7 @@ class Oracle(Pruner):
     """Keep the tokens under the evidence of the answer first, then random ones.
 
     Args:
-        seed: of the permutation by which the others follow.
+        seed: The seed of the permutation by which the other tokens follow.
     """
 
     seed: int = 0

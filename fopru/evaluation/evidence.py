@@ -52,7 +52,7 @@ def frames(image: Image.Image, processor: ProcessorMixin, n_views: int) -> list[
     tiles comes a view of all of it. The views of all other families span the same frame.
 
     Args:
-        n_views: how many views the picture has: all those of its grid, or of all its grids where
+        n_views: How many views the picture has: all those of its grid, or of all its grids where
             each tile is a picture of its own (Idefics3, SmolVLM).
 
     Raises:
@@ -104,10 +104,10 @@ def cover(grid: Grid, frame: Box | Sequence[Box], boxes: Iterable[Box]) -> Tenso
     have 0.
 
     Args:
-        grid: the picture's.
-        frame: what the views show: one box for each, from `frames`, or one box that all of them
+        grid: The grid of the picture.
+        frame: What the views show: one box for each, from `frames`, or one box that all of them
             span, from `frame`.
-        boxes: in pixels of the picture; where they overlap, the larger share counts.
+        boxes: Boxes in pixels of the picture; where they overlap, the larger share counts.
 
     Raises:
         ValueError: there are more or fewer frames than views.

@@ -41,16 +41,16 @@ class PrunedModel(lmms):
 
     Args:
         pretrained: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        method: a name in `fopru.METHODS`, or "full" for no pruning.
-        retention: share of each picture's visual tokens to keep, in (0, 1]; 0.25 if not given.
+        method: A name in `fopru.METHODS`, or "full" for no pruning.
+        retention: The share of each picture's visual tokens to keep, in (0, 1]; 0.25 if not given.
         positions: "reindex", "preserve", or the family's default.
-        dtype: of the weights, as "bfloat16"; "auto" is that of the files.
-        device: of lmms-eval's `--device`; else a GPU if there is one. Each process of
+        dtype: The dtype of the weights, as "bfloat16"; "auto" is that of the files.
+        device: The value of lmms-eval's `--device`; else a GPU if there is one. Each process of
             `accelerate launch` has its own.
         device_map: "auto" spreads one model over several GPUs, in one process.
-        batch_size: of lmms-eval's `--batch_size`.
-        max_new_tokens: longest answer where the task names none.
-        options: the method's other arguments, as `k` or `layer`.
+        batch_size: The value of lmms-eval's `--batch_size`.
+        max_new_tokens: The longest answer, in tokens, where the task names none.
+        options: The method's other arguments, as `k` or `layer`.
 
     Raises:
         ValueError: an unknown method or argument, or a value outside of what it takes.

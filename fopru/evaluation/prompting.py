@@ -48,9 +48,9 @@ class Prompts:
     """The prompts of some questions, which are read under one setting after the other.
 
     Args:
-        text: of each, as `fopru.evaluation.asking.prompts` makes it.
-        settings: all that `read` will be asked for.
-        follow: how many tokens will follow a prompt at most.
+        text: The prompt of each question, as `fopru.evaluation.asking.prompts` makes it.
+        settings: All that `read` will be asked for.
+        follow: How many tokens will follow a prompt at most.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ def legal_answers(e: Example) -> tuple[str, ...] | None:
     names none.
 
     Raises:
-        ValueError: they are empty, repeat one another, or lack every right answer.
+        ValueError: The choices are empty, repeat one another, or lack every right answer.
     """
     if e.choices is None:
         return None
@@ -130,11 +130,11 @@ def margins(
     or None where the question names no legal answers.
 
     Args:
-        model: within the block of the session that read the prompts.
-        known: what is known already; it learns what is read here.
-        cache: of the B prompts; it is left as it was.
+        model: The model, within the block of the session that read the prompts.
+        known: What is known already; it learns what is read here.
+        cache: The KV cache of the B prompts; it is left as it was.
         arguments: "attention_mask", (B, L), and "position_ids", (..., B, L), of the prompts.
-        size: how many beginnings are read at a time.
+        size: How many beginnings are read at a time.
     """
     while True:
         found = [known.margin(row) for row in range(len(known.choices))]

@@ -45,10 +45,10 @@ def interval(
     """Return the mean of one value per question, with a bootstrap interval over pictures.
 
     Args:
-        values: one number per question; its mean is what is estimated.
-        images: the picture of each; questions on one picture are drawn together.
-        confidence: of the percentile interval.
-        seed: of the resampling.
+        values: One number per question, whose mean is estimated.
+        images: The picture of each question; questions on one picture are drawn together.
+        confidence: The confidence of the percentile interval.
+        seed: The seed of the resampling.
 
     Returns:
         (mean, low, high); the interval is NaN where there is only one picture.
@@ -75,8 +75,8 @@ def per_question(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
     """Return one row per question and one column per (method, retention): the mean over seeds.
 
     Args:
-        results: as `fopru.evaluate` gives them.
-        value: the column to average.
+        results: The table of `fopru.evaluate`.
+        value: The column to average.
     """
     results = answered(results)
     each = _per_cell(results, ["task", "method", "retention"], value)
@@ -219,10 +219,10 @@ def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -
     tokens, 0 as if blind.
 
     Args:
-        results: as `fopru.evaluate` gives them, the control `blind` among them.
-        blind: the control whose accuracy is the floor, since guessing is not worth the same
+        results: The table of `fopru.evaluate`, the control `blind` among them.
+        blind: The control whose accuracy is the floor, since guessing is not worth the same
             everywhere.
-        value: the reading of an answer.
+        value: The column of the reading.
 
     Returns:
         Per task, method and retention: kept, accuracy, retained (NaN where seeing gains nothing).

@@ -20,7 +20,7 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
     lines.
 
     Args:
-        cells: of one task and reading, from `statistics.accuracy`, `statistics.bands` or
+        cells: Rows of one task and reading, from `statistics.accuracy`, `statistics.bands` or
             `statistics.readings`: method, kept, mean, low, high. Of "full", "none", "grey",
             "swapped" and "guess", which have no retention, a line is drawn.
     """
@@ -75,7 +75,7 @@ def readings(cells: pd.DataFrame) -> Figure:
     said that is no legal answer.
 
     Args:
-        cells: of `statistics.readings`, of one task or of all together.
+        cells: The table of `statistics.readings`, of one task or of all together.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), sharey=True, layout="constrained")
     titles = {
@@ -101,8 +101,8 @@ def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
     gained.
 
     Args:
-        table: columns `by`, reading, mean, low and high, in points.
-        by: the column whose values stand on the vertical axis, in their order.
+        table: The columns `by`, reading, mean, low and high, in points.
+        by: The column whose values stand on the vertical axis, in their order.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     names, kinds = list(dict.fromkeys(table[by])), list(dict.fromkeys(table["reading"]))
@@ -124,7 +124,8 @@ def stages(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
     """Draw the seconds of each stage of an answer, stacked, a bar for each way to answer.
 
     Args:
-        table: of `fopru.measure`, one batch size; decode counts for all of `new_tokens`.
+        table: The table of `fopru.measure`, of one batch size; decode counts for all of its
+            `new_tokens`.
 
     Raises:
         ValueError: several batch sizes.
@@ -160,8 +161,9 @@ def break_even(
     with a line where it neither saves nor loses.
 
     Args:
-        saved: of text and answer length, the share: `Latency.saved` with the rest filled in.
-        text, answer: lengths in tokens.
+        saved: A function from the lengths of text and answer to the share of time that is saved:
+            `Latency.saved` with the rest filled in.
+        text, answer: The lengths, in tokens.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(5, 3.6), layout="constrained")[1]
     shares = 100 * np.array([[saved(t, a) for t in text] for a in answer])

@@ -82,7 +82,7 @@ def _outline(kept: np.ndarray, where: Box) -> LineCollection:
 
     Args:
         kept: (H, W) bool.
-        where: what of the picture the patches show.
+        where: The part of the picture that the patches show.
     """
     (height, width), (x0, y0, x1, y1) = kept.shape, where
     x, y = np.linspace(x0, x1, width + 1), np.linspace(y0, y1, height + 1)
@@ -104,11 +104,11 @@ def overlay(
     """Draw the picture with the patches that were pruned dimmed, and the others outlined.
 
     Args:
-        image: as it was given to the processor, or the file that holds it; the processor's resize
-            and crop are mapped back.
-        pruned_image: what was kept of it. Where each tile is a picture of its own (Idefics3,
+        image: The picture as it was given to the processor, or the file that holds it. The
+            processor's resize and crop are mapped back.
+        pruned_image: What was kept of it. Where each tile is a picture of its own (Idefics3,
             SmolVLM): those of all its tiles, in order.
-        view: which view to draw: in LLaVA-NeXT 0 is the base view and 1 the canvas of its tiles,
+        view: The view to draw: in LLaVA-NeXT 0 is the base view and 1 the canvas of its tiles,
             in InternVL each tile is one. None draws all tiles, or the base view.
 
     Raises:
@@ -142,7 +142,7 @@ def significance(
     `overlay`.
 
     Raises:
-        ValueError: as of `overlay`, or the method ranks nothing.
+        ValueError: The arguments are refused as by `overlay`, or the method has no significance.
     """
     image = to_image(image)
     parts = [pruned_image] if isinstance(pruned_image, PrunedImage) else list(pruned_image)

@@ -62,7 +62,7 @@ def seaborn() -> Any:
     """Return the library seaborn.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: The library is not installed.
     """
     try:
         import seaborn

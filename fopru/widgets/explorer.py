@@ -79,10 +79,10 @@ class Explorer(anywidget.AnyWidget):
     tokens that any block, head and kind of attention would keep.
 
     Args:
-        model: of a family that sees each picture as one grid of patches.
-        processor: the model's.
-        examples: questions to choose from.
-        methods: names from `fopru.METHODS`, without those inside the language model.
+        model: A model of a family that sees each picture as one grid of patches.
+        processor: The model's processor.
+        examples: The questions to choose from.
+        methods: Names in `fopru.METHODS`, without those inside the language model.
 
     Raises:
         UnsupportedModelError: a family that `fopru.evaluate` does not take.
@@ -131,8 +131,8 @@ class Explorer(anywidget.AnyWidget):
         """Add one more picture and question, and show it at once.
 
         Args:
-            image: a picture, or the file that holds one.
-            answer: the right one; left out, the model's own answer with all tokens stands for it.
+            image: A picture, or the file that holds one.
+            answer: The right answer; left out, the model's own with all tokens stands for it.
 
         Raises:
             ValueError: no question, or as of the explorer itself.
