@@ -154,7 +154,7 @@ class PrunedInputs(Mapping[str, Any]):
         return PrunedInputs(text, self.family, features, self.images, self.columns)
 
 
-def shorten(
+def _shorten(
     encoded: Encoded, images: tuple[PrunedImage, ...], positions: str
 ) -> tuple[dict[str, Any], Tensor]:
     """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again.
@@ -214,7 +214,7 @@ def shortened(
         features: (k, d) per picture: the kept tokens, or those that they were merged into.
         positions: "reindex" or "preserve".
     """
-    text, columns = shorten(encoded, images, positions)
+    text, columns = _shorten(encoded, images, positions)
     return PrunedInputs(text, encoded.family, features, images, columns)
 
 

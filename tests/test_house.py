@@ -170,6 +170,17 @@ def api():
         yield pytest.param(value, id=name)
 
 
+def test_no_description_needs_the_line_above_it():
+    found = [
+        f"{name}:{node.lineno}"
+        for name, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if str(node.value.value).startswith(("Of ", "As ", "Those "))
+    ]
+    assert found == []
+
+
 @pytest.mark.parametrize("value", api())
 def test_every_parameter_on_the_api_page_is_described(value):
     """Where it stands: in the docstring, or, of a dataclass, below the field."""

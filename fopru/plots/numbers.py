@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -53,7 +54,7 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.axhline(mean, color=GREY, linestyle=LONE[method], label=method, linewidth=1)
     ax.set(xlabel="visual tokens kept", ylabel="accuracy (%)", xscale="log", ylim=(0, 102))
     ticks = np.unique(swept.kept.round().astype(int))
-    ax.set_xticks(ticks[:: max(1, -(-len(ticks) // 6))], minor=False)
+    ax.set_xticks(ticks[:: max(1, math.ceil(len(ticks) / 6))], minor=False)
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title=None)

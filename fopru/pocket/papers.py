@@ -58,7 +58,7 @@ class Line(NamedTuple):
     price: str
     item_box: Box
     glyphs: tuple[Box, ...]
-    """Of the price's digits."""
+    """The boxes of the price's digits."""
 
     @property
     def boxes(self) -> tuple[Box, ...]:
@@ -269,7 +269,7 @@ class Bar(NamedTuple):
     value: str
     box: Box
     glyphs: tuple[Box, ...]
-    """Of the value's digits, above the bar."""
+    """The boxes of the value's digits, above the bar."""
 
 
 @dataclass(frozen=True)
