@@ -54,9 +54,9 @@ def shape(height: int, width: int, k: int) -> tuple[int, int]:
 
 
 def _cells(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Return the middle of each of the m stretches of range(n) that adaptive pooling averages, (m,),
-    and the stretch that each place is in, (n,): of two that overlap the one whose middle the place
-    is, or else the first."""
+    """Return the middle of each of the m stretches of range(n) that pooling averages, (m,), and the
+    stretch that each place is in, (n,): of two that overlap the one whose middle the place is, or
+    else the first."""
     cells = torch.arange(m)
     starts, ends = cells * n // m, -(-(cells + 1) * n // m)
     middles = (starts + ends - 1) // 2
