@@ -10,7 +10,7 @@ class Budgets:
     """The budgets by which papers compare methods on one model."""
 
     model: str
-    """As papers call it."""
+    """The name of the model, as papers have it."""
     whole: int
     """Its visual tokens of the picture that papers count by."""
     tokens: tuple[int, ...]
@@ -18,7 +18,7 @@ class Budgets:
 
     @property
     def retentions(self) -> tuple[float, ...]:
-        """The same as shares, for pictures that become more tokens or fewer.
+        """The same budgets as shares, for pictures that become more tokens or fewer.
 
         Authors prune each tile by itself, to the same number: "640" of LLaVA-NeXT is 128 of each of
         5 tiles, and 384 of a picture that becomes 3 of them (github.com/Tencent/SelfEvolvingAgent,

@@ -98,7 +98,7 @@ class Video:
         return self._film(path) if film else self._animation(path)
 
     def _places(self, n: int) -> list[int]:
-        """Those of n frames that are taken."""
+        """Return the places of the frames, of n, that are taken."""
         k = min(n, self.n_frames or n)
         return [(2 * j + 1) * n // (2 * k) for j in range(k)]
 

@@ -151,8 +151,8 @@ def test_a_picture_is_scored_as_if_it_were_alone_in_its_sequence(layer):
         one = zoo.inputs("mistral3", [picture], "<image>")
         (alone,) = fopru.encode(model, one, [pruner]).images
         assert torch.equal(found.features, features)
-        assert alone.scores.keys() == found.scores.keys()
-        for tap, scores in alone.scores.items():
+        assert alone.learned.keys() == found.learned.keys()
+        for tap, scores in alone.learned.items():
             torch.testing.assert_close(found.learned[tap], scores, atol=1e-5, rtol=1e-5)
 
 

@@ -13,7 +13,17 @@ import fopru
 ROOT = Path(fopru.__file__).parent
 
 ROOMS = (
-    *("versions", "arguments", "pictures", "picking", "significance", "attention", "families"),
+    *(
+        "versions",
+        "arguments",
+        "budgets",
+        "pictures",
+        "videos",
+        "picking",
+        "significance",
+        "attention",
+        "families",
+    ),
     *("tapping", "encoding", "pruned", "choosing", "applying", "pruner", "in_llm", "methods"),
     *("evaluation", "efficiency", "checking", "plots", "redundancy", "pocket", "loading"),
     *("pocket.score", "evaluation.lmms_tasks", "evaluation.lmms", "widgets", "fopru", "cli"),

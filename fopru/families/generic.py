@@ -31,6 +31,12 @@ UNKNOWN = {
     "vision": "the features of its vision tower",
 }
 
+SERVES = (
+    "Methods work that read the visual tokens and the question alone, as 'divprune', 'dpp', 'tome' "
+    "and 'random'."
+)
+"""What the generic adapter is good for."""
+
 _TOLD: set[str] = set()
 """Model types of which it was said that they go through the generic adapter."""
 
@@ -98,17 +104,9 @@ class Generic(Family):
             _TOLD.add(self.config.model_type)
             warnings.warn(
                 f"fopru has no adapter for model type {self.config.model_type!r}, and takes the "
-                f"generic one. Methods that work: {self._serves()}.",
+                f"generic one. {SERVES}",
                 stacklevel=3,
             )
-
-    @staticmethod
-    def _serves() -> str:
-        """The methods that work, in words."""
-        from fopru.pruner import METHODS  # which is made of families
-
-        names = (name for name, method in METHODS.items() if method.needs <= KNOWN)
-        return ", ".join(sorted(names))
 
     def check(self, needs: Collection[str]) -> None:
         if missing := sorted(needs - KNOWN):
@@ -118,7 +116,7 @@ class Generic(Family):
         what = UNKNOWN.get(need, "the attention of its vision tower")
         return UnsupportedModelError(
             f"there is no adapter for model type {self.config.model_type!r}, and the generic one "
-            f"does not know {what}, which this method reads. Methods that work: {self._serves()}."
+            f"does not know {what}, which this method reads. {SERVES}"
         )
 
     @property

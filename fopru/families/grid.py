@@ -25,6 +25,7 @@ class View(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
+        """The number of visual tokens in the view, its newlines included."""
         return self.height * self.row_width
 
 
@@ -45,6 +46,7 @@ class Grid:
 
     @property
     def n_tokens(self) -> int:
+        """The number of visual tokens in all views."""
         return sum(view.n_tokens for view in self.views)
 
     @cached_property
