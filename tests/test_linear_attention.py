@@ -23,6 +23,9 @@ from fopru.efficiency.measuring import kv_bytes
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w6 w8 w9 ASSISTANT:"]
 FASTV, PYRAMID = fopru.FastV(0.3), fopru.PyramidDrop(0.2)
 MASS = fopru.FoPru(0.25, weights="mass")
+NEAR = dict(atol=1e-3, rtol=1e-3)
+"""transformers' rule works in float32 whatever the model's type, in pieces of 64 tokens that begin
+elsewhere when some are gone; a wrong mask or position shows in the first decimal."""
 
 
 def batch(family, padding_side="left"):
@@ -66,7 +69,7 @@ def test_weights_are_exact_where_layers_attend_and_nothing_elsewhere(family, pad
         logs[visual[keep]] = mass.float().log()
         masks = {"full_attention": causal(len(logs), logs), "linear_attention": None}
         want = reference.left_out(model, inputs, row, keep, where[:, row], masks)
-        torch.testing.assert_close(logits[row, alive[row]], want, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(logits[row, alive[row]], want, **NEAR)
         plain = reference.left_out(model, inputs, row, keep, where[:, row])
         assert (plain - want).abs().max() > 0.1
 
@@ -79,7 +82,7 @@ def test_a_static_cache_weighs_keys_and_multiplies_no_states(family):
     with MASS(model):
         expected = torch.stack(model.generate(**inputs, **told).logits)
         found = torch.stack(model.generate(**inputs, **told, cache_implementation="static").logits)
-    torch.testing.assert_close(found, expected, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(found, expected, **NEAR)
 
 
 # Inside the language model
@@ -126,7 +129,7 @@ def test_later_layers_of_both_kinds_get_the_shorter_sequence(family, pruner, pad
     for row in range(2):
         want, maps = layer_by_layer(eager, inputs, run, row)
         alive = (~run.layers[-1].dead[row]).nonzero()
-        torch.testing.assert_close(logits[row, alive[-1, 0]], want, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(logits[row, alive[-1, 0]], want, **NEAR)
         if pruner is FASTV:  # its choice, by hand
             columns = run.layers[1].index[row][~run.layers[1].dead[row]]
             visual = inputs["input_ids"][row, columns] == zoo.IMAGE_TOKEN_ID
@@ -149,7 +152,7 @@ def test_tokens_leave_where_stages_were_moved_to(pruner, kinds, moved, monkeypat
     counts = [layer[0] for layer in run.visual_counts]
     assert [i for i in range(1, 8) if counts[i] < counts[i - 1]] == moved
     want, _ = layer_by_layer(zoo.model("qwen3_5", "eager"), inputs, run, 1)
-    torch.testing.assert_close(logits[1, -1], want, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1, -1], want, **NEAR)
 
 
 @pytest.mark.parametrize("pruner", [FASTV, PYRAMID], ids=lambda p: p.name)
@@ -166,7 +169,7 @@ def test_steps_on_the_cache_equal_one_long_pass(family, pruner):
         longer["attention_mask"] = torch.ones_like(longer["input_ids"])
         kinds = nn.functional.pad(inputs["mm_token_type_ids"], (0, step))
         want, _ = layer_by_layer(eager, {**longer, "mm_token_type_ids": kinds}, run, 0)
-        torch.testing.assert_close(found[0], want, atol=2e-4, rtol=1e-4)
+        torch.testing.assert_close(found[0], want, **NEAR)
 
 
 def decoder(kinds):
@@ -261,7 +264,7 @@ def test_a_second_turn_goes_on_with_the_states(family):
         "mm_token_type_ids": nn.functional.pad(inputs["mm_token_type_ids"], (0, grown)),
     }
     (want,) = reference.masked_logits(model, longer, run.last)
-    torch.testing.assert_close(torch.cat(second.logits), want[-4:-1], atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(second.logits), want[-4:-1], **NEAR)
 
 
 @pytest.mark.parametrize("family", zoo.LINEAR)
