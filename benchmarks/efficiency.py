@@ -48,7 +48,8 @@ def against_native(table: pd.DataFrame) -> pd.Series:
 def pocket(turns: int) -> None:
     model, processor = fopru.load("pocket")
     asked = inputs(processor, *_questions(processor, 1))
-    pruners = [cls(r) for cls in fopru.METHODS.values() for r in RETENTIONS]
+    kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares]  # of pictures
+    pruners = [cls(r) for cls in kinds for r in RETENTIONS]
     table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)
     FOLDER.mkdir(parents=True, exist_ok=True)
     keep(table.assign(model="pocket", device="cpu", **table.attrs), FOLDER / "pocket.parquet")
@@ -124,7 +125,7 @@ def vision(turns: int, batch: int) -> None:
         "pixel_values": torch.randn(batch, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
     }
-    skipped = ("fastv", "pyramiddrop")
+    skipped = ("evs", "fastv", "pyramiddrop")
     pruners = [cls(0.25) for name, cls in fopru.METHODS.items() if name not in skipped]
     table = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
     eager = []

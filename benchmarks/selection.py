@@ -87,7 +87,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=256, help="numbers a token")
     parser.add_argument("--retention", type=float, default=0.25)
     parser.add_argument("--device", default="cpu")
-    before = [name for name, cls in METHODS.items() if not issubclass(cls, InLLMPruner)]
+    before = [
+        name
+        for name, cls in METHODS.items()
+        if not issubclass(cls, InLLMPruner) and "view" in cls.shares
+    ]
     parser.add_argument("--method", nargs="+", default=before, choices=before)
     arguments = parser.parse_args()
     of = family(arguments.width)

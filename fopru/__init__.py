@@ -21,6 +21,7 @@ _NAMES = {
         "CLS",
         "DART",
         "DPP",
+        "EVS",
         "METHODS",
         "SCOPE",
         "CDPruner",
@@ -45,6 +46,7 @@ _NAMES = {
     ),
     "pruned": ("PrunedImage", "PrunedInputs"),
     "pruner": ("Pruner",),
+    "videos": ("Video",),
 }
 """Module -> the names of this package that it defines."""
 

@@ -35,17 +35,17 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
     """What is kept of a picture, and its (k, d) tokens."""
     if not pruner.selects():
         _refuse_what_cannot_merge(pruner, image)
-    views = list(image.views())
-    sizes = [view.grid.n_tokens for view in views]
-    significance = _significance(pruner, views)  # (N,)
-    parts = [None] * len(views) if significance is None else significance.split(sizes)
+    parts = list(image.parts(pruner.parts(image.grid)))
+    sizes = [part.grid.n_tokens for part in parts]
+    significance = _significance(pruner, parts)  # (N,)
+    scores = [None] * len(parts) if significance is None else significance.split(sizes)
     kept, tokens, owner, done, start = [], [], [], 0, 0
-    for view, k, part in zip(views, pruner.budgets_of(image), parts, strict=True):
-        n = view.grid.n_tokens
+    for part, k, score in zip(parts, pruner.budgets_of(image), scores, strict=True):
+        n = part.grid.n_tokens
         if k == n:  # all stay as they are, whatever the method
-            places, features, went = torch.arange(n), view.features, None
+            places, features, went = torch.arange(n), part.features, None
         else:
-            places, features, went = pruner.merge(replace(view, significance=part), k)
+            places, features, went = pruner.merge(replace(part, significance=score), k)
         places = places.cpu()
         check_places(pruner, "merge", places, k, n)
         if went is None:
@@ -76,16 +76,16 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
     return pruned, features
 
 
-def _significance(pruner: Any, views: list[EncodedImage]) -> Tensor | None:
-    """(N,) float32 on the CPU, to which the scores of all views move at once."""
-    scores = [pruner.score(view) for view in views]
+def _significance(pruner: Any, parts: list[EncodedImage]) -> Tensor | None:
+    """(N,) float32 on the CPU, to which the scores of all parts move at once."""
+    scores = [pruner.score(part) for part in parts]
     if scores[0] is None:
         return None
-    for view, score in zip(views, scores, strict=True):
-        if score.shape != (view.grid.n_tokens,):
+    for part, score in zip(parts, scores, strict=True):
+        if score.shape != (part.grid.n_tokens,):
             raise ValueError(
                 f"{type(pruner).__name__}.score must return one value for each of "
-                f"{view.grid.n_tokens} visual tokens; got shape {tuple(score.shape)}."
+                f"{part.grid.n_tokens} visual tokens; got shape {tuple(score.shape)}."
             )
     significance = torch.cat(scores).float().cpu()
     if not (finite := significance.isfinite()).all():

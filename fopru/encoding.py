@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
@@ -38,7 +38,7 @@ class Requests(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
-    """One picture, or one view of it, after the vision tower. N visual tokens."""
+    """One picture or video, or one part of it, after the vision tower. N visual tokens."""
 
     family: Family
     sample: int
@@ -91,17 +91,17 @@ class EncodedImage:
             )
         return self.scores[VISION]
 
-    def views(self) -> Iterator[EncodedImage]:
-        """Each view as a picture of its own: budgets apply per view."""
+    def parts(self, grids: Iterable[Grid]) -> Iterator[EncodedImage]:
+        """Each of these parts of the picture's grid, in order, as a picture of its own."""
         start = 0
-        for view in self.grid.views:
-            tokens = slice(start, start + view.n_tokens)
+        for grid in grids:
+            tokens = slice(start, start + grid.n_tokens)
             start = tokens.stop
             yield replace(
                 self,
                 features=self.features[tokens],
                 deep=None if self.deep is None else self.deep[tokens],
-                grid=replace(self.grid, views=(view,)),
+                grid=grid,
                 scores={tap: scores[tokens] for tap, scores in self.scores.items()},
             )
 

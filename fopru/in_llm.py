@@ -23,9 +23,16 @@ class InLLMPruner(Pruner):
 
     It works in `with pruner(model)` only. `retention` is the share of visual tokens that the last
     layers see; text tokens always stay, and all rows keep their order.
+
+    Tokens are chosen by attention. Where only some layers have any, and the others have linear
+    attention (Qwen3.5), each stage is moved to the nearest layer where tokens can be chosen, of two
+    equally near the later, so that it keeps its share of the depth; a warning names the layers, and
+    so does `session.stages`. The states of earlier layers keep what they have read of all tokens,
+    later layers read what is left.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"layers"})
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def __post_init__(self):
         super().__post_init__()

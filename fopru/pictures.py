@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -52,15 +54,27 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
     Raises:
         ValueError: as of `load_image`.
     """
+    with reading(file, name):
+        image = Image.open(file, formats=FORMATS)
+        frames = getattr(image, "n_frames", 1)
+        image.load()
+        image = ImageOps.exif_transpose(image)
+    check_size(image, name)
+    if frames > 1 and image.format != "MPO":
+        warnings.warn(f"{name}: the first of {frames} frames is taken.", stacklevel=3)
+    return to_rgb(image)
+
+
+@contextmanager
+def reading(file: BinaryIO, name: str) -> Iterator[None]:
+    """Within the block, what PIL says of a file that cannot be read becomes a ValueError with its
+    name, and a picture of too many pixels is such a file."""
     empty = not file.read(1)
     file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=FORMATS)
-        frames = getattr(image, "n_frames", 1)
-        image.load()
-        image = ImageOps.exif_transpose(image)
+            yield
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ValueError(
             f"{name}: more than {Image.MAX_IMAGE_PIXELS:,} pixels, refused as a decompression bomb."
@@ -71,14 +85,15 @@ def open_image(file: BinaryIO, name: str) -> Image.Image:
     except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"{name}: cannot be read as a picture ({reason}).") from None
+
+
+def check_size(image: Image.Image, name: str) -> None:
+    """Raise a ValueError with this name for a picture that is too small, or too long and thin."""
     if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
         raise ValueError(
             f"{name}: {image.width} x {image.height} pixels; at least {MIN_SIDE} a side and at "
             f"most {MAX_ASPECT} times as long as wide."
         )
-    if frames > 1 and image.format != "MPO":
-        warnings.warn(f"{name}: the first of {frames} frames is taken.", stacklevel=3)
-    return to_rgb(image)
 
 
 def to_image(image: Image.Image | str | Path) -> Image.Image:
@@ -88,6 +103,12 @@ def to_image(image: Image.Image | str | Path) -> Image.Image:
         ValueError: as of `load_image`.
     """
     return load_image(image) if isinstance(image, str | Path) else to_rgb(image)
+
+
+def plain(image: Image.Image) -> Image.Image:
+    """A picture in memory as `load_image` gives one in a file: upright, RGB, transparency on white,
+    deep grey scaled to 8 bits."""
+    return to_rgb(ImageOps.exif_transpose(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -45,6 +45,7 @@ METHODS = Methods()
 
 POSITIONS = ("reindex", "preserve")
 WEIGHTS = ("none", "mass")
+PER = ("view", "clip")
 RETENTION = 0.25
 """The share that is kept where neither `retention` nor `tokens` is given."""
 
@@ -72,7 +73,12 @@ class Pruner:
             stands for: of a method that selects, those that are most like it
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
             proportional attention (Bolya et al., ICLR 2023, section 3). This works in
-            `with pruner(model)` only, and not for methods inside the language model.
+            `with pruner(model)` only, and not for methods inside the language model. Layers with
+            linear attention (Qwen3.5 has three for each other one) have no keys to weigh: they
+            read each kept token once.
+        per: What has a budget of its own. "view" gives one to each view of a picture and to each
+            frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
+            of a video share one, so that tokens compete across frames, and is refused for pictures.
 
     Raises:
         ValueError: a value is none of these, or both `retention` and `tokens` are given.
@@ -89,11 +95,15 @@ class Pruner:
     layer: int | None = None
     positions: str | None = None
     weights: str = "none"
+    per: str = "view"
 
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
     picture a token sits) and "layers" (the language model's). `encode` computes no more of it."""
+
+    shares: ClassVar[tuple[str, ...]] = PER
+    """The values of `per` with which the method is defined. Without "view" it takes videos only."""
 
     fixed_k: ClassVar[bool] = True
     """Whether the number of kept tokens follows from sizes alone."""
@@ -131,6 +141,7 @@ class Pruner:
                 )
         check_choice("positions", self.positions, (None, *POSITIONS))
         check_choice("weights", self.weights, WEIGHTS)
+        check_choice("per", self.per, self.shares)
 
     @property
     def share(self) -> float | None:
@@ -184,14 +195,15 @@ class Pruner:
         return self.positions or family.positions
 
     def score(self, image: EncodedImage) -> Tensor | None:
-        """The significance of each token of one view, (N,), or None where the method has none.
+        """The significance of each token of one view, or with per="clip" of all frames of a video:
+        (N,), or None where the method has none.
 
         `select` and `merge` find it in `image.significance`, in float32 on the CPU.
         """
         return None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        """The places of the k tokens to keep of one view: (k,) int64, sorted and distinct.
+        """The places of the k tokens to keep of what `score` gets: (k,) int64, sorted, distinct.
 
         The default keeps the k tokens of largest significance.
         """
@@ -202,7 +214,7 @@ class Pruner:
         return top(image.significance, k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        """The k tokens to keep of one view. A method that makes new ones overrides this."""
+        """The k tokens to keep of what `score` gets. Overridden by a method that makes new ones."""
         n = image.grid.n_tokens
         kept = torch.arange(n) if k == n else self.select(image, k).cpu()
         check_places(self, "select", kept, k, n)
@@ -218,13 +230,31 @@ class Pruner:
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
         return taps | ({VISION} if "vision" in self.needs else set())
 
+    def parts(self, grid: Grid) -> tuple[Grid, ...]:
+        """The parts of a picture or video with this grid that each have a budget, in order: every
+        view, or with per="clip" all frames, and the newline token that may stand behind them.
+
+        Raises:
+            UnsupportedModelError: per="clip", and this is the grid of a picture.
+        """
+        views = tuple(Grid((view,)) for view in grid.views)
+        if self.per == "view":
+            return views
+        if not grid.video:
+            raise UnsupportedModelError(
+                f"method {self.name!r} with per='clip' takes videos, whose frames share a budget, "
+                "and this is a picture."
+            )
+        frames = tuple(view for view in grid.views if view.width)
+        return Grid(frames, video=True), *views[len(frames) :]
+
     def budgets(self, grid: Grid) -> list[int]:
-        """The number of tokens to keep of each view of a picture with this grid.
+        """The number of tokens to keep of each of the `parts` of a picture with this grid.
 
         Raises:
             ValueError: `tokens` is more than the picture has, or less than its number of views.
         """
-        sizes = [view.n_tokens for view in grid.views]
+        sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]
         if not len(sizes) <= self.tokens <= sum(sizes):

@@ -3,7 +3,7 @@ on."""
 
 import transformers as hf
 
-from fopru.families.example import IMAGE, PATCH, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
+from fopru.families.example import IMAGE, PATCH, PINPOINTS, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
 
 SQUARES = hf.CLIPImageProcessorPil(
     size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
@@ -104,16 +104,20 @@ def idefics2():
     )
 
 
-def lighton_ocr():
-    """A Pixtral tower: pictures of any size in one sequence."""
+def llava_next_video():
+    """LLaVA-NeXT's packing, newlines and all."""
     return Example(
-        hf.LightOnOcrConfig(
-            vision_config=hf.PixtralVisionConfig(**VIT, **SQUARE),
-            text_config=hf.Qwen3Config(**TEXT, head_dim=12),
-            image_token_id=IMAGE,
+        hf.LlavaNextVideoConfig(
+            vision_config=hf.CLIPVisionConfig(**VIT, **SQUARE, projection_dim=16),
+            text_config=hf.LlamaConfig(**TEXT),
+            image_grid_pinpoints=PINPOINTS,
+            image_token_index=IMAGE,
+            video_token_index=VIDEO,
         ),
-        hf.PixtralImageProcessorPil(
-            size={"longest_edge": 64}, patch_size={"height": 2 * PATCH, "width": 2 * PATCH}
+        hf.LlavaNextImageProcessorPil(
+            size={"shortest_edge": SIDE},
+            crop_size={"height": SIDE, "width": SIDE},
+            image_grid_pinpoints=PINPOINTS,
         ),
     )
 
@@ -193,7 +197,7 @@ EXAMPLES = {
         got_ocr2,
         deepseek_vl,
         idefics2,
-        lighton_ocr,
+        llava_next_video,
         video_llama_3,
         exaone4_5,
         aria,

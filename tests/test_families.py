@@ -2,10 +2,11 @@ import pytest
 import reference
 import tiny
 import torch
+import transformers as hf
 import zoo
-from transformers import LlavaNextForConditionalGeneration
 
 import fopru
+from fopru import tapping
 from fopru.families import Family, Grid, View
 
 ODD_SIZES = [(337, 801), (801, 337), (1000, 200), (200, 1000), (50, 50), (64, 64), (3, 200)]
@@ -59,7 +60,7 @@ def test_pixtral_towers_that_get_tiles_are_refused():
     config = zoo.config("llava_next")
     config.vision_config = zoo.config("llava/pixtral").vision_config
     with pytest.raises(fopru.UnsupportedModelError, match="Pixtral.* LLaVA-NeXT cuts"):
-        Family.of(LlavaNextForConditionalGeneration(config))
+        Family.of(hf.LlavaNextForConditionalGeneration(config))
 
 
 def test_a_second_adapter_for_a_type_is_refused_and_the_same_class_again_is_not(monkeypatch):
@@ -105,3 +106,73 @@ def test_sizes_of_pictures_may_be_a_list(family):
     expected, found = pruner.prune(model, inputs), pruner.prune(model, listed)
     assert torch.equal(expected.images[0].kept, found.images[0].kept)
     assert torch.equal(expected.features[0], found.features[0])
+
+
+# Pictures that share one sequence (Pixtral)
+
+
+def test_break_tokens_stay_where_their_row_ended_and_are_no_text():
+    model, words = zoo.model("mistral3"), tiny.WORDS
+    pictures = [tiny.image(64, 40), tiny.image(24, 64, seed=1)]
+    inputs = zoo.inputs("mistral3", pictures, "USER: <image> w1 <image> w2 ASSISTANT:")
+    pruner = fopru.FoPru(0.1)
+    encoded = fopru.encode(model, inputs, [pruner])
+    pruned = pruner.compact(encoded)
+    left = [words[i] for i in pruned["input_ids"][0]]
+    expected = ["USER:"]
+    for image, word in zip(pruned.images, ("w1", "w2"), strict=True):
+        (view,) = image.grid.views
+        rows = image.rows[image.kept].tolist()
+        assert len(set(rows)) < view.height  # some rows lose all of their tokens
+        for row in range(view.height):
+            expected += ["<image>"] * rows.count(row)
+            expected += ["w52" if row < view.height - 1 else "w54"]
+        expected += [word]
+    assert left == [*expected, "ASSISTANT:"]
+    told = torch.tensor([words.index(word) for word in ("USER:", "w1", "w2", "ASSISTANT:")])
+    assert torch.equal(encoded.text(0), model.get_input_embeddings()(told))
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_a_picture_is_scored_as_if_it_were_alone_in_its_sequence(layer):
+    config = zoo.config("mistral3")
+    config.vision_feature_layer = layer
+    torch.manual_seed(0)
+    model = hf.Mistral3ForConditionalGeneration(config).eval()
+    tiny.shake(model)
+    pictures = [tiny.image(64, 40), tiny.image(24, 64, seed=1)]
+    inputs = zoo.inputs("mistral3", pictures, "USER: <image> w1 <image> w2 ASSISTANT:")
+    inputs["image_sizes"] = inputs["image_sizes"].tolist()
+    pruner = fopru.FoPru(0.25, axis="variance", scores="logits")
+    both = fopru.encode(model, inputs, [pruner]).images
+    with torch.no_grad():
+        plain = model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
+    for picture, found, features in zip(pictures, both, plain.pooler_output, strict=True):
+        one = zoo.inputs("mistral3", [picture], "<image>")
+        (alone,) = fopru.encode(model, one, [pruner]).images
+        assert torch.equal(found.features, features)
+        assert alone.scores.keys() == found.scores.keys()
+        for tap, scores in alone.scores.items():
+            torch.testing.assert_close(found.scores[tap], scores, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "groups, lengths",
+    [
+        ("aaaaa", [5]),
+        ("aabbb", [2, 3]),
+        ("abbbc", [1, 3, 1]),
+        ("abab", []),  # not one after the other
+        ("aab ", []),  # padding
+    ],
+)
+@pytest.mark.parametrize("added", [True, False])
+def test_lengths_of_pictures_that_a_mask_keeps_apart(groups, lengths, added):
+    letters = torch.tensor([ord(letter) for letter in groups])
+    shown = (letters[:, None] == letters) & (letters != ord(" "))
+    mask = shown.expand(2, 1, -1, -1)
+    if added:
+        mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    shown = tapping._shown(mask)
+    assert tapping._lengths(shown) == lengths
+    assert tapping._lengths(shown.tril()) == []  # causal

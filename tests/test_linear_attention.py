@@ -20,7 +20,6 @@ from fopru.applying import cache_name, select_rows
 from fopru.applying.layers import placed
 from fopru.efficiency.measuring import kv_bytes
 
-FAMILIES = ["qwen3_5", "qwen3_5_moe"]
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w6 w8 w9 ASSISTANT:"]
 FASTV, PYRAMID = fopru.FastV(0.3), fopru.PyramidDrop(0.2)
 MASS = fopru.FoPru(0.25, weights="mass")
@@ -52,7 +51,7 @@ def causal(length, logs=0):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_weights_are_exact_where_layers_attend_and_nothing_elsewhere(family, padding_side):
     model, inputs = zoo.model(family), batch(family, padding_side)
     with MASS(model) as run, torch.no_grad():
@@ -72,7 +71,7 @@ def test_weights_are_exact_where_layers_attend_and_nothing_elsewhere(family, pad
         assert (plain - want).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_a_static_cache_weighs_keys_and_multiplies_no_states(family):
     """Its masks are made before the forward: that of linear attention is multiplied in."""
     model, inputs = zoo.model(family), batch(family)
@@ -118,7 +117,7 @@ def layer_by_layer(model, inputs, run, row):
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
 @pytest.mark.parametrize("pruner", [FASTV, PYRAMID], ids=lambda p: p.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_later_layers_of_both_kinds_get_the_shorter_sequence(family, pruner, padding_side):
     model, inputs = zoo.model(family), batch(family, padding_side)
     with pruner(model) as run, torch.no_grad():
@@ -154,7 +153,7 @@ def test_tokens_leave_where_stages_were_moved_to(pruner, kinds, moved, monkeypat
 
 
 @pytest.mark.parametrize("pruner", [FASTV, PYRAMID], ids=lambda p: p.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_steps_on_the_cache_equal_one_long_pass(family, pruner):
     model = zoo.model(family)
     inputs = zoo.inputs(family, [tiny.image(60, 44)], TEXTS[:1])
@@ -222,7 +221,7 @@ def test_a_stage_that_moved_is_told():
 
 
 @pytest.mark.parametrize("pruner", [MASS, FASTV, PYRAMID], ids=lambda p: p.name)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_rows_and_copies_of_a_cache_go_on_by_themselves(family, pruner):
     model, inputs = zoo.model(family), batch(family)
     rows, token = torch.tensor([1, 0, 1]), torch.tensor([[9], [10], [11]])
@@ -245,7 +244,7 @@ def test_rows_and_copies_of_a_cache_go_on_by_themselves(family, pruner):
             torch.testing.assert_close(found[i], expected[row], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_a_second_turn_goes_on_with_the_states(family):
     model = zoo.model(family)
     inputs = zoo.inputs(family, [tiny.image(60, 44)], TEXTS[:1])
@@ -265,7 +264,7 @@ def test_a_second_turn_goes_on_with_the_states(family):
     torch.testing.assert_close(torch.cat(second.logits), want[-4:-1], atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", zoo.LINEAR)
 def test_bytes_of_a_cache_are_keys_values_and_states(family):
     """Four layers have keys and values for each token, four have states that do not grow."""
     model = zoo.model(family)

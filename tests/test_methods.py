@@ -1,6 +1,8 @@
 """Selections and mergers against brute force, written here from the formulas."""
 
 import itertools
+import re
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -12,6 +14,7 @@ import zoo
 from PIL import Image
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+from transformers import LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
 import fopru
 from fopru import picking
@@ -289,6 +292,68 @@ def test_prumerge_by_hand():
         torch.testing.assert_close(
             feature, image.family.projector(expected[place]), atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+def test_received_attention_of_the_merging_methods_by_hand(tower):
+    """In float64, of the tower's own queries and keys: VisionZip's averages over heads in the block
+    that is read, PruMerge's goes over whole queries and keys in the last one."""
+    net, inputs = tiny.model() if tower == "clip" else siglip(), dict(tiny.inputs())
+    family = Family.of(net)
+    assert family.n_prefix == int(tower == "clip")
+    found = {}
+    layers = [family.block(None), len(family.blocks) - 1]
+    for layer in layers:
+        for part in ("q_proj", "k_proj"):
+            family.blocks[layer].self_attn.get_submodule(part).register_forward_hook(
+                lambda module, args, out, name=(layer, part): found.update({name: out[0].double()})
+            )
+    told = {"tokens": 20, "attention": "received"}
+    pruned = [fopru.METHODS[name](**told).prune(net, inputs) for name in ("visionzip", "prumerge")]
+    for heads, layer, (image,) in zip((4, 1), layers, [p.images for p in pruned], strict=True):
+        query, key = (
+            found[layer, part].unflatten(1, (heads, -1)).transpose(0, 1)  # (h, T, d)
+            for part in ("q_proj", "k_proj")
+        )
+        maps = (query @ key.transpose(1, 2) / query.shape[-1] ** 0.5).softmax(-1)
+        p = family.n_prefix
+        want = maps[:, p:, p:].mean((0, 1))  # (N,)
+        torch.testing.assert_close(image.significance.double(), want, atol=1e-6, rtol=1e-4)
+        assert image.n_kept == 20
+    first = want.sort(descending=True).indices[:19].sort().values
+    assert set(first.tolist()) < set(pruned[1].images[0].kept.tolist())
+
+
+def siglip():
+    """A tiny LLaVA whose tower has no CLS token."""
+    vision = tiny.configs("llava").vision_config.to_dict()
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    vision = {name: vision[name] for name in (*names, "image_size", "patch_size")}
+    config = LlavaConfig(
+        vision_config=SiglipVisionConfig(**vision, vision_use_head=False),
+        text_config=tiny.configs("llava").text_config,
+        image_token_index=tiny.IMAGE_TOKEN_ID,
+        vision_feature_select_strategy="full",
+    )
+    torch.manual_seed(0)
+    net = LlavaForConditionalGeneration(config).eval()
+    tiny.shake(net)
+    return net
+
+
+@pytest.mark.parametrize("method", ["cls", "vispruner", "visionzip", "prumerge", "prumerge+"])
+def test_the_cls_token_is_read_where_there_is_one(method):
+    net, inputs, kind = tiny.model(), tiny.inputs(), fopru.METHODS[method]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pruned = [kind(0.3, attention=a).prune(net, inputs) for a in (None, "cls", "received")]
+    default, same, other = (p.images[0] for p in pruned)
+    assert torch.equal(default.significance, same.significance)
+    assert torch.equal(default.kept, same.kept) and not torch.equal(default.kept, other.kept)
+    assert kind().label == method and kind(attention="received").label.endswith("=received")
+    with pytest.warns(UserWarning, match=rf"Siglip.* no CLS token: method '{re.escape(method)}'"):
+        (image,) = kind(0.3).prune(siglip(), inputs).images
+    assert image.n_kept == kind(0.3).n_keep(image.grid) == 19
 
 
 @pytest.mark.parametrize("method", ["prumerge", "prumerge+"])

@@ -323,6 +323,18 @@ def test_bad_retention(retention):
         fopru.FoPru(retention=retention)
 
 
+def test_papers_keep_the_same_number_of_every_tile():
+    tiles = [fopru.budgets.PAPERS["llava_next"].retentions, (128, 64, 32)]
+    for share, kept in zip(*tiles, strict=True):
+        for n in (3, 5):
+            assert fopru.FoPru(share).budgets(Grid((View(24, 24),) * n)) == [kept] * n
+    for tokens in fopru.budgets.PAPERS["llava_next"].tokens:
+        assert fopru.FoPru(tokens=tokens).budgets(Grid((View(24, 24),) * 5)) == [tokens // 5] * 5
+    llava = fopru.budgets.PAPERS["llava"]
+    for tokens, share in zip(llava.tokens, llava.retentions, strict=True):
+        assert fopru.FoPru(share).budgets(Grid((View(24, 24),))) == [tokens]
+
+
 def test_both_retention_and_tokens():
     with pytest.raises(ValueError, match="retention=0.5 and tokens=3: give one"):
         fopru.FoPru(retention=0.5, tokens=3)
@@ -363,7 +375,7 @@ def test_bad_layer(layer):
 
 @pytest.mark.parametrize("method", sorted(fopru.METHODS))
 def test_layer_is_for_methods_that_read_a_block(method):
-    reads = fopru.METHODS[method].needs - {"vision", "text"}
+    reads = fopru.METHODS[method].needs - {"vision", "text", "grid", "layers"}
     if reads:
         assert fopru.METHODS[method](layer=2).layer == 2
     else:
@@ -379,7 +391,8 @@ def test_a_pruner_is_replaced_as_if_it_were_written_anew(method):
     assert replace(kind(tokens=10), tokens=None, retention=0.5) == kind(0.5)
     assert replace(kind(), weights="mass") == kind(weights="mass")
     assert (kind().share, kind(0.5).share, kind(tokens=3).share) == (0.25, 0.5, None)
-    assert kind().budgets(Grid((View(8, 8),))) == kind(0.25).budgets(Grid((View(8, 8),)))
+    grid = Grid((View(8, 8),), video=True)
+    assert kind().budgets(grid) == kind(0.25).budgets(grid)
     with pytest.raises(ValueError, match="retention=0.5 and tokens=3: give one"):
         replace(kind(0.5), tokens=3)
 

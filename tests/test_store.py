@@ -476,7 +476,7 @@ def test_a_picture_is_the_same_from_a_file_and_in_memory(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"image": 5}, "image=5: must be a PIL image or the path of a file"),
+        ({"image": 5}, "image=5: must be a PIL image, the path of a file, or a fopru.Video"),
         ({"question": None}, "question=None: must be a text"),
         ({"answer": 5}, "answer=5: must be a text"),
         ({"metric": "bleu"}, "metric='bleu': must be one of accuracy, f1, anls, relaxed"),

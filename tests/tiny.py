@@ -25,7 +25,8 @@ IMAGE_TOKEN_ID = WORDS.index("<image>")
 
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {% for c in m.content %}"
-    "{% if c.type == 'image' %}<image> {% else %}{{ c.text }} {% endif %}{% endfor %}"
+    "{% if c.type == 'image' %}<image> {% elif c.type == 'video' %}<video> "
+    "{% else %}{{ c.text }} {% endif %}{% endfor %}"
     "{% endif %}{% endfor %}ASSISTANT:"
 )
 
@@ -107,7 +108,9 @@ def inputs(
     )
 
 
-UNDEFINED = {(name, "llava_next") for name in ("pool", "visionzip", "prumerge", "prumerge+")}
+UNDEFINED = {
+    (name, "llava_next") for name in ("pool", "visionzip", "prumerge", "prumerge+", "vscan")
+}
 """(method, family) pairs that are refused."""
 
 
@@ -117,5 +120,7 @@ def method_cases():
         (name, family)
         for family in ("llava", "llava_next")
         for name, method in sorted(fopru.METHODS.items())
-        if (name, family) not in UNDEFINED and not issubclass(method, InLLMPruner)
+        if (name, family) not in UNDEFINED
+        and not issubclass(method, InLLMPruner)
+        and "view" in method.shares
     ]

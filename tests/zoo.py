@@ -42,6 +42,15 @@ def config(family):
     return deepcopy(example(family).config)
 
 
+def _linear(family):
+    kinds = getattr(config(family).get_text_config(), "layer_types", None)
+    return "linear_attention" in (kinds or ())
+
+
+LINEAR = [family for family in FAMILIES if _linear(family)]
+"""Those whose language models have layers with linear attention, where no key can be masked."""
+
+
 def model(family, attention="sdpa", dtype=torch.float32):
     """A model whose attention is far from uniform, so that rankings are not decided by noise."""
     torch.manual_seed(0)
@@ -77,7 +86,8 @@ def inputs(family, images, texts, padding_side="left"):
     ids = tiny.tokenizer(padding_side)(texts, padding=True, return_tensors="pt")
     data |= {"input_ids": ids.input_ids, "attention_mask": ids.attention_mask}
     if case.kinds is not None:
-        data[case.kinds] = (ids.input_ids == IMAGE_TOKEN_ID).long()
+        pictures = (ids.input_ids == IMAGE_TOKEN_ID).long()
+        data[case.kinds] = torch.zeros_like(pictures) if case.answered else pictures
     return data
 
 
@@ -120,6 +130,8 @@ def video(family, frames=4):
 def undefined(name, family):
     """Why a method is refused on a type; None where it runs."""
     method, adapter = fopru.METHODS[name], Family.registry[family]
+    if "view" not in method.shares:
+        return "takes videos"
     if family not in FAMILIES and method.needs & {*AXES, "keys"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)
@@ -138,7 +150,7 @@ def undefined(name, family):
 def refusals():
     """Which methods are refused on which types, in Markdown."""
     where = {}  # (why, types) -> methods
-    for name in sorted(fopru.METHODS):
+    for name in sorted(name for name, cls in fopru.METHODS.items() if "view" in cls.shares):
         why = {}
         for family in EVERY:
             if reason := undefined(name, family):

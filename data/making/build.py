@@ -92,7 +92,7 @@ def config(
     width: int = 128,
     heads: int = 2,
     vision_layers: int = 5,
-    text_layers: int = 4,
+    text_layers: int = 8,
 ) -> LlavaConfig:
     """The model's configuration for a processor, whose sizes and special tokens it takes over."""
     words = processor.tokenizer

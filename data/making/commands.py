@@ -32,7 +32,7 @@ def train(
     """Train the pocket model anew; a run that was stopped is resumed."""
     with one_sentence():
         recipe = training.Recipe(seed=seed)
-        recipe = recipe.shortened() if half else recipe
+        recipe = recipe.shortened(2) if half else recipe
         recipe = recipe.without_dense_labels() if captions_only else recipe
         training.train(out, checkpoints, recipe, device=str(device_of(device)))
     plots.training(pd.read_csv(out / "log.csv")).savefig(out / "log.png", dpi=120)

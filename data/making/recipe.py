@@ -41,25 +41,38 @@ STAGES = (
 
 @dataclass(frozen=True)
 class Recipe:
+    """What is trained. No visual token is ever dropped: a pruned prompt is never trained on."""
+
     seed: int = 0
     stages: tuple[Stage, ...] = STAGES
-    dense: bool = True
-    """Whether each patch is told what lies under it; if not, the tower learns from what a picture's
-    caption says of it as a whole."""
+    slots: tuple[str, ...] = ("name", "color")
+    """What each patch is told of what lies under it: of `making.targets.SLOTS`. The other slots
+    hold answers, such as both digits of a number on each of them."""
+    dense: str = "own"
+    """How a visual token says so: "output", as a word, through the decoder's own output head;
+    "own", through a head of its own that is thrown away; "none", not at all: the tower learns from
+    what a picture's caption says of it as a whole."""
+    captions: bool = False
+    """Whether "what is in the picture?" is one of the questions, its answer a list of all that is
+    there. The list has no end of its own: it teaches to go on while something is left to name."""
     tower_weight: float = 0.2
     """Weight of the tower's own losses while answers are learned."""
     text_tokens: int = 208
     caption_tokens: int = 48
     width: int = 128
+    layers: int = 8
+    """Of the decoder."""
+    compiled: bool = True
+    """Whether torch compiles the step: a third faster on CPUs, with other last bits."""
 
     @property
     def schedule(self) -> list[tuple[Stage, int]]:
         """For each step its stage, and its place there."""
         return [(stage, i) for stage in self.stages for i in range(stage.steps)]
 
-    def shortened(self) -> Recipe:
-        """The same with half of the steps."""
-        stages = tuple(replace(stage, steps=stage.steps // 2) for stage in self.stages)
+    def shortened(self, times: int) -> Recipe:
+        """The same with so many times fewer steps."""
+        stages = tuple(replace(stage, steps=stage.steps // times) for stage in self.stages)
         return replace(self, stages=stages)
 
     def without_dense_labels(self) -> Recipe:
@@ -67,8 +80,14 @@ class Recipe:
         stages = tuple(
             replace(s, learns="captions") if s.learns == "tower" else s for s in self.stages
         )
-        return replace(self, stages=stages, dense=False)
+        return replace(self, stages=stages, dense="none")
 
 
-SHIPPED = Recipe()
+SHIPPED = Recipe(
+    slots=("name", "color", "row", "column", "tens", "ones", "to"),
+    dense="output",
+    captions=True,
+    layers=4,
+    compiled=False,
+)
 """What the weights in `data/pocket` were trained by."""

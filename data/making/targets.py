@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ arrow or a box to a letter, a price to its item."""
 IGNORE = -100
 
 
-def patch_labels(scene: Scene, patch: int) -> np.ndarray:
+def patch_labels(scene: Scene, patch: int, slots: Sequence[str] = tuple(SLOTS)) -> np.ndarray:
     """For each slot and patch the place of its word in `SLOTS`: (slots, patches) int64.
 
     A patch takes the mark that covers most of it, where any covers a fifth; between nothing and a
@@ -53,13 +54,15 @@ def patch_labels(scene: Scene, patch: int) -> np.ndarray:
     cut = cut.reshape(side * side, patch * patch)  # (patches, pixels): 0 or the mark's number
     counts = np.stack([(cut == i).sum(1) for i in range(1, 1 + len(marks))], axis=1)
     best, cover = counts.argmax(1), counts.max(1)
-    labels = np.full((len(SLOTS), side * side), IGNORE)
-    for slot, (name, words) in enumerate(SLOTS.items()):
+    labels = np.full((len(slots), side * side), IGNORE)
+    for slot, name in enumerate(slots):
+        words = SLOTS[name]
         of_mark = np.array(
             [words.index(m.words[name]) if name in m.words else IGNORE for m in marks]
         )
         labels[slot] = np.where(cover * 5 >= patch * patch, of_mark[best], IGNORE)
-    labels[0, cover == 0] = 0
+        if name == "name":
+            labels[slot, cover == 0] = 0
     return labels
 
 
@@ -67,7 +70,7 @@ class Batch(NamedTuple):
     """One step's worth of scenes. B scenes, S slots, P patches, T text tokens."""
 
     pixels: Tensor  # (B, 3, S, S) float32
-    patches: Tensor  # (B, S, P)
+    patches: Tensor  # (B, slots, P)
     words: Tensor  # (B, names + pairs) float32: which are in the picture
     text: Tensor  # (B, T) token ids after the image
     segments: Tensor  # (B, T) which question a token belongs to, 0 for padding
@@ -108,14 +111,16 @@ class Batches(torch.utils.data.Dataset):
         images = self.processor.image_processor
         pixels = np.asarray(scene.image, np.float32) / 255
         pixels = (pixels - np.float32(images.image_mean)) / np.float32(images.image_std)
-        asked = [Question("caption", "caption", scenes.CAPTION, scene.caption)]
-        room = self.recipe.caption_tokens
-        if stage.learns != "captions":
-            asked = [*scenes.questions(scene, rng), *asked]
-            room = self.recipe.text_tokens
+        asked, room = [], self.recipe.text_tokens
+        if stage.learns == "captions":
+            room = self.recipe.caption_tokens
+        elif stage.learns == "answers":
+            asked += scenes.questions(scene, rng)
+        if stage.learns == "captions" or (stage.learns == "answers" and self.recipe.captions):
+            asked.append(Question("caption", "caption", scenes.CAPTION, scene.caption))
         return (
             pixels.transpose(2, 0, 1),
-            patch_labels(scene, self.processor.patch_size),
+            patch_labels(scene, self.processor.patch_size, self.recipe.slots),
             _present(scene),
             *self._text(asked, room, rng),
         )
@@ -125,6 +130,8 @@ class Batches(torch.utils.data.Dataset):
         tokenizer, (_, ask) = self.processor.tokenizer, self.prompt_ids
         text, segments, offsets = (np.zeros(room, np.int64) for _ in range(3))
         labels = np.full(room, IGNORE, np.int64)
+        if not questions:
+            return text, segments, offsets, labels
         start = 0
         order = [questions[i] for i in rng.permutation(len(questions))]
         asked = tokenizer([q.text for q in order], add_special_tokens=False).input_ids

@@ -10,8 +10,11 @@ from __future__ import annotations
 import csv
 import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 from fopru.evaluation import answer
 from fopru.pocket import objects, sample, scenes
 from making import build
-from making.recipe import SHIPPED, Recipe
+from making.recipe import Recipe, Stage
 from making.targets import IGNORE, SLOTS, Batch, Batches, isolated
 
 CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
@@ -35,19 +38,22 @@ WEIGHTS = {"tens": 0.25, "ones": 0.25, "to": 0.25}
 
 
 class Student(nn.Module):
-    """The model and its read-out of CLS; forward gives the losses of one batch."""
+    """The model and what is read out of its tower; forward gives the losses of one batch."""
 
     def __init__(
         self,
         model: LlavaForConditionalGeneration,
         processor: LlavaProcessor,
         before: list[int],
-        dense: bool = True,
+        recipe: Recipe,
     ):
         super().__init__()
-        self.model, self.dense = model, dense
+        self.model, self.recipe = model, recipe
         there = len(SLOTS["name"]) + len(objects.PAIRS)
         self.present = nn.Linear(model.config.vision_config.hidden_size, there)
+        if recipe.dense == "own":
+            text = model.config.text_config
+            self.named = nn.Linear(text.hidden_size, text.vocab_size)
         weights = torch.ones(len(SLOTS["name"]))
         weights[0] = 0.15  # nothing is on most patches
         constants = {
@@ -71,7 +77,7 @@ class Student(nn.Module):
         tower = 4 * F.binary_cross_entropy_with_logits(
             self.present(seen.pooler_output).float(), batch.words
         )
-        if self.dense:
+        if self.recipe.dense != "none":
             tower = tower + self._named(visual, batch.patches)
         if not answers:
             return tower, None
@@ -92,11 +98,13 @@ class Student(nn.Module):
         )
 
     def _named(self, visual: Tensor, labels: Tensor) -> Tensor:
-        """How badly visual tokens (B, P, D), read as the decoder reads its own output, name what is
-        under them: labels (B, S, P) by slot."""
-        logits = self.model.lm_head(self.model.model.language_model.norm(visual)).float()
+        """How badly visual tokens (B, P, D) name what is under them: labels (B, slots, P)."""
+        if self.recipe.dense == "own":
+            logits = self.named(visual).float()  # (B, P, V)
+        else:  # as the decoder reads its own output
+            logits = self.model.lm_head(self.model.model.language_model.norm(visual)).float()
         loss = logits.new_zeros(())
-        for slot, name in enumerate(SLOTS):
+        for slot, name in enumerate(self.recipe.slots):
             wanted = labels[:, slot].flatten()
             weight = self._weights.float() if name == "name" else None
             said = logits[..., getattr(self, f"_{name}")].flatten(0, 1)  # (B * P, words)
@@ -109,9 +117,9 @@ class Student(nn.Module):
 
 def train(
     out: str | Path,
-    checkpoints: str | Path = CHECKPOINTS,
-    recipe: Recipe = SHIPPED,
-    save_every: int = 200,
+    checkpoints: str | Path,
+    recipe: Recipe,
+    save_every: float = 240,
     evaluate_every: int = 500,
     device: str | torch.device = "cpu",
     stop_after: int | None = None,
@@ -122,33 +130,40 @@ def train(
         out: folder for model, processor and `log.csv`.
         checkpoints: folder for what a later call resumes from; may be deleted.
         recipe: what is trained; a checkpoint of another recipe is refused.
-        save_every, evaluate_every: steps between checkpoints, and between measurements.
-        device: where to train; a GPU's results differ in the last bits from a CPU's.
+        save_every: seconds between checkpoints.
+        evaluate_every: steps between measurements.
+        device: where to train, such as "cuda"; a GPU's results differ in the last bits from a
+            CPU's, and from one run to the next.
         stop_after: leave after this step, to be resumed; for tests.
 
     Raises:
-        ValueError: `checkpoints` holds a run of another recipe, or a damaged file.
+        ValueError: `checkpoints` holds a run of another recipe, or a damaged file, which stay as
+            they are; or the device has too little memory, and a later call goes on.
     """
     checkpoint = Path(checkpoints).expanduser() / "checkpoint.pt"
     device = torch.device(device)
     processor = build.processor(scenes.WORDS)
-    model = build.model(build.config(processor, width=recipe.width), recipe.seed)
+    config = build.config(processor, width=recipe.width, text_layers=recipe.layers)
+    model = build.model(config, recipe.seed)
     model.set_attn_implementation("eager")  # SDPA's backward is slow in bfloat16 on CPUs
     data = Batches(processor, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        student = Student(model, processor, data.prompt_ids[0], recipe.dense)
+        student = Student(model, processor, data.prompt_ids[0], recipe)
     student.to(device)
     names = [name for name, _ in student.named_parameters()]
     masters = [p.detach().clone() for p in student.parameters()]
     running: dict[str, float] = {}
     first, log = 0, []
-    state = _resume(checkpoint, recipe, device)
+    state = _resume(checkpoint, recipe)
     if state is not None:
-        masters, first, log, running = (state[k] for k in ("masters", "step", "log", "running"))
+        masters = [master.to(device) for master in state["masters"]]
+        first, log, running = (state[name] for name in ("step", "log", "running"))
     student.bfloat16()
     parameters = list(student.parameters())
     _copy(parameters, masters)
+    # not dynamic: what a shape is compiled to must not depend on which shapes came before
+    forward = torch.compile(student, dynamic=False) if recipe.compiled else student
     optimizers = _optimizers(names, masters)
     if state is not None:
         for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
@@ -164,21 +179,23 @@ def train(
         pin_memory=device.type == "cuda",
     )
     bar = tqdm(loader, initial=first, total=len(schedule), desc="pocket", unit="step")
+    saved = monotonic()
     for step, batch in enumerate(bar, start=first):
         stage, place = schedule[step]
         if place == 0 and stage.warmup:
             optimizers = _optimizers(names, masters)
-        tower, text = student(batch.to(device), answers=stage.learns != "tower")
-        loss = tower if text is None else text + recipe.tower_weight * tower
-        loss.backward()
-        for master, parameter in zip(masters, parameters, strict=True):
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        nn.utils.clip_grad_norm_(masters, 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = stage.learning_rate(place)
-            optimizer.step()
+        with _enough_memory(device, stage, checkpoint):
+            tower, text = forward(batch.to(device), answers=stage.learns != "tower")
+            loss = tower if text is None else text + recipe.tower_weight * tower
+            loss.backward()
+            for master, parameter in zip(masters, parameters, strict=True):
+                master.grad = None if parameter.grad is None else parameter.grad.float()
+                parameter.grad = None
+            nn.utils.clip_grad_norm_(masters, 1.0)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = stage.learning_rate(place)
+                optimizer.step()
         _copy(parameters, masters)
 
         done = step + 1
@@ -191,7 +208,8 @@ def train(
             if stage.learns == "answers":
                 row |= quick_accuracy(model, processor)
             log.append(row)
-        if done % save_every == 0 or done in (len(schedule), stop_after):
+        if monotonic() - saved > save_every or done in (len(schedule), stop_after):
+            saved = monotonic()
             _save(
                 checkpoint,
                 recipe=asdict(recipe),
@@ -227,12 +245,32 @@ def _optimizers(names: list[str], masters: list[Tensor]) -> list[torch.optim.Opt
     ]
 
 
-def _resume(checkpoint: Path, recipe: Recipe, device: torch.device) -> dict[str, Any] | None:
+@contextmanager
+def _enough_memory(device: torch.device, stage: Stage, checkpoint: Path) -> Iterator[None]:
+    """Where memory ends, a sentence that says what to do; the checkpoint is not touched.
+
+    torch has a class for the end of a GPU's memory only; on CPUs it is a RuntimeError.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        words = ("can't allocate memory", "not enough memory")
+        spent = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not spent and not any(word in str(error) for word in words):
+            raise
+        raise ValueError(
+            f"device={str(device)!r}: has too little memory for {stage.batch} pictures at a time: "
+            f"free some, or use another; what was trained is in {checkpoint.parent}, and the same "
+            "command goes on from there."
+        ) from None
+
+
+def _resume(checkpoint: Path, recipe: Recipe) -> dict[str, Any] | None:
     if not checkpoint.exists():
         return None
     try:
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        found = state["recipe"]
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        found, *_ = (state[k] for k in ("recipe", "step", "masters", "optimizers", "log"))
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(
             f"{checkpoint} is not a whole checkpoint of a training run: delete it to start anew "

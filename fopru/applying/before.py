@@ -176,8 +176,7 @@ class Before(Session):
             kwargs["attention_mask"] = known.mask.new_ones(len(ids), total)
         if history and given is None and known.positions is not None:
             between = past - known.mask.shape[1]
-            last = known.positions.amax(-1, keepdim=True)
-            middle = last + torch.arange(1, between + 1, device=last.device)
+            middle = known.last + torch.arange(1, between + 1, device=known.positions.device)
             kwargs["position_ids"] = torch.cat(
                 [known.positions, middle, kwargs["position_ids"]], -1
             )

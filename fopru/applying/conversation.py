@@ -89,9 +89,18 @@ class Conversation:
             kwargs["attention_mask"] = self._weighed(mask)
         if kwargs.get("position_ids") is None and self.positions is not None:
             ahead = torch.arange(past - self.mask.shape[1], total - self.mask.shape[1]) + 1
-            last = self.positions.amax(-1, keepdim=True)  # (..., B, 1)
+            last = self.last
             kwargs["position_ids"] = last + ahead.to(last.device)
         return kwargs
+
+    @property
+    def last(self) -> Tensor:
+        """(..., B, 1) position ids at which the prompt ended: with M-RoPE the largest of time,
+        height and width for all three, as the models themselves count on."""
+        last = self.positions.amax(-1, keepdim=True)
+        if last.dim() == 3:
+            last[-3:] = last[-3:].amax(0)  # frames of a slow video may be ahead of the text
+        return last
 
     def _weighed(self, mask: Tensor) -> Tensor:
         """A mask (B, P + n), or its beginning, with the weights of the prompt's keys."""

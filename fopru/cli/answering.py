@@ -23,7 +23,9 @@ from fopru.applying import Session
 from fopru.arguments import check_choice
 from fopru.cli.common import device_of
 from fopru.evaluation import chat
+from fopru.evaluation.asking import videos
 from fopru.families import Family
+from fopru.videos import Video
 
 TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 
@@ -39,35 +41,48 @@ def pruner(method: str, **options: Any) -> Pruner:
 
 
 class Asked:
-    """A question about a picture, and the model that is asked.
+    """A question about pictures or a video, and the model that is asked.
 
     Raises:
         ValueError: the model has no chat template, or the question holds the picture's own token.
+        UnsupportedModelError: a video, and the model's family has none.
+        ImportError: a video, and torchvision, which its processor needs, is not installed.
     """
 
     def __init__(
-        self, name: str, picture: Image.Image, question: str, device: str | None, dtype: str | None
+        self,
+        name: str,
+        shown: list[Image.Image] | Video,
+        question: str,
+        device: str | None,
+        dtype: str | None,
     ):
         place = device_of(device)
         if name == "pocket" or not sys.stderr.isatty():
             disable_progress_bar()  # of "Loading weights"
-        self.name, self.picture, self.question = name, picture, question
+        self.name, self.shown, self.question = name, shown, question
         net, processor = load(name, **({"dtype": dtype} if dtype else {}))
+        if isinstance(shown, Video):
+            told, kinds = videos([shown]), ["video"]
+            self.family = Family.of(net).reading({"pixel_values_videos": shown})
+        else:
+            told, kinds = {"images": [shown]}, ["image"] * len(shown)
+            self.family = Family.of(net)
         self.net, self.processor = net.to(place), processor
         if not getattr(processor, "chat_template", None):
             raise ValueError(
                 f"{type(processor).__name__} of this model has no chat template, so there "
                 "is no way to know how it wants to be asked."
             )
-        self.family = Family.of(net)
         token_id = self.family.image_token_id
-        for token in (processor.image_token, processor.tokenizer.convert_ids_to_tokens(token_id)):
-            if token in question:
+        named = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
+        for token in (*named, processor.tokenizer.convert_ids_to_tokens(token_id)):
+            if token and token in question:
                 raise ValueError(
                     f"question={question!r}: {token} stands for the picture; leave it out."
                 )
-        prompt = processor.apply_chat_template(chat(question), add_generation_prompt=True)
-        inputs = processor(images=[picture], text=[prompt], return_tensors="pt")
+        prompt = processor.apply_chat_template(chat(question, kinds), add_generation_prompt=True)
+        inputs = processor(**told, text=[prompt], return_tensors="pt")
         self.inputs = inputs.to(place)
         self.run: Session | None = None
 
@@ -120,13 +135,13 @@ class Asked:
 
     def draw(self, path: Path) -> None:
         """Write a picture of what was kept in the last answer."""
-        images = self.run.images
+        (picture,), images = self.shown, self.run.images
         ranked = all(image.significance is not None for image in images)
         figure = Figure(figsize=(9 if ranked else 4.5, 4.2), layout="constrained")
         axes = figure.subplots(1, 1 + ranked, squeeze=False)[0]
         if ranked:
-            plots.significance(self.picture, images, self.processor, ax=axes[0])
-        plots.overlay(self.picture, images, self.processor, ax=axes[-1])
+            plots.significance(picture, images, self.processor, ax=axes[0])
+        plots.overlay(picture, images, self.processor, ax=axes[-1])
         partial = path.with_name(f".{path.name}.partial")
         try:
             figure.savefig(partial, format="png", dpi=150)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 
 from fopru.cli.common import TOKENS_HELP, noted, one_sentence
 from fopru.pictures import load_image, open_image
+from fopru.videos import Video
 
 
 class Weights(StrEnum):
@@ -32,8 +34,20 @@ class DType(StrEnum):
 
 
 def ask(
-    image: Annotated[str, typer.Argument(help="A picture file, or - for standard input.")],
-    question: Annotated[str, typer.Argument(help="A question about it.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Picture files, or - for standard input; none with --video.",
+            default_factory=list,
+            show_default=False,
+        ),
+    ],
+    question: Annotated[str, typer.Argument(help="A question about them.")],
+    video: Annotated[
+        Path | None,
+        typer.Option(help="A folder of frames, an animation (GIF, WebP, ...) or a film."),
+    ] = None,
+    frames: Annotated[int, typer.Option(help="Frames of the video at most, evenly spaced.")] = 16,
     model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
     method: Annotated[str, typer.Option(help="A name in fopru.METHODS.")] = "fopru",
     retention: Annotated[
@@ -59,12 +73,16 @@ def ask(
     with one_sentence(), noted():
         if not question.strip():
             raise ValueError(f"question={question!r}: ask something.")
+        if bool(images) == (video is not None):
+            raise ValueError("give picture files before the question, or --video, and not both.")
         if overlay is not None:
             _check_overlay(overlay)
-        picture = (
-            open_image(io.BytesIO(sys.stdin.buffer.read()), "-")
-            if image == "-"
-            else (load_image(image))
+            if len(images) != 1:
+                raise ValueError(f"--overlay {overlay}: is drawn for one picture, not for more.")
+        if images.count("-") > 1:
+            raise ValueError("-: standard input holds one picture.")
+        shown = (
+            [_picture(image) for image in images] if images else Video(video, None, frames).read()
         )
     with one_sentence(), noted():
         from fopru.cli import answering  # torch, which bad input need not wait for
@@ -76,14 +94,15 @@ def ask(
             weights=weights.value,
             positions=positions and positions.value,
         )
-        asked = answering.Asked(model, picture, question, device, dtype and dtype.value)
+        asked = answering.Asked(model, shown, question, device, dtype and dtype.value)
         for note in asked.notes():
             typer.echo(f"fopru: {note}", err=True)
         result = asked.compare(pruner, max_new_tokens)
         if overlay is not None:
             asked.draw(overlay)
     result = {
-        "image": image,
+        "images": images,
+        "video": video and str(video),
         "question": question,
         "model": model,
         "method": method,
@@ -99,6 +118,12 @@ def ask(
     answering.show(result)
     if overlay is not None:
         typer.echo(f"overlay: {overlay}")
+
+
+def _picture(image: str) -> Image.Image:
+    if image == "-":
+        return open_image(io.BytesIO(sys.stdin.buffer.read()), "-")
+    return load_image(image)
 
 
 def _check_overlay(path: Path) -> None:

@@ -244,7 +244,11 @@ def measure(
     """
     check_integer("new_tokens", new_tokens, minimum=1)
     check_integer("turns", turns, minimum=1)
-    inputs = {n: v.to(model.device) if isinstance(v, Tensor) else v for n, v in inputs.items()}
+    inputs = {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in inputs.items()
+        if name != "labels"  # answers are timed, not training
+    }
     check_list("pruners", pruners)
     named = pruners.items() if isinstance(pruners, Mapping) else ((None, p) for p in pruners)
     ways = [Way(model, inputs, "full", None, new_tokens - 1, Clock(model.device))]

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import AddedToken, PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
+from fopru.videos import Video
 
 
-def chat(question: str) -> list[dict[str, Any]]:
-    """A question about one picture, as chat templates take it."""
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+def chat(question: str, shown: Sequence[str] = ("image",)) -> list[dict[str, Any]]:
+    """A question about a picture, as chat templates take it.
+
+    Args:
+        shown: "image" or "video" for each that stands before the question.
+    """
+    content = [*({"type": kind} for kind in shown), {"type": "text", "text": question}]
+    return [{"role": "user", "content": content}]
 
 
 @torch.no_grad()
@@ -29,10 +37,12 @@ def answer(
     Each goes through the processor's chat template, as a user would ask it. Inside
     `with pruner(model)` the answers are the pruned ones.
     """
-    for start in range(0, len(examples), batch_size):
-        part = examples[start : start + batch_size]
-        asked = inputs(processor, part, prompts(processor, part)).to(model.device)
-        yield from generate(model, processor, asked, max_new_tokens)
+    for kind, alike in groupby(examples, lambda e: e.modality):
+        questions, size = list(alike), batch_size if kind == "image" else 1
+        for start in range(0, len(questions), size):
+            part = questions[start : start + size]
+            asked = inputs(processor, part, prompts(processor, part)).to(model.device)
+            yield from generate(model, processor, asked, max_new_tokens)
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
@@ -50,7 +60,7 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
                     f"examples: question {e.id!r} holds {token!r}, which stands for the picture in "
                     "this model's prompts: write it in another way."
                 )
-    chats = [chat(e.question) for e in examples]
+    chats = [chat(e.question, [e.modality]) for e in examples]
     return processor.apply_chat_template(chats, add_generation_prompt=True)
 
 
@@ -72,11 +82,35 @@ def pictureless(processor: ProcessorMixin, prompt: str) -> str:
 
 
 def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
-    """The processor's output, padded on the left so that all texts end together."""
-    images = [[e.image] for e in examples]
-    return processor(
-        images=images, text=text, padding=True, padding_side="left", return_tensors="pt"
-    )
+    """The processor's output, padded on the left so that all texts end together.
+
+    Args:
+        examples: All about pictures, or all about videos with as many frames, which are in memory.
+        text: `prompts` of them.
+    """
+    told = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
+    if examples[0].modality == "video":
+        return processor(**videos([e.image for e in examples]), **told)
+    made = processor(images=[[e.image] for e in examples], **told)
+    made.pop("labels", None)  # PaliGemma's, for training
+    return made
+
+
+def videos(clips: Sequence[Video]) -> dict[str, Any]:
+    """What a processor is told of videos in memory: all of their frames, none left out."""
+    return {
+        "videos": [np.stack([np.asarray(frame) for frame in clip.frames]) for clip in clips],
+        "do_sample_frames": False,
+        "video_metadata": [
+            {
+                "total_num_frames": len(clip.frames),
+                "fps": clip.fps,
+                "duration": clip.fps and len(clip.frames) / clip.fps,
+                "frames_indices": list(range(len(clip.frames))),
+            }
+            for clip in clips
+        ],
+    }
 
 
 def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:

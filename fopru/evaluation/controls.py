@@ -22,11 +22,11 @@ from torch import Tensor
 
 from fopru.encoding import EncodedImage, Tap
 from fopru.evaluation.keys import picture
-from fopru.evaluation.tasks import Example, plain
+from fopru.evaluation.tasks import Example, in_memory
 from fopru.families import Grid, UnsupportedModelError
-from fopru.pictures import load_image
 from fopru.pruned import PrunedInputs
 from fopru.pruner import Merged, Pruner
+from fopru.videos import Video
 
 EVIDENCE = Tap(-1, "evidence")
 """Where the share of each token that evidence covers stands among an image's scores."""
@@ -36,39 +36,56 @@ PIXELS = Tap(-1, "pixels")
 
 
 def grey(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about a grey picture, 336 x 336 where the true one is still in a file."""
-    sizes = [e.image.size if isinstance(e.image, Image.Image) else (336, 336) for e in examples]
-    blank = {size: Image.new("RGB", size, "gray") for size in set(sizes)}
+    """The same questions about a grey picture, 336 x 336 where the true one is still in a file; or
+    about a grey video, of 8 such frames."""
+    shapes = [_shape(e.image) for e in examples]
+    blank = {shape: _grey(*shape) for shape in set(shapes)}
     return [
-        replace(e, image=blank[size], evidence=()) for e, size in zip(examples, sizes, strict=True)
+        replace(e, image=blank[shape], evidence=())
+        for e, shape in zip(examples, shapes, strict=True)
     ]
+
+
+def _shape(image: Image.Image | Path | Video) -> tuple[tuple[int, int], int]:
+    """Width and height, and frames; 0 frames of a picture."""
+    if isinstance(image, Video):
+        there = isinstance(image.source, tuple)
+        return (image.frames[0].size, len(image.frames)) if there else ((336, 336), 8)
+    return (image.size if isinstance(image, Image.Image) else (336, 336)), 0
+
+
+def _grey(size: tuple[int, int], n_frames: int) -> Image.Image | Video:
+    picture = Image.new("RGB", size, "gray")
+    return Video([picture] * n_frames) if n_frames else picture
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:
     """The same questions about another question's picture: within each task, that of the picture
-    half a task further on. Pictures of the same pixels are one picture.
+    half a task further on. Pictures of the same pixels are one picture. A task's videos are as a
+    task of their own.
 
     Raises:
         ValueError: A task has one picture only, so that there is no other one to show.
     """
     looks: dict[Any, str] = {}
-    tasks: dict[str, dict[str, Example]] = {}
-    """Task -> look of each of its pictures -> the first question on it."""
+    tasks: dict[tuple[str, str], dict[str, Example]] = {}
+    """Task and modality -> look of each of its pictures -> the first question on it."""
     for e in examples:
         if same_picture(e) not in looks:
             looks[same_picture(e)] = _look(e.image)
-        tasks.setdefault(e.task, {}).setdefault(looks[same_picture(e)], e)
-    others: dict[tuple[str, str], Example] = {}
-    for task, pictures in tasks.items():
+        tasks.setdefault((e.task, e.modality), {}).setdefault(looks[same_picture(e)], e)
+    others: dict[tuple[str, str, str], Example] = {}
+    for (task, kind), pictures in tasks.items():
         if len(pictures) < 2:
+            word = "picture" if kind == "image" else kind
             raise ValueError(
-                f"blind='swapped': task {task!r} has one picture only, and no other to show."
+                f"blind='swapped': task {task!r} has one {word} only, and no other to show."
             )
         names, half = list(pictures), len(pictures) // 2
         for name, other in zip(names, names[half:] + names[:half], strict=True):
-            others[task, name] = pictures[other]
+            others[task, kind, name] = pictures[other]
     return [
-        replace(e, image=others[e.task, looks[same_picture(e)]].image, evidence=())
+        replace(e, image=others[e.task, e.modality, looks[same_picture(e)]].image, evidence=())
         for e in examples
     ]
 
@@ -78,12 +95,12 @@ def same_picture(e: Example) -> Path | int:
     return e.image if isinstance(e.image, Path) else id(e.image)
 
 
-def _look(image: Image.Image | Path) -> str:
+def _look(image: Image.Image | Path | Video) -> str:
     """The digest of a picture's pixels; of a file that cannot be read, its path."""
     try:
-        return picture(load_image(image) if isinstance(image, Path) else plain(image))
+        return picture(in_memory(image))
     except ValueError:
-        return str(image)
+        return str(image.source if isinstance(image, Video) else image)
 
 
 BLIND = {"none": list, "grey": grey, "swapped": swapped}
@@ -121,6 +138,7 @@ class Smaller(Pruner):
     same shape with at most k patches, each in the place of the patch at its middle."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def budgets(self, grid: Grid) -> list[int]:
         height, width = self._size(grid)

@@ -11,6 +11,7 @@ from transformers import ProcessorMixin
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
 from fopru.families import Grid
+from fopru.videos import Video
 
 Box = tuple[float, float, float, float]
 
@@ -44,11 +45,12 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
     return x0, y0, x1, y1
 
 
-def frames(image: Image.Image, processor: ProcessorMixin, n_views: int) -> list[Box]:
+def frames(image: Image.Image | Video, processor: ProcessorMixin, n_views: int) -> list[Box]:
     """The part of a picture that each of its views shows: (x0, y0, x1, y1) in its pixels.
 
     InternVL, Idefics3 and SmolVLM stretch the picture to a whole number of tiles, and after the
-    tiles comes a view of all of it. The views of all other families span the same frame.
+    tiles comes a view of all of it. The views of all other families span the same frame; those of a
+    video are its frames, which are not cut.
 
     Args:
         n_views: how many views the picture has: all those of its grid, or of all its grids where
@@ -58,6 +60,9 @@ def frames(image: Image.Image, processor: ProcessorMixin, n_views: int) -> list[
         ValueError: the processor makes another number of views of this picture, or they are crops
             of Gemma 3's pan-and-scan.
     """
+    if isinstance(image, Video):
+        width, height = image.frames[0].size
+        return [(0, 0, width, height)] * n_views
     whole, cut = frame(image, processor), tiles(image, processor)
     if cut is None:
         if n_views > 1 and hasattr(processor.image_processor, "do_pan_and_scan"):

@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
+from fopru.videos import Video
 
 
 def digest(*parts: Any) -> str:
@@ -18,8 +19,10 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def picture(image: Image.Image) -> str:
-    """The sha256 of a picture's mode, size and pixels."""
+def picture(image: Image.Image | Video) -> str:
+    """The sha256 of a picture's mode, size and pixels; of a video, of its frames and their pace."""
+    if isinstance(image, Video):
+        return digest(image.fps, [picture(frame) for frame in image.frames])
     found = hashlib.sha256(f"{image.mode} {image.size} ".encode())
     found.update(image.tobytes())
     return found.hexdigest()
@@ -49,6 +52,7 @@ def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens
     parts = {"all": model.config, **{n: getattr(model.config, n) for n in model.config.sub_configs}}
     attention = {n: part._attn_implementation for n, part in parts.items() if part is not None}
     generation = model.generation_config.to_dict()
-    images = processor.image_processor.to_dict()
-    told = [repr(sorted(values.items())) for values in (config, generation, images)]
+    parts = (processor.image_processor, getattr(processor, "video_processor", None))
+    seen = [part.to_dict() for part in parts if hasattr(part, "to_dict")]
+    told = [repr(sorted(values.items())) for values in (config, generation, *seen)]
     return digest(told, attention, str(model.dtype), max_new_tokens)

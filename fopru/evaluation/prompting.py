@@ -1,5 +1,5 @@
-"""Some questions and their pictures, before the language model under many settings: each picture
-encoded once, and what several prompts begin with read once."""
+"""Some questions and their pictures or videos, before the language model under many settings: each
+picture encoded once, and what several prompts begin with read once."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ class Prompts:
         follow: int,
     ):
         self.model, self.processor, self.text, self.follow = model, processor, text, follow
-        self.family = Family.of(model)
         pictures: dict[int, int] = {}
         numbers = [pictures.setdefault(id(e.image), len(pictures)) for e in examples]
         self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
         self.first = [numbers.index(i) for i in range(len(pictures))]
         whole = inputs(processor, examples, text).to(model.device)
+        self.family = Family.of(model).reading(whole)
         shown = whole
         if len(self.first) < len(examples):
             first = [examples[row] for row in self.first], [text[row] for row in self.first]
@@ -77,7 +77,8 @@ class Prompts:
         encoded = encode(model, shown, [setting.pruner for setting in settings])
         gone = (*self.family.pixels, *self.family.options)
         self.asked = {name: value for name, value in whole.items() if name not in gone}
-        self.pictures = _with_pixels(encoded.images, shown["pixel_values"])
+        self.also = {name: shown[name] for name in self.family.also if name in shown}
+        self.pictures = _with_pixels(encoded.images, shown[self.family.pixels[0]])
         self.images = tuple(
             image for row, e in enumerate(examples) for image in self._of(row, e, numbers[row])
         )
@@ -185,7 +186,10 @@ class Prompts:
     def prefix(self) -> dict[str, Tensor] | None:
         """What the prompts on each picture begin with, up to its last token: what a language model
         that looks back only makes of it is the same whatever follows. None where no picture has
-        several questions, their beginnings differ, or the sequences fill a window."""
+        several questions, their beginnings differ, the sequences fill a window, or the model looks
+        ahead within a prompt."""
+        if not self.family.looks_back:
+            return None
         mask = self._per_token["attention_mask"].bool()
         columns = torch.arange(mask.shape[1], device=mask.device)
         kept = mask & (columns < mask.shape[1] - self._tails[:, None])  # (B, L)
@@ -202,7 +206,7 @@ class Prompts:
         if len(self.first) == len(firsts) or not alike or not self.roomy:
             return None
         fill = {**PER_TOKEN, "input_ids": int(self.asked["input_ids"][0, -1])}
-        return {
+        padded = {
             name: pad_sequence(
                 [rows[row] for row in self.first],
                 batch_first=True,
@@ -211,6 +215,7 @@ class Prompts:
             )
             for name, rows in heads.items()
         }
+        return padded | self.also
 
     @cached_property
     def roomy(self) -> bool:

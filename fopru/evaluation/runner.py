@@ -25,14 +25,15 @@ from fopru.evaluation.controls import BLIND, same_picture
 from fopru.evaluation.readings import legal_answers
 from fopru.evaluation.settings import Method, Setting, distinct, settings
 from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
-from fopru.evaluation.tasks import Example, plain
+from fopru.evaluation.tasks import Example, in_memory
 from fopru.families import Family
 from fopru.methods import Random
-from fopru.pictures import load_image
+from fopru.videos import Video
 
 COLUMNS = (
-    *("id", "task", "variant", "image", "method", "retention", "budget", "attention", "positions"),
-    *("seed", "kept", "layer_weighted", "tokens", "evidence", "found", "prediction", "answer"),
+    *("id", "task", "variant", "image", "modality", "method", "retention", "budget"),
+    *("attention", "positions", "seed", "kept", "layer_weighted", "tokens", "evidence"),
+    *("found", "prediction", "answer"),
     *("exact", "begins", "formed", "choice", "margin", "metric", "score", "loglik", "loglik_open"),
     *("kl", "error"),
 )
@@ -61,8 +62,9 @@ def evaluate(
 ) -> pd.DataFrame:
     """Ask every question with all visual tokens, and with those that each method keeps.
 
-    Pictures go through the vision tower once for the whole comparison. Where methods do not read
-    the question, those on the same picture share its selection and its part of the KV cache.
+    Pictures and videos go through the vision tower once for the whole comparison. Where methods do
+    not read the question, those on the same picture share its selection and its part of the KV
+    cache.
 
     Under `accelerate launch` or `torchrun` each process answers for its share of the pictures, and
     all return the whole table. (On CPUs set ACCELERATE_USE_CPU=1.)
@@ -89,12 +91,13 @@ def evaluate(
             `fopru.Pruner(tokens=...)` takes them; `fopru.budgets.PAPERS` has those of papers.
 
     Returns:
-        One row per question and setting, in their order: id, task, variant, image, method,
-        retention (the share; where a number of tokens was asked for, its mean share over the
-        questions), budget (that number, else missing), attention (whose scored the tokens,
-        "cls" or "received", of methods with that choice), positions ("reindex" or "preserve", as
-        was done), seed, kept and tokens (visual tokens, kept and in all; inside the language model,
-        those that its last layer sees), layer_weighted (mean over its layers of those seen),
+        One row per question and setting, in their order: id, task, variant, image, modality
+        ("image" or "video", whatever is shown instead), method, retention (the share; where a
+        number of tokens was asked for, its mean share over the questions), budget (that number,
+        else missing), attention (whose scored the tokens, "cls" or "received", of methods with
+        that choice), positions ("reindex" or "preserve", as was done), seed, kept and tokens
+        (visual tokens, kept and in all; inside the language model, those that its last layer
+        sees), layer_weighted (mean over its layers of those seen),
         evidence (patches under it), found (share of these among the kept, NaN where there are
         none), prediction, answer, exact (the prediction is one of the right answers, in lower
         case), begins (it begins with one, where a
@@ -126,7 +129,7 @@ def evaluate(
         check_choice("blind", control, tuple(BLIND))
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("max_new_tokens", max_new_tokens, minimum=1)
-    _check_examples(examples, cells)
+    _check_examples(examples, cells, Family.of(model))
     processes = launched()
     if out is not None:
         check_results_file(Path(out))
@@ -175,8 +178,11 @@ def evaluate(
         for other in gather_object([places]):
             places |= other
         rows = store.rows({place for place in places.values() if isinstance(place, str)})
-    order = [places[e.id, *s.cell] for e in examples for _, asked in parts for s in asked]
-    table = [rows[place] if isinstance(place, str) else place for place in order]
+    table = []
+    for e in examples:
+        order = [places[e.id, *s.cell] for _, asked in parts for s in asked]
+        answers = [rows[place] if isinstance(place, str) else place for place in order]
+        table += [{**row, "modality": e.modality} for row in answers]
     return _shared(pd.DataFrame(table, columns=COLUMNS))
 
 
@@ -200,7 +206,7 @@ def _shared(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
 
 
-def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> None:
+def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], family: Family) -> None:
     if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
         raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
     if not examples:
@@ -209,6 +215,15 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting]) -> No
         if not isinstance(e, Example):
             raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
         legal_answers(e)
+        if e.modality == "video":
+            family.reading({"pixel_values_videos": e.image})  # refused where there is no adapter
+            continue
+        for cell in cells:
+            if cell.pruner.per == "clip":
+                raise ValueError(
+                    f"methods={cell.method!r} takes videos, and question {e.id!r} is about a "
+                    "picture: evaluate the two apart."
+                )
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
@@ -246,9 +261,13 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together."""
+    """Up to `size` questions each; all those on one picture stay together. A video is a batch of
+    its own, since others may have more frames."""
     batch: list[Example] = []
     for group in _by_picture(examples):
+        if group[0].modality == "video":
+            yield group
+            continue
         if batch and len(batch) + len(group) > size:
             yield batch
             batch = []
@@ -261,12 +280,12 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
     """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
     reason."""
     whole, broken = [], []
-    pictures: dict[Any, Image.Image | ValueError] = {}
+    pictures: dict[Any, Image.Image | Video | ValueError] = {}
     for e in examples:
         name = same_picture(e)
         if name not in pictures:
             try:
-                pictures[name] = load_image(name) if isinstance(name, Path) else plain(e.image)
+                pictures[name] = in_memory(e.image)
             except ValueError as error:
                 pictures[name] = error
         found = pictures[name]

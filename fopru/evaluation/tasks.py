@@ -8,32 +8,35 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
 from fopru.evaluation.metrics import METRICS
-from fopru.pictures import to_rgb
+from fopru.pictures import load_image, plain
+from fopru.videos import Video
 
 
 @dataclass(frozen=True)
 class Example:
-    """One question about one picture.
+    """One question about one picture or video.
 
     Raises:
-        ValueError: A picture that is neither a PIL image nor a path, a question or answer that is
-            no text, or an unknown metric.
+        ValueError: A picture that is neither a PIL image nor a path, what is no `fopru.Video`, a
+            question or answer that is no text, or an unknown metric.
     """
 
     id: str
     task: str
-    image: Image.Image | Path = field(repr=False)
-    """The picture, or the file that holds it (a path), which is read when the question is asked."""
+    image: Image.Image | Path | Video = field(repr=False)
+    """The picture, or the file that holds it (a path), which is read when the question is asked; or
+    a `fopru.Video`, which a list of frames and an array (T, H, W, 3) become."""
     question: str
     answer: str
     """The right answer. What the model says is compared with it stripped and in lower case."""
     choices: tuple[str, ...] | None = None
     evidence: tuple[tuple[int, int, int, int], ...] = ()
-    """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on; empty where there is
-    nothing to see, as for a "no"."""
+    """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on, in every frame of a
+    video; empty where there is nothing to see, as for a "no"."""
     scene: dict[str, Any] = field(default_factory=dict, repr=False)
     """Ground truth; `scene["image_id"]` is shared by questions on the same picture."""
     also: tuple[str, ...] = ()
@@ -44,13 +47,22 @@ class Example:
     def __post_init__(self):
         if isinstance(self.image, str):
             object.__setattr__(self, "image", Path(self.image))
-        if not isinstance(self.image, Image.Image | Path):
-            raise ValueError(f"image={self.image!r}: must be a PIL image or the path of a file.")
+        elif isinstance(self.image, list | tuple | np.ndarray):
+            object.__setattr__(self, "image", Video(self.image))
+        if not isinstance(self.image, Image.Image | Path | Video):
+            raise ValueError(
+                f"image={self.image!r}: must be a PIL image, the path of a file, or a fopru.Video."
+            )
         for name in ("question", "answer"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be a text.")
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric!r}: must be one of {', '.join(METRICS)}.")
+
+    @property
+    def modality(self) -> str:
+        """What is shown: "image" or "video"."""
+        return "video" if isinstance(self.image, Video) else "image"
 
     @property
     def right(self) -> tuple[str, ...]:
@@ -66,17 +78,23 @@ class Example:
         return max(METRICS[self.metric].each(said, right) for right in self.right)
 
 
-def plain(image: Image.Image) -> Image.Image:
-    """A picture in memory as `load_image` gives one in a file: upright, RGB, transparency on white,
-    deep grey scaled to 8 bits."""
-    return to_rgb(ImageOps.exif_transpose(image))
+def in_memory(image: Image.Image | Path | Video) -> Image.Image | Video:
+    """A picture or a video with its pixels in memory, upright, RGB.
+
+    Raises:
+        ValueError: Its file cannot be read.
+    """
+    if isinstance(image, Video):
+        return image.read()
+    return load_image(image) if isinstance(image, Path) else plain(image)
 
 
 def read_jsonl(path: str | Path) -> list[Example]:
     """Questions of your own, one JSON object a line, with the fields of `read_rows`.
 
-    "image" is a file, relative to this one. A question without "id" is called by this file's name
-    and its line. The text is UTF-8, with or without a byte order mark.
+    "image" or "video" is a file, relative to this one; a video may be a folder of pictures. A
+    question without "id" is called by this file's name and its line. The text is UTF-8, with or
+    without a byte order mark.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -106,8 +124,9 @@ def read_jsonl(path: str | Path) -> list[Example]:
             row.setdefault("id", None)
             if row["id"] is None:
                 row["id"] = f"{path.name}:{number}"
-            if isinstance(row.get("image"), str) and row["image"]:
-                row["image"] = path.parent / row["image"]
+            for name in ("image", "video"):
+                if isinstance(row.get(name), str) and row[name]:
+                    row[name] = path.parent / row[name]
             _add(row, number, "line", examples, pictures)
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from None
@@ -117,11 +136,12 @@ def read_jsonl(path: str | Path) -> list[Example]:
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     """Questions from a Hugging Face dataset, or from any other rows.
 
-    Fields: "image" (a PIL image or a file), "question", "answers" (a list of texts, the first is
-    the one whose likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an
-    integer, the row's number if there is none), "task", "choices", "evidence" (boxes in pixels),
-    "metric" (one of `fopru.evaluation.metrics.METRICS`) and "image_id" (rows that agree in it are
-    on the same picture). A field that is None counts as missing.
+    Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes), "question",
+    "answers" (a list of texts, the first is the one whose likelihood is measured) or "answer" (a
+    text); and, if you like, "id" (a text or an integer, the row's number if there is none), "task",
+    "choices", "evidence" (boxes in pixels), "metric" (one of `fopru.evaluation.metrics.METRICS`)
+    and "image_id" (rows that agree in it are on the same picture). A field that is None counts as
+    missing.
 
     Raises:
         ValueError: There are no rows, or one is not like this: the message names row and field.
@@ -152,14 +172,9 @@ def _add(
     """Read one row into `examples`, id -> question; `pictures` are those of the rows before it,
     image_id -> picture and number of its first row."""
     row = {name: value for name, value in row.items() if value is not None}
-    image = row.get("image")
-    if isinstance(image, Image.Image):
-        image = plain(image)
-    elif isinstance(image, str | Path) and str(image):
-        image = Path(image)
-    else:
-        raise ValueError("field 'image' is missing, or neither a PIL image nor a file.")
-    default = str(image) if isinstance(image, Path) else f"{unit} {number}"
+    image = _shown(row)
+    file = image.source if isinstance(image, Video) else image
+    default = str(file) if isinstance(file, Path) else f"{unit} {number}"
     name = str(row.get("image_id", default))
     first, where = pictures.setdefault(name, (image, number))
     if not _same(first, image):
@@ -188,8 +203,29 @@ def _add(
     )
 
 
-def _same(one: Image.Image | Path, other: Image.Image | Path) -> bool:
+def _shown(row: Mapping[str, Any]) -> Image.Image | Path | Video:
+    """The picture or the video of a row."""
+    image, video = row.get("image"), row.get("video")
+    if video is not None:
+        if image is not None:
+            raise ValueError("there are fields 'image' and 'video': a question is about one.")
+        return video if isinstance(video, Video) else Video(video)
+    if isinstance(image, Image.Image):
+        return plain(image)
+    if isinstance(image, str | Path) and str(image):
+        return Path(image)
+    raise ValueError("field 'image' is missing, or neither a PIL image nor a file.")
+
+
+def _same(one: Image.Image | Path | Video, other: Image.Image | Path | Video) -> bool:
     """Whether two pictures are one: the same path, or the same pixels."""
+    if isinstance(one, Video) and isinstance(other, Video):
+        if isinstance(one.source, tuple) and isinstance(other.source, tuple):
+            pairs = zip(one.source, other.source, strict=False)
+            return len(one.source) == len(other.source) and all(_same(*pair) for pair in pairs)
+        return one.source == other.source
+    if isinstance(one, Video) or isinstance(other, Video):
+        return False
     if one is other or isinstance(one, Path) or isinstance(other, Path):
         return one == other
     return one.size == other.size and one.tobytes() == other.tobytes()

@@ -14,6 +14,7 @@ from fopru.families.internvl import InternVL
 from fopru.families.llava import Llava
 from fopru.families.llava_next import LlavaNext
 from fopru.families.llava_onevision import LlavaOnevision
+from fopru.families.paligemma import PaliGemma
 from fopru.families.pixtral import LightOnOcr, LlavaPixtral, Mistral3
 from fopru.families.qwen2_5_vl import Qwen25VL
 from fopru.families.qwen2_vl import Qwen2VL
@@ -39,6 +40,7 @@ __all__ = [
     "LlavaOnevision",
     "LlavaPixtral",
     "Mistral3",
+    "PaliGemma",
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",

@@ -55,6 +55,8 @@ class Family:
     spatial: ClassVar[bool] = False
     """Whether position ids have rows for time, height and width (M-RoPE): they cannot be
     numbered anew."""
+    looks_back: ClassVar[bool] = True
+    """Whether the beginning of a prompt, a picture and all, is the same whatever follows it."""
     merges: ClassVar[bool] = False
     """Whether several patches make one token, so that no one patch can be projected alone."""
 

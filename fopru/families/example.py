@@ -65,6 +65,9 @@ class Example:
     """Arguments of `images`."""
     kinds: str | None = None
     """The input that says which tokens are a picture's, where there is one."""
+    answered: int = 0
+    """What that input says of an answer's tokens. If it is not 0, the input tells the answer from
+    the prompt, whose tokens are all 0 (PaliGemma)."""
     frame: str = ""
     """What stands before each frame of a video."""
     twin: bool = False
@@ -76,6 +79,8 @@ class Example:
     """Special tokens that the processor asks its tokenizer for by name."""
     picture: str = "<image>"
     """What a picture is in the chat template."""
+    video: str = "<video>"
+    """What a video is there."""
     processor: str | None = None
     """The processor's class, where transformers has no other or a different one for the type."""
     settings: Mapping[str, Any] = field(default_factory=dict)

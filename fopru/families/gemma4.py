@@ -83,6 +83,7 @@ class Gemma4(Family, model_types=("gemma4",)):
             special={WORDS[index]: word for word, index in named.values()},
             named={f"{name}_token": word for name, (word, _) in named.items() if name != "video"},
             picture="<|image|>",
+            video="<|video|>",
             settings={
                 "feature_extractor": {"feature_extractor_type": "Gemma4AudioFeatureExtractor"}
             },
@@ -109,7 +110,8 @@ class Gemma4(Family, model_types=("gemma4",)):
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         sizes = self.places(inputs).amax(1) + 1  # (pictures, 2)
         views = iter([View(h // self.side, w // self.side) for w, h in sizes.tolist()])
-        return [Grid(tuple(islice(views, n))) for n in self.frames(inputs)]
+        video = self.modality == "video"
+        return [Grid(tuple(islice(views, n)), video) for n in self.frames(inputs)]
 
     def parted(self, tokens: Tensor, inputs: Mapping[str, Any]) -> list[Tensor]:
         """(N, c) per picture or video, of all their tokens."""

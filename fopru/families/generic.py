@@ -49,6 +49,7 @@ class Generic(Family):
 
     title = "the generic adapter"
     notes = "methods that read the tokens and the question alone"
+    looks_back = False  # nothing says that it does
 
     @staticmethod
     def refusal(kind: type[PreTrainedModel] | None, config: PreTrainedConfig) -> str | None:

@@ -47,6 +47,7 @@ class Glm4V(Qwen2VL, model_types=("glm4v", "glm46v", "glm_ocr")):
             twin=model_type != "glm4v",
             special={w: f"<|{t}|>" for w, t in zip(names, (*tokens, "video"), strict=True)},
             picture="<|begin_of_image|><|image|><|end_of_image|>",
+            video="<|begin_of_video|><|video|><|end_of_video|>",
             processor=processor,
         )
 

@@ -37,6 +37,8 @@ class Grid:
     """
 
     views: tuple[View, ...]
+    video: bool = False
+    """Whether the views are the frames of a video, behind which a lone newline token may stand."""
     flat: bool = False
     """Whether nothing is known of the tokens but their order: rows and columns then say nothing of
     the picture."""

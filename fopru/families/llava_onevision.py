@@ -29,7 +29,8 @@ class LlavaOnevisionVideo(Family):
         n_videos, n_frames, _, height, width = inputs["pixel_values_videos"].shape
         patch = 2 * self.config.vision_config.patch_size
         frame = View(-(-height // patch), -(-width // patch))
-        return [Grid((frame,) * n_frames + (View(1, 0, newline=True),))] * n_videos
+        newline = View(1, 0, newline=True)
+        return [Grid((*[frame] * n_frames, newline), video=True)] * n_videos
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         pooled = self.model.base_model.apply_pooling(torch.stack(maps))  # (frames, P / 4, c)

@@ -52,6 +52,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
             kinds="mm_token_type_ids",
             special=special,
             picture="<|vision_start|><|image_pad|><|vision_end|>",
+            video="<|vision_start|><|video_pad|><|vision_end|>",
             **more,
         )
 
@@ -74,7 +75,8 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
         sizes = self.sizes(inputs).tolist()
-        return [Grid((View(h // self.side, w // self.side),) * t) for t, h, w in sizes]
+        video = self.modality == "video"
+        return [Grid((View(h // self.side, w // self.side),) * t, video) for t, h, w in sizes]
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         patches = torch.cat(maps)  # (patches, c): those of a token stand side by side

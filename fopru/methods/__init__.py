@@ -4,6 +4,7 @@ from fopru.methods.cls import CLS
 from fopru.methods.dart import DART
 from fopru.methods.divprune import DivPrune
 from fopru.methods.dpp import DPP, CDPruner
+from fopru.methods.evs import EVS
 from fopru.methods.fastv import FastV
 from fopru.methods.fopru import FoPru, FoPruRow
 from fopru.methods.hiprune import HiPrune
@@ -26,6 +27,7 @@ __all__ = [
     "CLS",
     "DART",
     "DPP",
+    "EVS",
     "METHODS",
     "SCOPE",
     "CDPruner",

@@ -26,10 +26,17 @@ class FoPru(Pruner, name="fopru"):
     Kept tokens stay in their order. The published text says nothing of the CLS token, which is
     left out here, and nothing of the softmax, which `scores` decides.
 
+    Towers attend within a frame (in the Qwen families, a pair of frames), and each frame's received
+    attention sums to the same. With `per="clip"` a score is compared across frames all the same: as
+    the share of its own frame's attention that a token gets. So a frame whose attention is spread
+    evenly loses to one whose attention is concentrated, and a frame that repeats another gets the
+    same scores again: FoPru does not see repetition, which is what `EVS` is for.
+
     Args:
         strategy: "rank" keeps the floor(N * retention) tokens of largest significance. "row" keeps
             the floor(H * retention) rows of the grid with the largest sum, whole, each with its
-            newline token if it has one. Either keeps at least one.
+            newline token if it has one. Either keeps at least one. With `per="clip"` these are the
+            tokens and the rows of any frame.
         axis: "received" averages over queries: how much a token is looked at. "given" averages
             over keys: how much it looks at others. "variance" takes, for each view, the one of the
             two that varies more over its patches.
@@ -61,22 +68,23 @@ class FoPru(Pruner, name="fopru"):
     def budgets(self, grid: Grid) -> list[int]:
         if self.strategy == "rank":
             return super().budgets(grid)
+        parts = [(sum(v.height for v in p.views), p.views[0].row_width) for p in self.parts(grid)]
         if self.tokens is None:
-            return [floor_share(v.height, self.share) * v.row_width for v in grid.views]
+            return [floor_share(height, self.share) * width for height, width in parts]
         budgets = super().budgets(grid)
-        for k, view in zip(budgets, grid.views, strict=True):
-            if k % view.row_width:
+        for k, (_, width) in zip(budgets, parts, strict=True):
+            if k % width:
                 raise ValueError(
                     f"tokens={self.tokens}: strategy='row' keeps whole rows, and {k} tokens are no "
-                    f"multiple of this view's {view.row_width} a row."
+                    f"multiple of this view's {width} a row."
                 )
         return budgets
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         if self.strategy == "rank":
             return super().select(image, k)
-        (view,) = image.grid.views
-        table = image.significance.cpu().double().view(view.height, -1)  # (H, W or W + 1)
+        view = image.grid.views[0]  # of a clip all are alike
+        table = image.significance.cpu().double().view(-1, view.row_width)  # (H, W or W + 1)
         sums = table[:, : view.width].sum(1).float()  # (H,)
         rows = top(sums, k // view.row_width)
         return (rows[:, None] * view.row_width + torch.arange(view.row_width)).flatten()

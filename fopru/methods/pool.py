@@ -26,6 +26,7 @@ class Pool(Pruner, name="pool"):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def budgets(self, grid: Grid) -> list[int]:
         sizes = []

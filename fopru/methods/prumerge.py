@@ -71,7 +71,8 @@ class PruMerge(CLS, name="prumerge"):
     def budgets_of(self, image: EncodedImage) -> list[int]:
         if not self.adaptive:
             return super().budgets_of(image)
-        chosen = ((len(self.chosen(view, None)), view.grid.n_tokens) for view in image.views())
+        views = image.parts(self.parts(image.grid))
+        chosen = ((len(self.chosen(view, None)), view.grid.n_tokens) for view in views)
         return [min(count + 1, n) for count, n in chosen]
 
     def score(self, image: EncodedImage) -> Tensor:

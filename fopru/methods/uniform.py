@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ class Uniform(Pruner, name="uniform"):
     of the grid, and so are its columns. What is left of k is evenly spaced among the tokens in
     between.
     """
+
+    shares: ClassVar[tuple[str, ...]] = ("view",)
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         (view,) = image.grid.views

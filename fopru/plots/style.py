@@ -40,6 +40,7 @@ LOOKS = {
     "scope": (GREEN, "v"),
     "prunesid": (GREEN, "P"),
     "mmtok": (GREEN, "X"),
+    "evs": (GREEN, "d"),
     "tome": (PINK, "o"),
     "pool": (PINK, "s"),
     "fastv": (ORANGE, "o"),

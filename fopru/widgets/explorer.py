@@ -106,7 +106,9 @@ class Explorer(anywidget.AnyWidget):
         examples: Sequence[Example],
         methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
     ):
-        allowed = tuple(name for name, cls in METHODS.items() if cls.selects())
+        allowed = tuple(
+            name for name, cls in METHODS.items() if cls.selects() and "view" in cls.shares
+        )
         for method in methods:
             check_choice("methods", method, allowed)
         if not examples:
@@ -152,6 +154,10 @@ class Explorer(anywidget.AnyWidget):
 
     def _ready(self, example: Example) -> Example:
         """With its picture in memory, RGB, and an answer."""
+        if example.modality == "video":
+            raise ValueError(
+                f"examples: {example.id!r} is about a video; the explorer has pictures."
+            )
         example = replace(example, image=to_image(example.image))
         if example.answer:
             return example

@@ -1,10 +1,17 @@
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from making import build
+from making import train as training
 from making.recipe import Recipe, Stage
 from making.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
-from making.train import train
+from making.train import Student, train
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
@@ -14,8 +21,16 @@ from fopru.pocket.objects import Objects
 from fopru.pocket.papers import Receipt
 
 TINY = Recipe(
-    stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)), width=32
+    stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)),
+    width=32,
+    layers=2,
+    compiled=False,
 )
+
+
+@pytest.fixture(autouse=True)
+def few_measurements(monkeypatch):
+    monkeypatch.setattr(training, "quick_accuracy", partial(training.quick_accuracy, n=1))
 
 
 def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
@@ -29,18 +44,176 @@ def test_resuming_after_a_stop_is_bitwise_the_same_run(tmp_path):
     log = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
     assert log[0] == log[1]
 
-    with pytest.raises(ValueError, match="holds a run with seed=0, not 1"):
-        train(tmp_path / "parts", tmp_path / "b", Recipe(**{**vars(TINY), "seed": 1}))
-    saved = tmp_path / "b" / "checkpoint.pt"
-    saved.write_bytes(saved.read_bytes()[:2000])
-    with pytest.raises(ValueError, match=r"checkpoint\.pt is not a whole checkpoint"):
-        train(tmp_path / "parts", tmp_path / "b", TINY)
+
+def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused_and_stays(tmp_path):
+    out, saved = tmp_path / "out", tmp_path / "checkpoint.pt"
+    train(out, tmp_path, TINY, stop_after=1)
+
+    def refused(message, recipe=TINY):
+        before = saved.read_bytes()
+        with pytest.raises(ValueError, match=message):
+            train(out, tmp_path, recipe)
+        assert saved.read_bytes() == before and not out.exists()
+
+    whole = saved.read_bytes()
+    refused("holds a run with seed=0, not 1: use another folder", replace(TINY, seed=1))
+    refused("holds a run with dense=own, not output", replace(TINY, dense="output"))
+    refused("holds a run with captions=False, not True", replace(TINY, captions=True))
+    damaged = r"checkpoint\.pt is not a whole checkpoint of a training run: delete it"
+    saved.write_bytes(whole[:2000])
+    refused(damaged)
+    torch.save({"recipe": asdict(TINY)}, saved)
+    refused(damaged)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_a_sentence_and_loses_nothing(tmp_path, monkeypatch, error):
+    out, saved = tmp_path / "out", tmp_path / "checkpoint.pt"
+    train(out, tmp_path, TINY, stop_after=2)
+    before = saved.read_bytes()
+
+    def full(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Student, "forward", full)
+        with pytest.raises(ValueError, match="device='cpu': has too little memory for 2 pictures"):
+            train(out, tmp_path, TINY)
+    assert saved.read_bytes() == before
+    train(out, tmp_path, TINY, stop_after=3)
+
+
+def test_other_errors_are_not_taken_for_a_want_of_memory(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(Student, "forward", broken)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        train(tmp_path / "out", tmp_path, TINY)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {data!r})
+from making.recipe import Recipe, Stage
+from making.train import train
+stages = (Stage("tower", 80, 4, 2e-3), Stage("answers", 120, 4, 2e-3, few=0.5, decay=0.5))
+recipe = Recipe(stages=stages, width=32, layers=2, compiled=False)
+train(sys.argv[1], sys.argv[1], recipe, save_every=float(sys.argv[2]), evaluate_every=1000)
+"""
+
+
+@pytest.mark.slow
+def test_two_hundred_steps_that_were_killed_again_and_again_are_bitwise_the_same(tmp_path):
+    """Killed (SIGKILL) while it learns, after its first, third and fifth checkpoint."""
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(data=str(Path(__file__).parents[2] / "data")))
+
+    def begin(folder, seconds):
+        return subprocess.Popen([sys.executable, script, tmp_path / folder, str(seconds)])
+
+    assert begin("whole", 1e9).wait() == 0
+    saved, stops = tmp_path / "parts" / "checkpoint.pt", []
+    for more in (1, 3, 5):
+        process, seen = begin("parts", 0.2), set()
+        while len(seen) <= more:  # the first is the one that was there
+            assert process.poll() is None, "it ended before it was killed"
+            seen.add(saved.stat().st_mtime_ns if saved.exists() else None)
+        process.kill()
+        process.wait()
+        stops.append(torch.load(saved, weights_only=True)["step"])
+    assert 0 < stops[0] < stops[1] < stops[2] < 200
+    assert begin("parts", 0.2).wait() == 0
+    one, other = (
+        torch.load(tmp_path / name / "checkpoint.pt", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    assert one["step"] == other["step"] == 200
+    assert_same(one, other)
+
+
+def assert_same(one, other):
+    """Equal to the bit, through all lists and dictionaries."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def test_captions_are_no_answer_unless_the_recipe_says_so():
+    processor, caption = build.processor(scenes.WORDS), scenes.CAPTION.removesuffix("?")
+
+    def asked(recipe):
+        batches = Batches(processor, replace(recipe, text_tokens=600))
+        texts = [text for step in (2, 3, 4) for text in batches[step].text]
+        return [caption in processor.tokenizer.decode(text) for text in texts]
+
+    assert not any(asked(TINY))
+    assert all(asked(replace(TINY, captions=True)))
+
+
+def test_patches_are_told_names_and_colours_only():
+    """No answer: no number that a digit is part of, no price on a word, no place, no end."""
+    scene = scenes.scene(3, Receipt)
+    assert Recipe().slots == ("name", "color")
+    labels = patch_labels(scene, 14, ("color", "name"))
+    everything = patch_labels(scene, 14)
+    places = [list(SLOTS).index(slot) for slot in ("color", "name")]
+    assert (labels == everything[places]).all()
+    assert Batches(build.processor(scenes.WORDS), TINY)[0].patches.shape == (2, 2, 256)
+
+
+def student_of(recipe):
+    processor = build.processor(scenes.WORDS)
+    model = build.model(build.config(processor, width=32, text_layers=2))
+    data = Batches(processor, recipe)
+    return Student(model, processor, data.prompt_ids[0], recipe), data
+
+
+@pytest.mark.parametrize("dense", ["own", "output"])
+def test_a_head_of_its_own_leaves_the_decoders_words_alone(dense):
+    student, data = student_of(replace(TINY, dense=dense))
+    tower, text = student(data[0], answers=False)
+    tower.backward()
+    words = student.model.get_input_embeddings().weight
+    assert text is None and student.model.lm_head.weight is words
+    assert (words.grad is None) == (dense == "own")
+    assert student.model.model.multi_modal_projector.linear_2.weight.grad.abs().sum() > 0
+
+
+def test_the_decoder_sees_every_visual_token_in_training():
+    student, data = student_of(TINY)
+    seen = []
+    student.model.model.language_model.register_forward_pre_hook(
+        lambda module, args, given: seen.append(given["inputs_embeds"]), with_kwargs=True
+    )
+    student(data[2], answers=True)
+    (embeds,) = seen
+    before = len(data.prompt_ids[0])
+    assert embeds.shape[1] == before + 256 + TINY.text_tokens
+    found = student.model.get_image_features(data[2].pixels, return_dict=True).pooler_output
+    torch.testing.assert_close(embeds[:, before : before + 256], torch.stack([*found]))
 
 
 def test_recipes_without_dense_labels_learn_from_captions(tmp_path):
     recipe = TINY.without_dense_labels()
     assert [s.learns for s in recipe.stages] == ["captions", "answers"]
-    assert [s.steps for s in recipe.shortened().stages] == [1, 1]
+    assert [s.steps for s in recipe.shortened(2).stages] == [1, 1]
     processor = build.processor(scenes.WORDS)
     batch = Batches(processor, recipe)[0]
     assert batch.text.shape == (2, recipe.caption_tokens)
