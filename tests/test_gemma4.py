@@ -1,7 +1,9 @@
 """Gemma 4 beyond what holds for every family: its small models, and the one without a tower."""
 
+import json
 from dataclasses import replace
 
+import folders
 import pytest
 import reference
 import tiny
@@ -16,6 +18,7 @@ import fopru
 from fopru import efficiency
 from fopru.efficiency import shapes
 from fopru.efficiency.measuring import kv_bytes
+from fopru.evaluation import Example
 
 FEATURES = fopru.DivPrune(0.25)
 
@@ -169,6 +172,27 @@ def test_without_a_tower_what_the_projector_gets_and_videos():
     (clip,) = FEATURES.prune(model, inputs).images
     assert len(clip.grid.views) == 4
     assert clip.view[clip.kept].bincount().tolist() == FEATURES.budgets(clip.grid)
+
+
+def test_without_a_tower_a_folder_loads_and_answers(tmp_path):
+    """Its own image processor needs torchvision; Gemma 4's makes the same, a patch a token."""
+    folder = folders.save("gemma4_unified", tmp_path)
+    file = folder / "preprocessor_config.json"
+    settings = json.loads(file.read_text()) | {"patch_size": 4, "pooling_kernel_size": 2}
+    settings["image_processor_type"] = "Gemma4UnifiedImageProcessor"
+    file.write_text(json.dumps(settings))
+    model, processor = fopru.load(folder)
+    found = processor(
+        images=[[picture] for picture in pictures()[:2]],
+        text=["<|image|> w1", "<|image|> w2"],
+        return_tensors="pt",
+    )
+    by_hand = zoo.inputs("gemma4_unified", pictures()[:2], ["<image> w1", "<image> w2"])
+    assert found.keys() == by_hand.keys()
+    assert all(torch.equal(found[name], by_hand[name]) for name in by_hand)
+    asked = [Example("q", "words", tiny.image(60, 40), "w1 w9", "w21")]
+    table = fopru.evaluate(model, processor, asked, ["divprune"], [0.25], max_new_tokens=2)
+    assert table.loglik.notna().all() and table.error.isna().all()
 
 
 def test_a_shape_with_tied_weights_has_them_once(monkeypatch):
