@@ -22,7 +22,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import fopru
 from fopru import efficiency
 from fopru.cli.common import keep
-from fopru.evaluation.asking import inputs, prompts
+from fopru.evaluation.asking import prepare, prompts
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "efficiency"
 RETENTIONS = (0.75, 0.5, 0.25, 0.1)
@@ -47,7 +47,7 @@ def against_native(table: pd.DataFrame) -> pd.Series:
 
 def pocket(turns: int) -> None:
     model, processor = fopru.load("pocket")
-    asked = inputs(processor, *_questions(processor, 1))
+    asked = prepare(processor, *_questions(processor, 1))
     kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares]  # of pictures
     pruners = [cls(r) for cls in kinds for r in RETENTIONS]
     table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)

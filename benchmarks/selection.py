@@ -99,7 +99,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {arguments}")
     for n in arguments.tokens:
         image = picture(of, n, arguments.width, arguments.device)
-        scores, k = image.scores[Tap(of.block(None), "received")], int(n * arguments.retention)
+        scores, k = image.learned[Tap(of.block(None), "received")], int(n * arguments.retention)
         least = milliseconds(lambda scores=scores, k=k: scores.topk(k), arguments.device)
         print(f"\nN = {n}, k = {k}\n  {'torch.topk':12} {least:10.3f} ms")
         for name in arguments.method:

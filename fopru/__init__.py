@@ -17,42 +17,19 @@ _NAMES = {
     "evaluation": ("evaluate",),
     "families": ("UnsupportedModelError",),
     "loading": ("load",),
-    "methods": (
-        "CLS",
-        "DART",
-        "DPP",
-        "EVS",
-        "METHODS",
-        "SCOPE",
-        "CDPruner",
-        "DivPrune",
-        "FastV",
-        "FoPru",
-        "FoPruRow",
-        "HiPrune",
-        "HoloV",
-        "MMTok",
-        "Pool",
-        "PruMerge",
-        "PruMergePlus",
-        "PruneSID",
-        "PyramidDrop",
-        "Random",
-        "ToMe",
-        "Uniform",
-        "VScan",
-        "VisPruner",
-        "VisionZip",
-    ),
+    "methods": ("METHODS",),
     "pruned": ("PrunedImage", "PrunedInputs"),
     "pruner": ("Pruner",),
     "videos": ("Video",),
 }
-"""Module -> the names of this package that it defines."""
+"""Each module -> the names of this package that it defines. All that `fopru.methods` exports is a
+name of this package too."""
 
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
-__all__ = sorted(_HOMES)
+
+def _methods() -> list[str]:
+    return import_module("fopru.methods").__all__
 
 
 def __getattr__(name: str) -> Any:
@@ -60,6 +37,10 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"fopru.{_HOMES[name]}"), name)
     elif name in {module.name for module in iter_modules(__path__)}:
         value = import_module(f"fopru.{name}")
+    elif name == "__all__":
+        value = sorted({*_HOMES, *_methods()})
+    elif not name.startswith("_") and name in _methods():
+        value = getattr(import_module("fopru.methods"), name)
     else:
         raise AttributeError(f"module 'fopru' has no attribute {name!r}")
     globals()[name] = value
@@ -67,4 +48,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *(module.name for module in iter_modules(__path__))})
+    modules = (module.name for module in iter_modules(__path__))
+    return sorted({*globals(), *_HOMES, *_methods(), *modules})

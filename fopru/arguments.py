@@ -64,7 +64,7 @@ def check_choice(argument: str, value: Any, allowed: Iterable[Any]) -> None:
     """Check that a value is one of those that are allowed.
 
     Raises:
-        ValueError: it is none of them; the error names all of them, and the closest one.
+        ValueError: The value is none of them; the error names all of them, and the closest one.
     """
     allowed = tuple(allowed)
     if value not in allowed:

@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from fopru.versions import moved
 
 KERNELS = ("sdpa", "eager")
-"""Attention implementations whose logits take a bias."""
+"""The attention implementations whose logits take a bias."""
 
 _LISTENER: ContextVar[Callable[..., None] | None] = ContextVar("fopru_listener", default=None)
 _WEIGHTS: ContextVar[Tensor | None] = ContextVar("fopru_weights", default=None)
@@ -62,8 +62,8 @@ def weighing(weights: Tensor | None) -> Iterator[None]:
 
 
 _SET: dict[int, list[Any]] = {}
-"""id of a config -> the config, the implementation that it had, and how many blocks want its twin:
-models may share a config, and threads a model."""
+"""The configs that are changed at the moment: the id of each -> the config, the implementation that
+it had, and how many blocks want its twin, since models may share a config, and threads a model."""
 _GUARD = threading.Lock()
 
 
@@ -85,12 +85,12 @@ def twinned(config: PreTrainedConfig) -> Iterator[None]:
 
 
 def implementation(config: PreTrainedConfig) -> str:
-    """The attention that a config asks for, whether or not its twin stands in for it."""
+    """Return the attention that a config asks for, whether or not its twin stands in for it."""
     return config._attn_implementation.removeprefix("fopru_")
 
 
 def _registered(implementation: str) -> str:
-    """Register the twin of an attention implementation; its name.
+    """Register the twin of an attention implementation, and return its name.
 
     The name contains the original's, since transformers asks whether "flash" is in it.
     """
@@ -129,7 +129,7 @@ def _attend(implementation: str, module: nn.Module) -> Callable[..., Any]:
 
 
 def _weighed(plain: Callable[..., Tensor], weights: Tensor, kwargs: dict[str, Any]) -> Tensor:
-    """The mask that `plain` makes, (B, 1, Q, K), with the logarithms of the weights added.
+    """Return the mask that `plain` makes, (B, 1, Q, K), with the logarithms of the weights added.
 
     transformers says where a layer's keys lie in the sequence, be its cache static or a window.
     """

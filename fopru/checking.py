@@ -33,15 +33,16 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether all cases passed."""
         return self.arguments is None
 
     def __str__(self) -> str:
         if self.passed:
             return f"{self.name}: agrees with the package on {self.cases} cases."
-        given = ", ".join(f"{name}={_short(value)}" for name, value in self.arguments.items())
+        arguments = ", ".join(f"{name}={_short(value)}" for name, value in self.arguments.items())
         return (
             f"{self.name}: case {self.cases} is the smallest that fails.\n"
-            f"  {self.name}({given})\n"
+            f"  {self.name}({arguments})\n"
             f"  expected {_short(self.expected)}\n"
             f"  found    {_short(self.found)}"
         )
@@ -88,7 +89,7 @@ def _short(value: Any) -> str:
 
 
 def rank(significance: Tensor, k: int) -> Tensor:
-    """The places of the k tokens of largest significance, (k,), in the order of the picture.
+    """Return the places of the k tokens of largest significance, (k,), in the order of the picture.
 
     Ties go to the lower index.
     """
@@ -96,7 +97,8 @@ def rank(significance: Tensor, k: int) -> Tensor:
 
 
 def row(significance: Tensor, height: int, width: int, retention: float) -> Tensor:
-    """The places of all tokens in the floor(height * retention) rows of largest sum, at least 1.
+    """Return the places of all tokens in the floor(height * retention) rows of largest sum, at
+    least one row.
 
     Sums are made in float64, and ties go to the upper row.
     """
@@ -106,7 +108,7 @@ def row(significance: Tensor, height: int, width: int, retention: float) -> Tens
 
 
 def significance(attention: Tensor) -> Tensor:
-    """What each token receives or gives, (P,): the one of the two that varies more.
+    """Return what each token receives or gives, (P,): the one of the two that varies more.
 
     Args:
         attention: (h, P, P); it is averaged over heads first.
@@ -117,12 +119,13 @@ def significance(attention: Tensor) -> Tensor:
 
 
 def reorder(chosen: Tensor) -> Tensor:
-    """Tokens that were chosen best first, in the order in which they stand in the picture."""
+    """Sort the places of tokens that were chosen best first into the order of the picture."""
     return chosen.sort().values
 
 
 def n_keep(n: int, retention: float) -> int:
-    """How many of n tokens stay: the floor of the exact product, at least 1."""
+    """Return how many of n tokens stay: the floor of the exact product n * retention, at least
+    1."""
     return floor_share(n, retention)
 
 
@@ -136,7 +139,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def _cases(name: str) -> Iterator[dict[str, Any]]:
-    """Cases from small to large, with ties, grids that are not square, and rounded products."""
+    """Draw cases from small to large, with ties, grids that are not square, and rounded
+    products."""
     draw = torch.Generator().manual_seed(0)
     exact = ((100, 0.29), (100, 0.57), (10, 0.3), (7, 0.1), (576, 0.002), (3, 1.0))
     for i in range(CASES):

@@ -16,7 +16,7 @@ from fopru.pruned import PrunedImage
 
 @torch.no_grad()
 def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
-    """What a pruner keeps of each picture, and its (k, d) tokens.
+    """Return what a pruner keeps of each picture, and the (k, d) tokens of each.
 
     Raises:
         UnsupportedModelError: a merging method, on a model whose tokens it cannot make new ones of.
@@ -32,7 +32,7 @@ def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list
 
 
 def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
-    """What is kept of a picture, and its (k, d) tokens."""
+    """Return what a pruner keeps of one picture, and its (k, d) tokens."""
     if not pruner.selects():
         _refuse_what_cannot_merge(pruner, image)
     parts = list(image.parts(pruner.parts(image.grid)))
@@ -113,6 +113,7 @@ def _refuse_what_cannot_merge(pruner: Any, image: EncodedImage) -> None:
 
 
 def check_places(pruner: Any, function: str, kept: Tensor, k: int, n: int) -> None:
+    """Check that a method gave k sorted, distinct places below n."""
     inside = kept.shape == (k,) and kept[0] >= 0 and kept[-1] < n
     if not inside or not (kept.diff() > 0).all():
         raise ValueError(

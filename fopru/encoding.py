@@ -19,7 +19,7 @@ from fopru.tapping import Attention, locked, skipped, tapped
 
 
 class Tap(NamedTuple):
-    """One thing to learn from the tower's attention."""
+    """One thing to learn from the vision tower's attention."""
 
     block: int
     axis: str  # one of `fopru.significance.AXES`, or "keys"
@@ -27,33 +27,37 @@ class Tap(NamedTuple):
 
 
 VISION = Tap(-1, "vision")
-"""Not of the attention: the tower's features, as the projector gets them."""
+"""The tap of the tower's features, as the projector gets them; it is not one of the attention."""
 
 
 class Requests(Protocol):
-    """What `encode` asks of a pruner: the taps it needs, given the family's adapter."""
+    """What `encode` wants of a pruner: the taps it needs, given the family's adapter."""
 
-    def taps(self, family: Family) -> set[Tap]: ...
+    def taps(self, family: Family) -> set[Tap]:
+        """Return what `encode` has to learn from the vision tower."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EncodedImage:
-    """One picture or video, or one part of it, after the vision tower. N visual tokens."""
+    """One picture or video, or one part of it, after the vision tower. It has N visual tokens."""
 
     family: Family
+    """The adapter of the model's family."""
     sample: int
     """The batch row whose prompt holds the picture."""
     features: Tensor
-    """(N, d): what the LLM would get."""
+    """(N, d): the visual tokens as the language model would get them."""
     grid: Grid
-    scores: Mapping[Tap, Tensor]
-    """tap -> (N,) or, of keys and `VISION`, (N, c); a newline token has the mean of its row."""
+    """Where the tokens lie in the picture."""
+    learned: Mapping[Tap, Tensor]
+    """What was learned from the tower: each `Tap` -> (N,) scores or, for keys and `VISION`, (N, c).
+    A newline token has the mean of its row."""
     deep: Tensor | None = field(default=None, kw_only=True)
-    """(N, c): what later layers of the LLM get at these places too (Qwen3-VL)."""
+    """(N, c): what later layers of the language model get at these places too (Qwen3-VL)."""
     text: Tensor | None = field(default=None, kw_only=True)
-    """(T, d): the LLM's embeddings of the prompt's text, for methods that need it."""
+    """(T, d): the language model's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
-    """(N,) float32: the scores by which a pruner ranks, where it has any."""
+    """(N,) float32: the scores by which a pruner ranks, or None where it has none."""
 
     def __repr__(self) -> str:
         return f"EncodedImage({len(self.features)} visual tokens, row {self.sample})"
@@ -64,32 +68,32 @@ class EncodedImage:
         return (self.grid.columns >= 0).to(self.features.device)
 
     def tap(self, axis: str, layer: int | None = None, scores: str = "probabilities") -> Tensor:
-        """(N,) float32 scores of one tapped layer.
+        """Return the scores of one tapped layer, (N,) float32.
 
         Raises:
-            ValueError: they were not asked for when the picture was encoded.
+            ValueError: The scores were not computed when the picture was encoded.
         """
         tap = Tap(self.family.block(layer), axis, scores)
-        if tap not in self.scores:
+        if tap not in self.learned:
             raise ValueError(
                 f"this picture was encoded without the {axis!r} {scores} of block {tap.block}: "
                 "name the pruner in encode(model, inputs, pruners=[...])."
             )
-        return self.scores[tap]
+        return self.learned[tap]
 
     def keys(self, layer: int | None = None) -> Tensor:
-        """(N, h, d_h) keys of one tapped layer, by head."""
+        """Return the keys of one tapped layer by head, (N, h, d_h)."""
         return self.tap("keys", layer).unflatten(1, (self.family.heads, -1))
 
     @property
     def vision(self) -> Tensor:
         """(N, d_v): the tower's features, before the projector."""
-        if VISION not in self.scores:
+        if VISION not in self.learned:
             raise ValueError(
                 "this picture was encoded without the tower's features: name the pruner in "
                 "encode(model, inputs, pruners=[...])."
             )
-        return self.scores[VISION]
+        return self.learned[VISION]
 
     def parts(self, grids: Iterable[Grid]) -> Iterator[EncodedImage]:
         """Each of these parts of the picture's grid, in order, as a picture of its own."""
@@ -102,23 +106,26 @@ class EncodedImage:
                 features=self.features[tokens],
                 deep=None if self.deep is None else self.deep[tokens],
                 grid=grid,
-                scores={tap: scores[tokens] for tap, scores in self.scores.items()},
+                learned={tap: values[tokens] for tap, values in self.learned.items()},
             )
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Encoded:
-    """A batch after the vision tower: the pictures, and the inputs that are still text."""
+    """A batch after the vision tower: its pictures, and the inputs that are still text."""
 
     family: Family
+    """The adapter of the model's family."""
     inputs: Mapping[str, Any]
+    """The processor's output without pixels: input_ids, attention_mask and the like."""
     images: tuple[EncodedImage, ...]
+    """One `EncodedImage` per picture, in the order of the prompts."""
 
     def __repr__(self) -> str:
         return f"Encoded({self.family.title}, {len(self.images)} picture(s))"
 
     def text(self, sample: int) -> Tensor:
-        """(T, d): the language model's embeddings of the text in one row's prompt.
+        """Return the language model's embeddings of the text in one row's prompt, (T, d).
 
         Left out are padding, what ends a row of a picture, and every id that a config of the model
         names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only
@@ -133,7 +140,7 @@ class Encoded:
 
 
 def _special(family: Family) -> set[int]:
-    """Every token id that the configs of a model name."""
+    """Return every token id that the configs of a model name."""
     generation = getattr(family.model, "generation_config", None) or family.config
     configs = (family.config, family.config.get_text_config(), generation)
     found = {family.image_token_id}
@@ -167,12 +174,12 @@ def encode(
         >>> encoded = fopru.encode(model, inputs, [one, other])
         >>> out = model.generate(**one.compact(encoded))
     """
-    return look(model, inputs, pruners).scored()
+    return run_tower(model, inputs, pruners).scored()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Look:
-    """What one pass of the vision tower left behind, before any score is computed."""
+class TowerPass:
+    """What one pass of the vision tower left, before any score is computed."""
 
     family: Family
     inputs: Mapping[str, Any]
@@ -180,24 +187,24 @@ class Look:
     samples: list[int]
     output: ModelOutput
     taps: set[Tap]
-    seen: Mapping[int, list[Attention]]
+    attention: Mapping[int, list[Attention]]
     vision: list[Tensor]
 
     @torch.no_grad()
     def scored(self) -> Encoded:
-        """Each picture with its scores."""
+        """Compute the scores of each picture."""
         family, inputs, grids = self.family, self.inputs, self.grids
         sizes = [grid.n_tokens for grid in grids]
         features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
-        scores = _scores(family, inputs, grids, self.taps - {VISION}, self.seen)
+        learned = _learned(family, inputs, grids, self.taps - {VISION}, self.attention)
         if VISION in self.taps:
-            scores[VISION] = _filled(family.vision(self.vision, inputs), grids)
+            learned[VISION] = _filled(family.vision(self.vision, inputs), grids)
         gone = (*family.pixels, *family.options)
         text = {name: value for name, value in inputs.items() if name not in gone}
         pictures = zip(self.samples, features, grids, deep, strict=True)
         images = (
             EncodedImage(
-                family, sample, feature, grid, {tap: s[i] for tap, s in scores.items()}, deep=more
+                family, sample, feature, grid, {tap: s[i] for tap, s in learned.items()}, deep=more
             )
             for i, (sample, feature, grid, more) in enumerate(pictures)
         )
@@ -205,10 +212,10 @@ class Look:
 
 
 @torch.no_grad()
-def look(
+def run_tower(
     model: PreTrainedModel, inputs: Mapping[str, Any], pruners: Collection[Requests] = ()
-) -> Look:
-    """The first half of `encode`: the vision tower, its queries and keys noted."""
+) -> TowerPass:
+    """Run the vision tower and note its queries and keys: the first half of `encode`."""
     family = Family.of(model).reading(inputs)
     taps = set().union(*(pruner.taps(family) for pruner in pruners))
     if any(tap.axis.startswith("cls") for tap in taps) and not family.n_prefix:
@@ -230,16 +237,16 @@ def look(
     deepest = max((tap.block for tap in attention), default=0)
     with (
         locked(family.tower),
-        tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as seen,
+        tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as noted,
         skipped(family.idle(deepest)),
         _projected(family, VISION in taps) as vision,
     ):
         output = family.pictures(inputs)
-    return Look(family, inputs, grids, samples, output, taps, seen, vision)
+    return TowerPass(family, inputs, grids, samples, output, taps, noted, vision)
 
 
 def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
-    """The batch row of each picture, by counting placeholders."""
+    """Return the batch row of each picture, found by counting placeholders."""
     if input_ids is None:
         raise ValueError(
             "`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
@@ -251,14 +258,14 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
             f"input_ids hold no image placeholder (token id {family.image_token_id}), yet inputs "
             f"hold {len(sizes)} image(s): put the processor's image token into the text."
         )
-    samples, row, left = [], 0, counts[0]
+    samples, row, free = [], 0, counts[0]
     for size in sizes:
-        while left == 0 and row + 1 < len(counts):
-            row, left = row + 1, counts[row + 1]
-        if left < size:
+        while free == 0 and row + 1 < len(counts):
+            row, free = row + 1, counts[row + 1]
+        if free < size:
             break
         samples.append(row)
-        left -= size
+        free -= size
     if len(samples) < len(sizes) or sum(sizes) != sum(counts):
         raise ValueError(
             f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
@@ -270,37 +277,37 @@ def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list
 
 @contextmanager
 def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
-    """Within the block, note what the projector gets: (tiles, P, d_v) at a time."""
-    seen: list[Tensor] = []
+    """Note what the projector gets within the block: (tiles, P, d_v) at a time."""
+    noted: list[Tensor] = []
     if not wanted:
-        yield seen
+        yield noted
         return
     thread = threading.get_ident()  # in others, methods may project by themselves
 
     def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         if threading.get_ident() == thread:
-            seen.append(next(iter((*args, *kwargs.values()))))
+            noted.append(next(iter((*args, *kwargs.values()))))
 
     hook = family.projector.register_forward_pre_hook(note, with_kwargs=True)
     try:
-        yield seen
+        yield noted
     finally:
         hook.remove()
 
 
-def _scores(
+def _learned(
     family: Family,
     inputs: Mapping[str, Any],
     grids: list[Grid],
     taps: Collection[Tap],
-    seen: Mapping[int, list[Attention]],
+    attention: Mapping[int, list[Attention]],
 ) -> dict[Tap, list[Tensor]]:
-    """tap -> one (N,) vector per picture, or (N, c) keys."""
-    scores: dict[Tap, list[Tensor]] = {}
+    """Return each tap -> one (N,) vector per picture, or (N, c) keys."""
+    learned: dict[Tap, list[Tensor]] = {}
     for block, kind in {(tap.block, tap.scores) for tap in taps}:
         axes = {tap.axis for tap in taps if (tap.block, tap.scores) == (block, kind)}
         maps: dict[str, list[Tensor]] = {axis: [] for axis in axes}
-        for query, key, scaling, visible in seen[block]:
+        for query, key, scaling, visible in attention[block]:
             if "keys" in axes:
                 patches = key[:, :, family.n_prefix :]  # (tiles, h, P, d)
                 maps["keys"] += patches.transpose(1, 2).flatten(2)
@@ -318,12 +325,12 @@ def _scores(
         for axis, tiles in maps.items():
             carried = _filled(family.tokens(tiles, inputs), grids)
             vectors = carried if axis == "keys" else [table.squeeze(1) for table in carried]
-            scores[Tap(block, axis, kind)] = vectors
-    return scores
+            learned[Tap(block, axis, kind)] = vectors
+    return learned
 
 
 def _filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:
-    """(N, c) per picture, its newlines filled."""
+    """Return one (N, c) table per picture, its newlines filled."""
     return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
 
 

@@ -59,7 +59,8 @@ class InLLMPruner(Pruner):
         return "reindex" if self.positions is None else super().numbering(family)
 
     def stages(self, n_layers: int) -> dict[int, float]:
-        """Layer that tokens leave on entering it -> share of all visual tokens that go on.
+        """Return each layer that tokens leave on entering it -> the share of all visual tokens that
+        go on.
 
         Raises:
             ValueError: the model has too few layers.
@@ -67,31 +68,31 @@ class InLLMPruner(Pruner):
         raise NotImplementedError
 
     def count(self, n: int, share: float) -> int:
-        """Visual tokens that go on of n."""
+        """Return how many of n visual tokens go on."""
         return floor_share(n, share)
 
     before: ClassVar[bool] = True
-    """Whether tokens are scored by the attention of the layer before the one they leave at, or by
-    that layer's own projections of its input."""
+    """Where the scores come from: True for the attention of layer i - 1, if tokens leave on
+    entering layer i, False for what layer i's own projections make of its input."""
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:
-        """Raises ValueError: there are no shorter inputs, tokens leave later."""
+        """Raise ValueError: there are no shorter inputs, since tokens leave later."""
         raise ValueError(
             f"method {self.name!r} drops tokens inside the language model: use "
             "`with pruner(model):` around generate or forward."
         )
 
     def compact(self, encoded: Encoded) -> PrunedInputs:
-        """Raises ValueError, as `prune` does."""
+        """Raise ValueError, as `prune` does."""
         return self.prune(encoded.family.model, encoded.inputs)
 
     def __call__(
         self, model: PreTrainedModel, chosen: Inside | None = None
     ) -> AbstractContextManager[Inside]:
-        """`with pruner(model) as session:` prunes whatever goes through the model in the block.
+        """Prune whatever goes through the model in the block `with pruner(model) as session:`.
 
         Args:
-            chosen: keep what was kept in that session, of prompts on the same pictures row by row:
+            chosen: Keep what was kept in that session, of prompts on the same pictures row by row:
                 as if these prompts were asked on its cache.
         """
         return at_work(Inside(self, model, chosen))

@@ -33,7 +33,7 @@ from fopru.arguments import hint
 from fopru.families import Family
 
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-"""Keyword arguments that say where files come from: they hold for the processor too."""
+"""The keyword arguments that say where files come from: they hold for the processor too."""
 
 
 def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -46,7 +46,7 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
 
     Args:
         model: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        kwargs: for the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
+        kwargs: Those of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
 
     Raises:
         UnsupportedModelError: fopru has no adapter for this type of model.
@@ -74,7 +74,7 @@ def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, 
 
 
 def _source(model: str | Path) -> str | Path:
-    """A folder as a Path, or an id of the Hugging Face Hub as it is.
+    """Return a folder as a Path, or an id of the Hugging Face Hub as it is.
 
     Raises:
         ValueError: it is neither.
@@ -99,7 +99,7 @@ def _source(model: str | Path) -> str | Path:
 
 
 def _hub_answers() -> bool:
-    """Whether the Hub answers at all: transformers would ask for every file six times."""
+    """Return whether the Hub answers at all: transformers would ask for every file six times."""
     try:
         huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
     except Exception:  # whatever fails in between, what is left is the cache
@@ -115,12 +115,12 @@ def _naming(
     try:
         yield
     except errors as error:
-        said = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
-        raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({said})") from error
+        reason = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()))[0]
+        raise OSError(f"model={str(model)!r}: {part} cannot be loaded ({reason})") from error
 
 
 def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]) -> ProcessorMixin:
-    """The processor with a picture part of PIL's, and without a video part where torchvision is
+    """Return the processor, its picture part PIL's, and without a video part where torchvision is
     missing."""
     files = ("processor_config.json", "preprocessor_config.json")
     if isinstance(source, Path) and not any((source / file).is_file() for file in files):
@@ -178,7 +178,7 @@ class _Parts(ProcessorMixin):
 
 
 def _without_videos(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
-    """The class of processor with nothing but a stand-in for its video part."""
+    """Return the class of processor with a stand-in for its video part."""
 
     class Processor(kind, _Parts):
         video_processor = NoVideos()

@@ -24,23 +24,24 @@ RELATIVE = ABSOLUTE = 2**-18
 """How far float32 scores (by their size) and float64 values lie apart and still count as equal."""
 
 LEAST_VOLUME = 1e-6
-"""The least that a token adds to the squared volume of those kept, if its direction counts."""
+"""The least that a token adds to the squared volume of the kept ones, if its direction counts."""
 
 BLOCK_ELEMENTS = 2**22
-"""Products of two tokens that are made at a time: 32 MiB of float64."""
+"""How many products of two tokens are made at a time: 32 MiB of float64."""
 
 LIKELY = 64
-"""Tokens whose products with all others are made ahead, where there are too many to hold."""
+"""The number of tokens whose products with all others are made ahead, where there are too many to
+hold."""
 
 HELD_ELEMENTS = 2**24
-"""Products of two tokens that may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
+"""How many products of two tokens may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
 
 
 # How many
 
 
 def floor_share(n: int, share: float) -> int:
-    """The floor of the exact product n * share, but at least 1: 0.29 of 100 is 29."""
+    """Return the floor of the exact product n * share, but at least 1: 0.29 of 100 is 29."""
     return max(1, math.floor(round(n * share, 9)))
 
 
@@ -66,29 +67,32 @@ def in_proportion(k: int, sizes: list[int]) -> list[int]:
 
 
 def spaced(n: int, k: int) -> Tensor:
-    """(k,) places that are evenly spaced in range(n): floor((j + 1/2) n / k)."""
+    """Return k places that are evenly spaced in range(n), (k,) int64: floor((j + 1/2) n / k)."""
     return ((2 * torch.arange(k) + 1) * n) // (2 * k) if k else torch.arange(0)
 
 
 def lattice(height: int, width: int, k: int) -> tuple[int, int]:
-    """Rows and columns of a lattice of at most k points, in about the proportion of the grid."""
+    """Return rows and columns of a lattice of at most k points, in about the proportion of the
+    grid."""
     high = min(height, max(1, round((k * height / width) ** 0.5)))
     high = min(high, k)
     return high, min(width, k // high)
 
 
 def remaining(chosen: Tensor, n: int) -> Tensor:
-    """The places in range(n) that are not among the chosen, sorted, on the device of the chosen."""
-    there = torch.ones(n, dtype=torch.bool, device=chosen.device)
-    there[chosen] = False
-    return there.nonzero().flatten()
+    """Return the places in range(n) that are not among the chosen, sorted, on the device of the
+    chosen."""
+    free = torch.ones(n, dtype=torch.bool, device=chosen.device)
+    free[chosen] = False
+    return free.nonzero().flatten()
 
 
 # The largest of some values
 
 
 def top(values: Tensor, k: int) -> Tensor:
-    """The places of the k largest values, in their original order; ties go to the lower index.
+    """Return the places of the k largest values, in their original order; ties go to the lower
+    index.
 
     Args:
         values: (N,) float32 or float64; infinity always comes first.
@@ -108,12 +112,13 @@ def top(values: Tensor, k: int) -> Tensor:
 
 
 def _slack(dtype: torch.dtype, size: Any) -> Any:
-    """How far values may lie from one of this size and still count as equal to it."""
+    """Return how far values may lie from one of this size and still count as equal to it."""
     return ABSOLUTE if dtype == torch.float64 else abs(size) * RELATIVE
 
 
 def ranked(values: Tensor) -> Tensor:
-    """The places of all values from the largest to the smallest; ties to the lower index first.
+    """Return the places of all values from the largest to the smallest; ties have the lower index
+    first.
 
     Args:
         values: (N,) float32 or float64, finite.
@@ -128,7 +133,7 @@ def ranked(values: Tensor) -> Tensor:
 
 
 def first(values: Tensor) -> Tensor:
-    """The place of the largest float64 value along the last dimension: (..., N) -> (...).
+    """Return the place of the largest float64 value along the last dimension: (..., N) -> (...).
 
     Ties go to the lower index.
     """
@@ -139,7 +144,7 @@ def first(values: Tensor) -> Tensor:
 
 
 def unit(features: Tensor) -> Tensor:
-    """(N, d) features scaled to length 1 in float64; a row of zeros stays.
+    """Scale features (N, d) to length 1 in float64; a row of zeros stays as it is.
 
     They stay on their device, if that is known to have float64; else they come to the CPU, for
     Apple's GPUs have none.
@@ -158,7 +163,8 @@ def unit(features: Tensor) -> Tensor:
 
 
 def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """rows @ columns.T, (n, d) and (m, d) -> (n, m), some rows at a time: never all at once.
+    """Make rows @ columns.T, (n, d) and (m, d) -> (n, m), some rows at a time and never all at
+    once.
 
     Yields:
         The place of the first row, and (b, m).
@@ -169,7 +175,7 @@ def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 
 def nearest(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """For each row the column that is most like it.
+    """Find for each row the column that is most like it.
 
     Args:
         rows, columns: (n, d) and (m, d), each a `unit`.
@@ -183,11 +189,11 @@ def nearest(rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def owners(features: Tensor, kept: Tensor) -> Tensor:
-    """For each token the kept token that is most like it (cosine); a kept token is its own.
+    """Find for each token the kept token that is most like it by cosine; a kept token is its own.
 
     Args:
         features: (N, d) of all visual tokens of a picture, as the LLM would get them.
-        kept: (k,) indices.
+        kept: (k,) int64: the places of the kept tokens.
 
     Returns:
         (N,) int64 places among the kept, ties to the lower; how often each place occurs is how
@@ -204,7 +210,7 @@ def owners(features: Tensor, kept: Tensor) -> Tensor:
 
 
 def cosines_of(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function that gives the products of one token with all, (N,), for greedy picking.
+    """Return a function that gives the products of one token with all, (N,), for greedy picking.
 
     It takes the token's place, (1,), and the (N,) values by which tokens are picked. The products
     of all pairs are made once if there are at most 4,096 tokens. Else those of 64 tokens are made
@@ -234,7 +240,7 @@ def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
 
     Args:
         points: (N, d), a `unit`.
-        weights: (N,) float64 on the same device; 1 where left out.
+        weights: (N,) float64 on the same device; all are 1 where it is left out.
 
     Returns:
         (k,) int64, sorted. Ties go to the lower index.

@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Decoders that untrusted files may reach; none of them starts another program."""
+"""The decoders that untrusted files may reach; none of them starts another program."""
 
 MIN_SIDE, MAX_ASPECT = 8, 100
 
 
 def load_image(path: str | Path) -> Image.Image:
-    """A picture file as RGB, upright.
+    """Read a picture file as RGB, upright.
 
     Transparency is laid on white, 16-bit grey scaled to 8; of an animation the first frame is
     taken, with a warning.
@@ -46,13 +46,13 @@ def load_image(path: str | Path) -> Image.Image:
 
 
 def open_image(file: BinaryIO, name: str) -> Image.Image:
-    """The picture in an open file, as of `load_image`.
+    """Read the picture in an open file as RGB, upright; see `load_image`.
 
     Args:
-        name: what messages call it.
+        name: What messages call the file.
 
     Raises:
-        ValueError: as of `load_image`.
+        ValueError: It is refused for a reason that `load_image` names.
     """
     with reading(file, name):
         image = Image.open(file, formats=FORMATS)
@@ -97,10 +97,10 @@ def check_size(image: Image.Image, name: str) -> None:
 
 
 def to_image(image: Image.Image | str | Path) -> Image.Image:
-    """A picture, or the file that holds one, as RGB.
+    """Return a picture, or the one that a file holds, as RGB.
 
     Raises:
-        ValueError: as of `load_image`.
+        ValueError: It is refused for a reason that `load_image` names.
     """
     return load_image(image) if isinstance(image, str | Path) else to_rgb(image)
 
@@ -112,7 +112,7 @@ def plain(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Transparency laid on white, deep grey scaled to 8 bits."""
+    """Return a picture as RGB, with transparency laid on white and deep grey scaled to 8 bits."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float32)
         deep = image.mode.startswith("I;16") or values.max() > 255

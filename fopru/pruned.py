@@ -21,8 +21,8 @@ PER_TOKEN = {
     "mm_token_type_ids": 0,
     "labels": -100,
 }
-"""Inputs with one value per token, and what fills the padding (input_ids: unless the model has a
-pad token)."""
+"""The inputs with one value per token, each with what fills the padding; input_ids are filled with
+the model's pad token where it has one."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -34,10 +34,11 @@ class PrunedImage:
     kept: Tensor
     """(k,) int64, sorted: the places of the kept tokens among the picture's visual tokens."""
     significance: Tensor | None
-    """(N,) float32, or None where the method has none."""
+    """(N,) float32: the scores by which the method ranked, or None where it has none."""
     grid: Grid
+    """Where the N tokens lie in the picture."""
     owner: Tensor
-    """(N,) int64: for each visual token the kept one that it went into, as a place in `kept`; -1
+    """(N,) int64: for each visual token the kept one that it went into, as a place in `kept`, or -1
     where it was dropped. With `weights="mass"` a method that selects drops none: each goes to the
     kept token that is most like it."""
 
@@ -46,7 +47,7 @@ class PrunedImage:
 
     @cached_property
     def mass(self) -> Tensor:
-        """(k,) int64: how many visual tokens each kept one stands for."""
+        """(k,) int64: the number of visual tokens that each kept one stands for."""
         return self.owner[self.owner >= 0].bincount(minlength=self.n_kept)
 
     @cached_property
@@ -57,30 +58,32 @@ class PrunedImage:
 
     @property
     def n_full(self) -> int:
+        """N, the number of visual tokens before pruning."""
         return self.grid.n_tokens
 
     @property
     def n_kept(self) -> int:
+        """k, the number of visual tokens after pruning."""
         return len(self.kept)
 
     @property
     def view(self) -> Tensor:
-        """(N,) int64: which view each token is in; in LLaVA-NeXT 0 is the base view, 1 the tiles'
-        canvas."""
+        """(N,) int64: the view that each token is in; in LLaVA-NeXT 0 is the base view, 1 the
+        tiles' canvas."""
         return self.grid.view
 
     @property
     def rows(self) -> Tensor:
-        """(N,) int64: row within the view."""
+        """(N,) int64: the row of each token within its view."""
         return self.grid.rows
 
     @property
     def columns(self) -> Tensor:
-        """(N,) int64: column within the view, -1 for a newline token."""
+        """(N,) int64: the column of each token within its view, -1 for a newline token."""
         return self.grid.columns
 
     def box(self, i: int) -> tuple[float, float, float, float]:
-        """(x0, y0, x1, y1) of visual token i, in [0, 1] coordinates of its view.
+        """Return the corners (x0, y0, x1, y1) of visual token i, in [0, 1] coordinates of its view.
 
         Raises:
             ValueError: token i is a newline, which covers nothing, or nothing is known of the
@@ -103,6 +106,13 @@ class PrunedInputs(Mapping[str, Any]):
     The pictures ride along as `mm_encoder_outputs`, already encoded. With `positions="preserve"`
     call `generate` with its cache (the default): without it transformers drops the attention mask
     and then reads the gaps in `position_ids` as borders between packed sequences.
+
+    Args:
+        text: The inputs without pixels, such as input_ids and attention_mask.
+        family: The adapter of the model's family.
+        features: (k, d) per picture: its visual tokens.
+        images: What was kept of each picture; empty where nothing was removed.
+        columns: (B, L') int64, as in the attribute.
     """
 
     def __init__(
@@ -116,9 +126,10 @@ class PrunedInputs(Mapping[str, Any]):
         self._text = dict(text)
         self.family = family
         self.features = features
-        """(k, d) per picture: the kept tokens (Qwen3-VL: and what its first layers add to them)."""
+        """(k, d) per picture: the kept tokens (Qwen3-VL: with what its first layers add to
+        them)."""
         self.images = images
-        """One `PrunedImage` per picture, flat and in prompt order."""
+        """One `PrunedImage` per picture, in the order of the prompts."""
         self.columns = columns
         """(B, L') int64: the column of the whole prompt that each token of the shorter one comes
         from; None where nothing was removed."""
@@ -142,13 +153,13 @@ class PrunedInputs(Mapping[str, Any]):
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> PrunedInputs:
-        """The same on another device; `dtype` is that of the features."""
+        """Return the same inputs on another device; `dtype` is that of the features."""
         text = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in self._text.items()}
         features = [feature.to(device=device, dtype=dtype) for feature in self.features]
         return PrunedInputs(text, self.family, features, self.images, self.columns)
 
 
-def shorten(
+def _shorten(
     encoded: Encoded, images: tuple[PrunedImage, ...], positions: str
 ) -> tuple[dict[str, Any], Tensor]:
     """Gather everything that has one value per token, (B, L) -> (B, L'), and pad again.
@@ -200,7 +211,7 @@ def shorten(
 def shortened(
     encoded: Encoded, images: tuple[PrunedImage, ...], features: list[Tensor], positions: str
 ) -> PrunedInputs:
-    """The inputs without the visual tokens that were not kept.
+    """Return the inputs without the visual tokens that were not kept.
 
     Args:
         encoded: The pictures and their prompts.
@@ -208,12 +219,12 @@ def shortened(
         features: (k, d) per picture: the kept tokens, or those that they were merged into.
         positions: "reindex" or "preserve".
     """
-    text, columns = shorten(encoded, images, positions)
+    text, columns = _shorten(encoded, images, positions)
     return PrunedInputs(text, encoded.family, features, images, columns)
 
 
 def whole(encoded: Encoded) -> PrunedInputs:
-    """The inputs with all visual tokens, their pictures encoded."""
+    """Return the inputs with all visual tokens, their pictures encoded."""
     grids = [image.grid for image in encoded.images]
     inputs = dict(encoded.inputs)
     inputs |= all_positions(encoded.family, inputs, grids)
@@ -227,8 +238,8 @@ def whole(encoded: Encoded) -> PrunedInputs:
 def all_positions(
     family: Family, inputs: Mapping[str, Any], grids: list[Grid]
 ) -> dict[str, Tensor]:
-    """The position ids of whole prompts whose pictures are encoded, where the model makes them from
-    the sizes of the pictures; nothing where it counts."""
+    """Return the position ids of whole prompts with encoded pictures, where the model makes them
+    from the sizes of the pictures; nothing where it counts tokens."""
     if not family.spatial or inputs.get("position_ids") is not None:
         return {}
     mask = inputs.get("attention_mask")
@@ -238,18 +249,19 @@ def all_positions(
 
 
 def numbered(mask: Tensor) -> Tensor:
-    """(B, L) position ids that count what is no padding in a mask (B, L)."""
+    """Return position ids that count what is no padding in a mask: (B, L) -> (B, L)."""
     return (mask.bool().cumsum(1) - 1).clamp(min=0)
 
 
 def line_up(keep: Tensor, pad_right: bool) -> Tensor:
-    """(B, L') places of the kept tokens of each row, in order, at one end; then comes padding."""
+    """Return the places of the kept tokens of each row, in order, at one end, and padding at the
+    other: (B, L')."""
     length = int(keep.sum(1).max())
     order = (~keep if pad_right else keep).to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, :length] if pad_right else order[:, -length:]
 
 
 def _pad_token_id(family: Family) -> int:
-    """Any id but the image token's: padding is masked, but placeholders are counted."""
+    """Return any id but the image token's: padding is masked, but placeholders are counted."""
     pad = family.config.get_text_config().pad_token_id
     return PER_TOKEN["input_ids"] if pad is None or pad == family.image_token_id else pad

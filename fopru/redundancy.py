@@ -15,13 +15,13 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.applying import cache_name, cache_of
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import answer_ids, inputs, prompts
+from fopru.evaluation.asking import answer_ids, prepare, prompts
 from fopru.families import Family, UnsupportedModelError
 from fopru.pruner import Pruner
 
 
 def neighbours(features: Tensor) -> Tensor:
-    """(N,) cosine of each token with the other that is most like it.
+    """Return the cosine of each token with the other that is most like it, (N,).
 
     Args:
         features: (N, d), two tokens or more.
@@ -36,29 +36,30 @@ def neighbours(features: Tensor) -> Tensor:
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """(min(N, d),) singular values of the tokens' features, as shares of their sum."""
+    """Return the singular values of the tokens' features as shares of their sum, (min(N, d),)."""
     values = torch.linalg.svdvals(features.double())
     return values / values.sum()
 
 
 def effective_rank(features: Tensor) -> float:
-    """The exponential of the entropy of `spectrum`: how many directions the tokens really use
-    (Roy and Vetterli, "The effective rank", EUSIPCO 2007)."""
+    """Return how many directions the tokens really use: the exponential of the entropy of
+    `spectrum` (Roy and Vetterli, "The effective rank", EUSIPCO 2007)."""
     return torch.special.entr(spectrum(features)).sum().exp().item()
 
 
 def coverage(features: Tensor, kept: Tensor) -> Tensor:
-    """(N,) cosine of each token with the kept one that is most like it; 1 for the kept."""
+    """Return the cosine of each token with the kept one that is most like it, (N,); kept tokens
+    have 1."""
     unit = F.normalize(features.float(), dim=1)
     return (unit @ unit[kept.to(unit.device)].T).amax(1).clamp(max=1)
 
 
 @torch.no_grad()
 def by_layer(model: PreTrainedModel, pictures: Mapping[str, Any]) -> pd.DataFrame:
-    """Redundancy after each block of the vision tower.
+    """Measure redundancy after each block of the vision tower.
 
     Args:
-        pictures: inputs with pixels; towers that see one tile a picture (LLaVA-1.5).
+        pictures: Inputs with pixels, for towers that see one tile a picture (LLaVA-1.5).
 
     Returns:
         One row per picture and layer (0: the embeddings): rank (effective), neighbour (mean of
@@ -76,11 +77,11 @@ def by_layer(model: PreTrainedModel, pictures: Mapping[str, Any]) -> pd.DataFram
 
 
 @dataclass(frozen=True)
-class Given(Pruner):
-    """Keep these tokens.
+class Fixed(Pruner):
+    """Keep the tokens that are named.
 
     Args:
-        indices: k places among the picture's visual tokens, sorted and distinct.
+        indices: The k places among the picture's visual tokens, sorted and distinct.
     """
 
     indices: tuple[int, ...] = ()
@@ -90,7 +91,8 @@ class Given(Pruner):
 
 
 class Answers:
-    """A question whose picture went through the tower once, to be asked with any tokens.
+    """One question, to be answered from any of its picture's tokens: the picture goes through the
+    tower once.
 
     Raises:
         UnsupportedModelError: The model sees the picture as several tiles or views.
@@ -99,7 +101,7 @@ class Answers:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
         self.model = model
         text = prompts(processor, [example])
-        encoded = encode(model, inputs(processor, [example], text).to(model.device))
+        encoded = encode(model, prepare(processor, [example], text).to(model.device))
         views = [view for image in encoded.images for view in image.grid.views]
         if len(views) > 1:
             raise UnsupportedModelError(
@@ -114,8 +116,8 @@ class Answers:
 
     @torch.no_grad()
     def loglik(self, kept: Sequence[int]) -> float:
-        """Logarithm of the probability of the right answer with its end, in nats, from these
-        visual tokens alone.
+        """Return the log-probability of the right answer with its end, in nats, from these visual
+        tokens alone.
 
         Raises:
             ValueError: no tokens, or one that the picture does not have.
@@ -124,7 +126,7 @@ class Answers:
         if not places or not all(0 <= i < self.n_tokens for i in places):
             raise ValueError(f"kept={places[:8]}: must be places in [0, {self.n_tokens - 1}].")
         distinct = tuple(sorted(set(places)))
-        with Given(tokens=len(distinct), indices=distinct)(self.model) as session:
+        with Fixed(tokens=len(distinct), indices=distinct)(self.model) as session:
             out = self.model(**session.arguments(self.encoded), use_cache=True, logits_to_keep=1)
             cache = {cache_name(self.model): cache_of(out)}
             logits = [out.logits]  # (1, 1, V) for the first token of the answer
@@ -134,11 +136,13 @@ class Answers:
         return log.gather(2, self.answer[..., None]).sum().item()
 
 
-def insertion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
-    """Log-likelihood of the answer from the first tokens of an order, for each count."""
-    return [asked.loglik(order[:k]) for k in counts]
+def insertion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+    """Return the log-likelihood of the answer, in nats, from the first tokens of an order, for each
+    count."""
+    return [answers.loglik(order[:k]) for k in counts]
 
 
-def deletion(asked: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
-    """The same from all tokens but the first of an order; a count below all of them."""
-    return [asked.loglik(order[k:]) for k in counts]
+def deletion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
+    """Return the log-likelihood of the answer, in nats, without the first tokens of an order, for
+    each count; a count is smaller than the number of tokens."""
+    return [answers.loglik(order[k:]) for k in counts]

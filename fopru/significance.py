@@ -18,10 +18,12 @@ from torch import Tensor
 from fopru.picking import RELATIVE
 
 SCORES = ("probabilities", "logits")
+"""The two kinds of score: attention after the softmax, or before it."""
 AXES = ("received", "given", "cls", "received_wide", "cls_wide")
+"""What can be averaged: see `attention_scores`."""
 
 BLOCK_ELEMENTS = 2**22
-"""Attention values that are held at a time: 16 MiB of float32."""
+"""How many attention values are held at a time: 16 MiB of float32."""
 
 
 def attention_scores(
@@ -118,7 +120,7 @@ def _logits(q: Tensor, k: Tensor, p: int, axes: Collection[str]) -> dict[str, Te
 
 
 def wider(received: Tensor, given: Tensor, patches: Tensor) -> Tensor:
-    """The one of two vectors of scores that varies more over the patches: FoPru's criterion.
+    """Return the one of two vectors of scores that varies more over the patches: FoPru's criterion.
 
     The softmax makes every row sum to one, so that on probabilities `given` is nearly constant and
     `received` wins. On logits either can. Variances that differ by rounding only count as equal,

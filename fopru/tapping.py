@@ -21,7 +21,8 @@ from fopru.families import UnsupportedModelError
 
 
 class Attention(NamedTuple):
-    """Queries and keys of one call of an attention layer: of tiles of one size, or one picture."""
+    """Queries and keys of one call of an attention layer, for tiles of one size or for one
+    picture."""
 
     query: Tensor  # (tiles, h, T, d)
     key: Tensor
@@ -36,7 +37,8 @@ _LOCKS_GUARD = threading.Lock()
 
 @contextmanager
 def locked(model: nn.Module) -> Iterator[None]:
-    """One thread at a time: what is changed for one call must not be seen by another."""
+    """Let one thread at a time into the block: what is changed for one call must not be seen by
+    another."""
     with _LOCKS_GUARD:
         lock = _LOCKS.setdefault(model, threading.RLock())
     with lock:
@@ -45,10 +47,11 @@ def locked(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
-    """Within the block, these hand on what they get: nobody reads what they would make of it."""
+    """Let these blocks return what they get, within the block: nobody reads what they would make of
+    it."""
     own = [(block, block.__dict__.get("forward")) for block in blocks]  # accelerate sets one
     for block, _ in own:
-        block.forward = _hand_on
+        block.forward = _pass_through
     try:
         yield
     finally:
@@ -58,7 +61,7 @@ def skipped(blocks: Iterable[nn.Module]) -> Iterator[None]:
                 block.forward = forward
 
 
-def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _pass_through(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
@@ -66,15 +69,16 @@ def _hand_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def tapped(
     tower: PreTrainedModel, blocks: Mapping[int, nn.Module]
 ) -> Iterator[dict[int, list[Attention]]]:
-    """Within the block, note q and k of `blocks`: yields index -> calls, filled as they run.
+    """Note the queries and keys of `blocks` within the block: yields index -> calls, filled as they
+    run.
 
     Raises:
         UnsupportedModelError: on leaving, where a block did not run its attention through
             transformers' attention interface, or masked it.
     """
-    seen: dict[int, list[Attention]] = {}
+    calls: dict[int, list[Attention]] = {}
     if not blocks:
-        yield seen
+        yield calls
         return
     owner = {id(module): index for index, block in blocks.items() for module in block.modules()}
 
@@ -94,11 +98,11 @@ def tapped(
                 "same for every query, as padding is: there is no way to score its tokens."
             )
         for q, k in zip(query.split(lengths, 2), key.split(lengths, 2), strict=True):
-            seen.setdefault(index, []).append(Attention(q, k, scaling, visible))
+            calls.setdefault(index, []).append(Attention(q, k, scaling, visible))
 
     with twinned(tower.config), heard(note):
-        yield seen
-    if missed := blocks.keys() - seen.keys():
+        yield calls
+    if missed := blocks.keys() - calls.keys():
         raise UnsupportedModelError(
             f"blocks {sorted(missed)} of {type(tower).__name__} do not attend through "
             "transformers' attention interface: there is no attention to score its tokens by."
@@ -106,7 +110,7 @@ def tapped(
 
 
 def _shown(mask: Tensor) -> Tensor:
-    """The keys that a mask, boolean, of ones or added to the logits, leaves to each query."""
+    """Return the keys that a mask (boolean, of ones, or added to the logits) leaves to queries."""
     return mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0
 
 
@@ -121,8 +125,8 @@ def _visible(shown: Tensor, tiles: int) -> Tensor | None:
 
 
 def _lengths(shown: Tensor) -> list[int]:
-    """The lengths of the pictures that a mask (B, 1, T, T) keeps apart in one sequence, each of
-    which sees all of itself; none where the mask does anything else."""
+    """Return the lengths of the pictures that a mask (B, 1, T, T) keeps apart in one sequence, each
+    of which sees all of itself; none where the mask does anything else."""
     if shown.dim() != 4:
         return []
     first = shown[0, 0].byte().argmax(-1)  # (T,) the first key that each query sees

@@ -11,7 +11,7 @@ PROVEN = f"{OLDEST} to 5.24"
 
 INSTALLED = Version(transformers.__version__)
 CHUNKS = Version("5.23")
-"""The first transformers that prefills pictures in chunks rightly."""
+"""The first version of transformers that prefills pictures in chunks rightly."""
 
 
 def check(installed: Version) -> None:
@@ -31,7 +31,7 @@ class UnsupportedModelError(ValueError):
 
 
 def moved(what: str) -> UnsupportedModelError:
-    """The error for an installed transformers that has moved what fopru reads of it."""
+    """Return the error for an installed transformers that has moved what fopru reads of it."""
     return UnsupportedModelError(
         f"{what}. The installed transformers is {transformers.__version__}, and fopru is proven on "
         f"{PROVEN}: install one of these."

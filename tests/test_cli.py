@@ -198,7 +198,7 @@ def test_help_versions_and_mistyped_names_do_not_wait_for_torch():
         (["--help"], "0 set()"),
         (["--version"], f"0 set() fopru {fopru.__version__}"),
         (["aks"], "2 set()"),
-        (["ask", "--help"], "0 set()"),
+        *[([command, "--help"], "0 set()") for command in ("ask", "evaluate", "measure")],
         (["ask", "nowhere.png", "what?"], "2 set() fopru: nowhere.png: no such file."),
     ):
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True)

@@ -111,13 +111,13 @@ def test_every_family_is_measured(family):
 
 def test_turns_go_forth_and_back(monkeypatch):
     order = []
-    turn = measuring.Way.turn
+    turn = measuring.Way.take_turn
 
     def noted(self):
         order.append(None if self.pruner is None else self.pruner.retention)
         turn(self)
 
-    monkeypatch.setattr(measuring.Way, "turn", noted)
+    monkeypatch.setattr(measuring.Way, "take_turn", noted)
     fopru.measure(tiny.model(), asked(1), [fopru.FoPru(0.5), fopru.FoPru(0.2)], 1, turns=3)
     there, back = [None, 0.5, 0.2], [0.2, 0.5, None]
     assert order == [*there, *back, *there]

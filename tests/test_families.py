@@ -153,7 +153,7 @@ def test_a_picture_is_scored_as_if_it_were_alone_in_its_sequence(layer):
         assert torch.equal(found.features, features)
         assert alone.scores.keys() == found.scores.keys()
         for tap, scores in alone.scores.items():
-            torch.testing.assert_close(found.scores[tap], scores, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(found.learned[tap], scores, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -386,7 +386,7 @@ def test_adaptive_prumerge_with_many_outliers(method, size, outlying):
     n, tap = len(image.features), Tap(3, "cls_wide")
     cls = torch.full((n,), 0.001)
     cls[:outlying] = 1.0
-    image = replace(image, scores=image.scores | {tap: cls})
+    image = replace(image, learned=image.learned | {tap: cls})
     pruned, features = pruned_image(fopru.METHODS[method](adaptive=True), image)
     every = method == "prumerge+" or n == 1
     assert pruned.n_kept == len(features) == (n if every else outlying + 1)
@@ -439,8 +439,8 @@ def tied(dtype=torch.float32, constant=False):
     image = picture(8, 24, 24, dtype)
     draw = torch.Generator().manual_seed(0)
     of = torch.zeros(576).long() if constant else torch.randint(120, (576,), generator=draw)
-    scores = {tap: values[of].to(dtype) for tap, values in image.scores.items()}
-    return replace(image, features=image.features[of].to(dtype), scores=scores)
+    scores = {tap: values[of].to(dtype) for tap, values in image.learned.items()}
+    return replace(image, features=image.features[of].to(dtype), learned=scores)
 
 
 @pytest.mark.parametrize("constant", [False, True])
@@ -462,9 +462,9 @@ def test_the_last_bit_picks_nothing(monkeypatch, method, dtype, constant):
                 tap: values.float() * (1 + 2e-7 * torch.rand(576, generator=draw))
                 if tap in attention
                 else values
-                for tap, values in image.scores.items()
+                for tap, values in image.learned.items()
             }
-            found, _ = pruned_image(pruner, replace(image, scores=scores))
+            found, _ = pruned_image(pruner, replace(image, learned=scores))
             assert torch.equal(found.kept, expected.kept)
             assert torch.equal(found.owner, expected.owner)
     finally:
@@ -557,13 +557,16 @@ def test_no_float64_on_a_gpu_that_has_none(method):
         tensors = [
             image.features.clone(),
             image.text.clone(),
-            *map(torch.clone, image.scores.values()),
+            *map(torch.clone, image.learned.values()),
         ]
         for tensor in tensors:
             tensor.gpu = True
         features, text, *values = tensors
         there = replace(
-            image, features=features, text=text, scores=dict(zip(image.scores, values, strict=True))
+            image,
+            features=features,
+            text=text,
+            learned=dict(zip(image.learned, values, strict=True)),
         )
         with NoFloat64():
             found, tokens = pruned_image(fopru.METHODS[method](0.3, **more), there)

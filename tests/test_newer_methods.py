@@ -91,8 +91,8 @@ def test_scope_takes_the_largest_gain_of_coverage(alpha, k):
 
 def test_scope_gives_what_adds_nothing_to_the_lower_index():
     image = noise()
-    image.scores[VISION] = torch.ones(N, 32)  # the first covers all
-    image.scores[Tap(2, "cls")] = torch.arange(N).float() + 1
+    image.learned[VISION] = torch.ones(N, 32)  # the first covers all
+    image.learned[Tap(2, "cls")] = torch.arange(N).float() + 1
     assert kept(fopru.SCOPE(tokens=4), image).tolist() == [0, 1, 2, N - 1]
 
 
@@ -101,7 +101,7 @@ def test_scope_gives_what_adds_nothing_to_the_lower_index():
 def test_holov_gives_each_run_its_quota(crops, k):
     image = noise(k)
     scores = image.tap("cls") ** 8  # far from even, so that quotas exceed runs
-    image.scores[Tap(2, "cls")] = scores
+    image.learned[Tap(2, "cls")] = scores
     parts, size, more = [], *divmod(N, min(crops, N))
     for c in range(min(crops, N)):
         start = parts[-1][-1] + 1 if parts else 0
@@ -210,7 +210,7 @@ def prunesid(vision, scores, k):
 def test_prunesid_takes_from_every_direction(seed, k):
     image = noise(seed)
     centre = torch.randn(1, 32) * 2
-    image.scores[VISION] = image.vision + centre  # alike, so that duplicates go
+    image.learned[VISION] = image.vision + centre  # alike, so that duplicates go
     expected = prunesid(image.vision, image.tap("cls"), k)
     assert kept(fopru.PruneSID(tokens=k), image).tolist() == expected
 
@@ -257,7 +257,7 @@ def test_vscan_refuses_newline_tokens_and_hiprune_steps_over_them():
         kept(fopru.VScan(0.5), image)
     middle = torch.zeros(N)
     middle[9] = 1  # the second row's second patch; 7 and 15 are newline tokens
-    image.scores[Tap(1, "received")] = middle
-    image.scores[Tap(2, "received")] = -torch.arange(N).float()
+    image.learned[Tap(1, "received")] = middle
+    image.learned[Tap(2, "received")] = -torch.arange(N).float()
     found = kept(fopru.HiPrune(tokens=10, alpha=0.5), image).tolist()
     assert found == sorted({9, 8, 10, 1, 17} | {0, 2, 3, 4, 5})

@@ -78,6 +78,7 @@ class Batch(NamedTuple):
     labels: Tensor  # (B, T) the token itself where it belongs to an answer, else -100
 
     def to(self, device: torch.device) -> Batch:
+        """Return the batch on another device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 

@@ -56,6 +56,7 @@ class Before(Session):
 
     @property
     def kept(self) -> list[Tensor]:
+        """Return the tokens that were kept of each row of the last prompt; see `Session.kept`."""
         if self.last is None:
             return []
         rows: list[list[Tensor]] = [[] for _ in range(len(self.last["input_ids"]))]
@@ -67,9 +68,11 @@ class Before(Session):
         return [torch.cat(row) if row else none for row in rows]
 
     def changes(self) -> AbstractContextManager[None]:
+        """Let the language model attend through its twin where kept tokens are weighted."""
         return twinned(self.family.decoder.config) if self.weighs else nullcontext()
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        """Choose what is kept and return the shorter inputs; see `Session.arguments`."""
         chosen = during("selection", lambda: choose(self.pruner, encoded))
         pruned = during("compaction", lambda: self._shortened(encoded, *chosen))
         self.last = pruned  # another thread's may take its place before this one returns
@@ -80,7 +83,7 @@ class Before(Session):
         return self._weighted(pruned) if self.weighs else pruned
 
     def _weighted(self, pruned: PrunedInputs) -> PrunedInputs:
-        """The same with what each key weighs as values of the attention mask."""
+        """Return the inputs with the weight of each key as the value of the attention mask."""
         text = {name: pruned[name] for name in pruned if name != "mm_encoder_outputs"}
         mask = text["attention_mask"]
         if text.get("position_ids") is None:  # else made from the mask, whose values they are not
@@ -91,7 +94,7 @@ class Before(Session):
         return PrunedInputs(text, pruned.family, pruned.features, pruned.images, pruned.columns)
 
     def _pruned(self, kwargs: dict[str, Any]) -> PrunedInputs:
-        """Take the model's inputs out of a call's arguments and prune them."""
+        """Take the model's inputs out of the arguments of a call, and prune them."""
         names = [name for name in self.names() if name in kwargs]
         return self.arguments(
             encode(self.model, {name: kwargs.pop(name) for name in names}, [self.pruner])
@@ -100,6 +103,8 @@ class Before(Session):
     # generate
 
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `generate` on the shorter prompt, or on the KV cache of one that was pruned
+        before."""
         if self.generating:  # a model that drafts for itself
             return generate(**kwargs)
         cache, config = cache_of(kwargs), self._config(kwargs)
@@ -121,14 +126,14 @@ class Before(Session):
                 known = replace(known, positions=numbered(known.mask))
         else:
             kwargs = self._resumed(fitted(known, len(prompt)), kwargs, n_past(cache))
-        seen = _Whole(prompt, kwargs["input_ids"].shape[1])
-        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - seen.short)
-        kwargs |= seen.callables(kwargs)
+        restored = _Restored(prompt, kwargs["input_ids"].shape[1])
+        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - restored.short)
+        kwargs |= restored.callables(kwargs)
         with self.in_generate(known):
             output = generate(**kwargs)
         if isinstance(output, Tensor):
-            return seen(output)
-        output.sequences = seen(output.sequences)
+            return restored(output)
+        output.sequences = restored(output.sequences)
         return output
 
     def _config(self, kwargs: Mapping[str, Any]) -> GenerationConfig:
@@ -156,7 +161,8 @@ class Before(Session):
             )
 
     def _resumed(self, known: Conversation, kwargs: dict[str, Any], past: int) -> dict[str, Any]:
-        """The arguments of `generate` for another turn on the cache of a pruned prompt."""
+        """Return the arguments of `generate` for another turn on the KV cache of a pruned
+        prompt."""
         ids = kwargs["input_ids"]
         whole = known.length + past - known.mask.shape[1]
         history = known.columns is not None and ids.shape[1] > whole
@@ -169,12 +175,12 @@ class Before(Session):
         for name in (*self.names(), "mm_encoder_outputs"):
             if name not in ("input_ids", "attention_mask", "position_ids"):
                 kwargs.pop(name, None)  # of the pictures, which are in the cache
-        given = kwargs.get("position_ids")
+        own_positions = kwargs.get("position_ids")
         kwargs = known.go_on(kwargs, past, new.shape[1])
         if kwargs.get("attention_mask") is None:
             total = past + new.shape[1]
             kwargs["attention_mask"] = known.mask.new_ones(len(ids), total)
-        if history and given is None and known.positions is not None:
+        if history and own_positions is None and known.positions is not None:
             between = past - known.mask.shape[1]
             middle = known.last + torch.arange(1, between + 1, device=known.positions.device)
             kwargs["position_ids"] = torch.cat(
@@ -189,6 +195,7 @@ class Before(Session):
     # forward
 
     def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `forward` on the shorter prompt, or on the KV cache of one that was pruned before."""
         cache, ids = cache_of(kwargs), kwargs.get("input_ids")
         past, known = n_past(cache), None
         if past:
@@ -210,7 +217,9 @@ class Before(Session):
         return output
 
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        with weighing(_two_dimensional(kwargs.get("attention_mask"))):  # a static cache's masks
+        """Weigh the keys while transformers prepares a step; a static cache makes its masks
+        there."""
+        with weighing(_two_dimensional(kwargs.get("attention_mask"))):
             prepared = prepare(**kwargs)
         if isinstance(masks := prepared.get("attention_mask"), dict):  # one for each kind of layer
             prepared["attention_mask"] = {
@@ -257,8 +266,8 @@ def _shorter_lengths(
     return {name: max(value - removed, 0) for name, value in lengths.items() if value}
 
 
-class _Whole:
-    """Token ids (R, P + n) of the shorter prompts -> (R, L + n), with the whole ones in front."""
+class _Restored:
+    """Puts whole prompts in front: token ids (R, P + n) of shorter prompts become (R, L + n)."""
 
     def __init__(self, prompt: Tensor, short: int):
         self.prompt, self.short = prompt, short
@@ -269,7 +278,7 @@ class _Whole:
         return torch.cat([prompts, ids[:, self.short :]], dim=1)
 
     def callables(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """The caller's functions of token ids, so that they see whole prompts."""
+        """Return the caller's functions of token ids, wrapped so that they get whole prompts."""
         found: dict[str, Any] = {}
         if criteria := kwargs.get("stopping_criteria"):
             criteria = criteria if isinstance(criteria, list) else [criteria]
@@ -287,31 +296,31 @@ class _Whole:
 
 
 class _Stopping(StoppingCriteria):
-    def __init__(self, inner: StoppingCriteria, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: StoppingCriteria, restored: _Restored):
+        self.inner, self.restored = inner, restored
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(self.whole(input_ids), scores, **kwargs)
+        return self.inner(self.restored(input_ids), scores, **kwargs)
 
 
 class _Logits(LogitsProcessor):
-    def __init__(self, inner: LogitsProcessor, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: LogitsProcessor, restored: _Restored):
+        self.inner, self.restored = inner, restored
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.inner(self.whole(input_ids), scores)
+        return self.inner(self.restored(input_ids), scores)
 
 
 class _Streamer(BaseStreamer):
     """Shows a streamer the whole prompt in place of the shorter one, which comes first."""
 
-    def __init__(self, inner: BaseStreamer, whole: _Whole):
-        self.inner, self.whole = inner, whole
+    def __init__(self, inner: BaseStreamer, restored: _Restored):
+        self.inner, self.restored = inner, restored
         self.started = False
 
     def put(self, value: Tensor) -> None:
         if not self.started:
-            value, self.started = self.whole(value.view(-1, self.whole.short)), True
+            value, self.started = self.restored(value.view(-1, self.restored.short)), True
         self.inner.put(value)
 
     def end(self) -> None:

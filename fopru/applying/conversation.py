@@ -18,25 +18,25 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 NAMES = ("cache", "past_key_values")
-"""What transformers calls the cache: from 5.24 on, and before."""
+"""The names that transformers gives the KV cache: the first from 5.24 on, the second before."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conversation:
-    """A prompt of B rows and L tokens, of which P are in the cache."""
+    """What is known of a prompt of B rows and L tokens, of which P are in the KV cache."""
 
     mask: Tensor
-    """(B, P) int64: what each key weighs, 0 for padding."""
+    """(B, P) int64: the weight of each key, 0 for padding."""
     positions: Tensor | None
-    """(..., B, P) position ids; None where the model numbers the tokens itself."""
+    """(..., B, P) position ids, or None where the model numbers the tokens itself."""
     columns: Tensor | None = None
-    """(B, P): the column of the whole prompt that each key comes from; None where the caller gave
-    the shorter prompt himself."""
+    """(B, P) int64: the column of the whole prompt that each key comes from, or None where the
+    caller gave the shorter prompt himself."""
     length: int = 0
-    """L, the tokens of each row of the whole prompt."""
+    """L, the number of tokens in each row of the whole prompt."""
 
     def rows(self, index: Tensor) -> Conversation:
-        """The conversation of these rows of the batch, in this order."""
+        """Return the conversation of some rows of the batch, in the order of `index`."""
 
         def picked(table: Tensor | None, dim: int) -> Tensor | None:
             return None if table is None else table.index_select(dim, index.to(table.device))
@@ -50,11 +50,11 @@ class Conversation:
 
     @property
     def n_rows(self) -> int:
-        """B."""
+        """B, the number of rows."""
         return len(self.mask)
 
     def short(self, table: Tensor) -> Tensor:
-        """(B, L + n) values of the whole prompt and what follows -> (B, P + n) of what is left."""
+        """Drop the columns that were pruned: (B, L + n) values become (B, P + n)."""
         if self.columns is None:
             return table
         return torch.cat(
@@ -62,7 +62,7 @@ class Conversation:
         )
 
     def go_on(self, kwargs: Mapping[str, Any], past: int, new: int) -> dict[str, Any]:
-        """The arguments of a call that adds `new` tokens to `past` ones in the cache.
+        """Return the arguments of a call that adds `new` tokens to the `past` ones in the KV cache.
 
         A mask that counts the whole prompt loses the columns that are gone; one that is left out is
         made where the prompt was padded or weighted. Position ids that are left out go on where the
@@ -103,7 +103,7 @@ class Conversation:
         return last
 
     def _weighed(self, mask: Tensor) -> Tensor:
-        """A mask (B, P + n), or its beginning, with the weights of the prompt's keys."""
+        """Return a mask (B, P + n), or its beginning, with the weights of the prompt's keys."""
         mask = mask.to(self.mask.device)
         prompt = self.mask[:, : mask.shape[1]]
         shown = mask[:, : prompt.shape[1]].clamp(max=1).to(prompt.dtype)
@@ -111,7 +111,7 @@ class Conversation:
 
 
 def fitted(known: Any, rows: int) -> Any:
-    """What is known of a prompt, for so many rows: beams and several sequences repeat each of them.
+    """Repeat what is known of a prompt for a larger batch, as beams and several sequences need it.
 
     Raises:
         ValueError: the number of rows is no multiple of the prompt's.
@@ -126,7 +126,7 @@ def fitted(known: Any, rows: int) -> Any:
 
 
 def cache_of(named: Any) -> Cache | None:
-    """The KV cache among a call's arguments, or in a model's output."""
+    """Find the KV cache among the arguments of a call, or in a model's output."""
     if isinstance(named, tuple):
         return next((value for value in named if isinstance(value, Cache)), None)
     for name in NAMES:
@@ -136,18 +136,18 @@ def cache_of(named: Any) -> Cache | None:
 
 
 def cache_name(model: PreTrainedModel) -> str:
-    """What the model's `forward` calls the cache."""
+    """Return the name of the argument of the model's `forward` that takes the KV cache."""
     names = inspect.signature(model.forward).parameters
     return next(name for name in NAMES if name in names)
 
 
 def n_past(cache: Cache | None) -> int:
-    """Tokens in a cache."""
+    """Return the number of tokens in a KV cache, 0 for None."""
     return 0 if cache is None else int(cache.get_seq_length())
 
 
 def conversation(cache: Cache | None, kind: type = object) -> Any:
-    """What a pruner noted of the prompt in a cache; None where none did.
+    """Return what a pruner noted of the prompt in a KV cache, or None where no pruner did.
 
     Raises:
         ValueError: a pruner of another kind did, and this one cannot go on for it.
@@ -162,17 +162,17 @@ def conversation(cache: Cache | None, kind: type = object) -> Any:
 
 
 def mark(cache: Cache | None, noted: Any) -> None:
-    """Note something of the prompt in a cache, in place of what was noted before."""
+    """Note something about the prompt in a KV cache, in place of what was noted before."""
     if cache is not None:
         cache._fopru = noted
 
 
 def select_rows(cache: Cache, index: Tensor) -> None:
-    """Go on with these rows of the batch: those of the cache, and of what is known of its prompt.
+    """Keep some rows of a KV cache, and what is known of their prompts, in a new order.
 
     Args:
-        cache: the KV cache of a prompt that was pruned; it is changed in place.
-        index: (R,) int64 rows; one may stand there several times.
+        cache: The KV cache of a prompt that was pruned; it is changed in place.
+        index: (R,) int64: the rows, one of which may stand there several times.
     """
     cache.reorder_cache(index)  # the one way that states of linear attention know, too
     if (noted := conversation(cache)) is not None:

@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
 from fopru.applying.layers import listed, placed
-from fopru.applying.passes import AT_HAND, Layers, Pass, Sequence
+from fopru.applying.passes import AT_HAND, Layers, LayerTokens, Pass
 from fopru.applying.session import During, Session, at_once, option
 from fopru.attention import twinned
 from fopru.encoding import Encoded
@@ -21,13 +21,14 @@ from fopru.families import Grid, UnsupportedModelError
 from fopru.pruned import PrunedImage, PrunedInputs, whole
 
 DRAFTS = "drafted tokens would stand behind the prompt when tokens are chosen"
-ALONE = {
+REFUSED = {
     "assistant_model": DRAFTS,
     "prompt_lookup_num_tokens": DRAFTS,
     "assistant_early_exit": DRAFTS,
     "prefill_chunk_size": "tokens are chosen by the last one of the whole prompt",
 }
-"""Options of `generate` that do not go with dropping tokens between layers, and why."""
+"""Options of `generate` that do not go with dropping tokens between layers, each with the
+reason."""
 
 
 class Inside(Session):
@@ -37,7 +38,7 @@ class Inside(Session):
     caches, no drafted tokens and no prefill in chunks: each is refused by name.
 
     Args:
-        chosen: keep what was kept in that session, of prompts on the same pictures row by row: as
+        chosen: Keep what was kept in that session, of prompts on the same pictures row by row: as
             if these prompts were asked on its cache.
 
     Raises:
@@ -88,13 +89,13 @@ class Inside(Session):
             )
 
     @property
-    def layers(self) -> list[Sequence]:
-        """Per layer of the language model what it saw of the last prompt with pictures."""
+    def layers(self) -> list[LayerTokens]:
+        """The tokens of the last prompt with pictures that each layer of the language model saw."""
         return self.prompt.layers
 
     @property
     def last(self) -> Inside | None:
-        """This session, whose `images` are what was kept; None before the first picture."""
+        """This session, whose `images` say what was kept; None before the first picture."""
         return self if self.layers else None
 
     @last.setter
@@ -103,21 +104,25 @@ class Inside(Session):
 
     @property
     def kept(self) -> list[Tensor]:
-        return [tokens.cpu() for tokens in self.prompt.seen(-1)] if self.layers else []
+        """Return the visual tokens that the last layer saw of each row; see `Session.kept`."""
+        return [tokens.cpu() for tokens in self.prompt.visible(-1)] if self.layers else []
 
     @property
     def visual_counts(self) -> list[list[int]]:
-        """Per layer the visual tokens that it saw, one count per row of the batch."""
+        """The number of visual tokens that each layer saw: a list of one count per row for each
+        layer."""
         return [(s.visual & ~s.dead).sum(1).tolist() for s in self.layers]
 
     @property
     def layer_weighted(self) -> list[float]:
+        """Return the mean over layers of the visual tokens that each saw, one number per row."""
         counts = self.visual_counts
         return [sum(row) / len(counts) for row in zip(*counts, strict=True)]
 
     @property
     def images(self) -> tuple[PrunedImage, ...]:
-        """What the last layer sees of each picture of the last prompt, in prompt order."""
+        """What the last layer saw of each picture of the last prompt, in the order of the
+        prompt."""
         images, row, start = [], 0, 0
         totals = self.layers[0].visual.sum(1).tolist() if self.layers else []
         kept = self.kept
@@ -132,11 +137,13 @@ class Inside(Session):
         return tuple(images)
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
+        """Return the inputs with all visual tokens: they leave later; see `Session.arguments`."""
         self.grids = [image.grid for image in encoded.images]
         return during("compaction", lambda: whole(encoded))
 
     @contextmanager
     def changes(self) -> Iterator[None]:
+        """Put a hook before each layer, and let the language model attend through its twin."""
         handles = [
             layer.register_forward_pre_hook(self._entering(i), with_kwargs=True)
             for i, layer in enumerate(self.decoder.layers)
@@ -150,20 +157,22 @@ class Inside(Session):
                 handle.remove()
 
     def clean(self, model: PreTrainedModel) -> None:
+        """Take the hooks out of a copy of the model."""
         super().clean(model)
         for layer, hook in zip(self._of(model).layers, self.hooks, strict=True):
             layer._forward_pre_hooks.pop(hook, None)
             layer._forward_pre_hooks_with_kwargs.pop(hook, None)
 
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `generate` on the whole prompt, whose tokens leave between layers."""
         if self.generating or not self.shows(kwargs):
             return generate(**kwargs)
         config = kwargs.get("generation_config") or self.model.generation_config
-        given = {name: option(name, config, kwargs) for name in ALONE}
-        given = {name: (value, ALONE[name]) for name, value in given.items() if value}
+        refused = {name: option(name, config, kwargs) for name in REFUSED}
+        refused = {name: (value, REFUSED[name]) for name, value in refused.items() if value}
         if option("use_cache", config, kwargs) is False:
-            given["use_cache"] = (False, "tokens are chosen once, when the prompt is read")
-        for name, (value, reason) in given.items():
+            refused["use_cache"] = (False, "tokens are chosen once, when the prompt is read")
+        for name, (value, reason) in refused.items():
             value = type(value).__name__ if isinstance(value, nn.Module) else repr(value)
             raise ValueError(
                 f"{name}={value}: method {self.pruner.name!r} drops tokens between layers of the "
@@ -176,6 +185,7 @@ class Inside(Session):
             return generate(**kwargs)
 
     def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run `forward` on a prompt with pictures, or as a step on its KV cache."""
         cache, ids = cache_of(kwargs), kwargs.get("input_ids")
         shown = self.shows(kwargs) or bool(kwargs.get("mm_encoder_outputs"))
         if n_past(cache):
@@ -208,7 +218,7 @@ class Inside(Session):
         return output
 
     def _begun(self, ids: Tensor, kwargs: Mapping[str, Any], cache: Cache | None) -> Pass:
-        """The pass of a prompt with pictures."""
+        """Return the pass of a new prompt with pictures."""
         if kwargs.get("labels") is not None:
             raise ValueError(
                 f"labels were given, and method {self.pruner.name!r} shortens the sequence inside "
@@ -231,11 +241,11 @@ class Inside(Session):
         mask = kwargs.get("attention_mask")
         dead = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
         index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        start = Sequence(index, dead, self.visual(ids), bool(dead.any()))
+        start = LayerTokens(index, dead, self.visual(ids), bool(dead.any()))
         return Pass(self, Layers(ids.shape[1]), start)
 
     def _entering(self, i: int) -> Callable[..., Any]:
-        """The hook of layer i."""
+        """Return the hook that stands before layer i."""
 
         def hook(layer: nn.Module, args: tuple, kwargs: dict[str, Any]):
             at_hand = AT_HAND.get()

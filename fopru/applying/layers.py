@@ -48,7 +48,7 @@ class LayerCall:
 
     @property
     def hidden(self) -> Tensor:
-        """(B, L, d) hidden states."""
+        """(B, L, d): the hidden states."""
         return self.args[0]
 
     @hidden.setter
@@ -57,11 +57,13 @@ class LayerCall:
 
     @property
     def cache(self) -> Cache | None:
+        """The KV cache, or None."""
         return self.kwargs[self.cache_name]
 
     @property
     def mask(self) -> Tensor | None:
-        """(B, 1, Q, K), (B, K), or None where each token sees those before it."""
+        """The attention mask: (B, 1, Q, K) or (B, K); None where each token sees those before
+        it."""
         return self.kwargs["attention_mask"]
 
     @mask.setter
@@ -70,7 +72,7 @@ class LayerCall:
 
     @property
     def waves(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the rotary embedding, (B or 1, L, d) each."""
+        """The cosines and sines of the rotary embedding, (B or 1, L, d) each."""
         return self.kwargs["position_embeddings"]
 
     @waves.setter
@@ -78,7 +80,7 @@ class LayerCall:
         self.kwargs["position_embeddings"] = waves
 
     def attend(self) -> None:
-        """Run the layer's attention on its input, leaving the cache as it is."""
+        """Run the layer's attention on its input, and leave the KV cache as it is."""
         if not hasattr(self.layer, "input_layernorm"):
             raise moved(f"{type(self.layer).__name__} has no input_layernorm")
         hidden = self.layer.input_layernorm(self.hidden)
@@ -86,7 +88,7 @@ class LayerCall:
 
 
 def waves_at(decoder: PreTrainedModel, i: int, like: Tensor, places: Tensor) -> tuple[Tensor, ...]:
-    """Rotary embeddings of the positions (B, L) for layer i, (B, L, d) each.
+    """Compute the rotary embeddings that layer i adds at the positions (B, L): (B, L, d) each.
 
     Raises:
         UnsupportedModelError: the decoder has none, or takes other arguments.
@@ -107,7 +109,7 @@ def attends(layer: nn.Module) -> bool:
 
 
 def window(layer: nn.Module) -> int | None:
-    """The last tokens that a layer which attends sees; None where it sees all."""
+    """Return how many of the last tokens a layer that attends sees, or None where it sees all."""
     return getattr(layer.self_attn, "sliding_window", None)
 
 

@@ -18,62 +18,63 @@ from fopru.pruned import line_up
 
 
 @dataclass(frozen=True, eq=False)
-class Sequence:
+class LayerTokens:
     """The tokens of the prompt that a layer sees."""
 
     index: Tensor
-    """(B, L') columns of the prompt."""
+    """(B, L') int64: the column of the prompt that each token stands in."""
     dead: Tensor
-    """(B, L') bool: padding, of the prompt or because rows keep unequal numbers."""
+    """(B, L') bool: True for padding, be it of the prompt or because rows keep unequal numbers."""
     visual: Tensor
-    """(B, L') bool."""
+    """(B, L') bool: True for visual tokens."""
     padded: bool
-    """Whether any is dead."""
+    """Whether any token is dead."""
 
-    def rows(self, index: Tensor) -> Sequence:
-        """Those of these rows of the batch."""
+    def rows(self, index: Tensor) -> LayerTokens:
+        """Return the tokens of some rows of the batch, in the order of `index`."""
         index = index.to(self.index.device)
-        return Sequence(self.index[index], self.dead[index], self.visual[index], self.padded)
+        return LayerTokens(self.index[index], self.dead[index], self.visual[index], self.padded)
 
 
 @dataclass(eq=False)
 class Layers:
-    """A prompt of L tokens that lost some between layers: what is kept with its cache."""
+    """What is kept with the KV cache of a prompt of L tokens that lost some between layers."""
 
     length: int
-    """L."""
-    layers: list[Sequence] = field(default_factory=list)
-    """Per layer of the language model."""
+    """L, the number of tokens in each row of the whole prompt."""
+    layers: list[LayerTokens] = field(default_factory=list)
+    """The tokens that each layer of the language model sees."""
 
     @property
     def n_rows(self) -> int:
-        """Rows of the batch."""
+        """B, the number of rows."""
         return len(self.layers[0].index)
 
     def rows(self, index: Tensor) -> Layers:
-        """That of these rows of the batch."""
-        done: dict[int, Sequence] = {}
+        """Return the same of some rows of the batch, in the order of `index`."""
+        done: dict[int, LayerTokens] = {}
         for layer in self.layers:
             done.setdefault(id(layer), layer.rows(index))
         return Layers(self.length, [done[id(layer)] for layer in self.layers])
 
-    def seen(self, layer: int) -> list[Tensor]:
-        """Per row the visual tokens that a layer sees: indices among the row's own."""
-        first, there = self.layers[0], self.layers[layer]
+    def visible(self, layer: int) -> list[Tensor]:
+        """Return the visual tokens that a layer sees of each row, as indices among the row's
+        own."""
+        first, here = self.layers[0], self.layers[layer]
         rows = []
         for row in range(len(first.index)):
             visual = first.index[row][first.visual[row]]
-            seen = there.index[row][there.visual[row] & ~there.dead[row]]
-            rows.append(torch.searchsorted(visual.contiguous(), seen))
+            visible = here.index[row][here.visual[row] & ~here.dead[row]]
+            rows.append(torch.searchsorted(visual.contiguous(), visible))
         return rows
 
 
 AT_HAND: ContextVar[Pass | None] = ContextVar("fopru_pass", default=None)
-"""The pass that this thread is in."""
+"""The pass that this thread is in, or None."""
 
 
 class _Enough(Exception):
-    """Queries and keys are noted: what the layer would do with them is not needed."""
+    """Ends a layer's attention: its queries and keys are noted, and its output is not needed."""
 
 
 class Pass:
@@ -83,7 +84,7 @@ class Pass:
         self,
         session: Any,
         known: Layers,
-        current: Sequence | None = None,
+        current: LayerTokens | None = None,
         shown: Tensor | None = None,
     ):
         self.session, self.known = session, known
@@ -95,8 +96,8 @@ class Pass:
         self.totals = [] if current is None else current.visual.sum(1).tolist()
         self.heard: tuple[Tensor, Tensor, float] | None = None
         self.listening: nn.Module | None = None
-        self.made: dict[Any, Any] = {}
-        """Masks and rotary embeddings of this pass: layers that see the same share them."""
+        self.shared: dict[Any, Any] = {}
+        """Masks and rotary embeddings of this pass, which layers with the same tokens share."""
 
     def __enter__(self) -> None:
         self.token = AT_HAND.set(self)
@@ -115,7 +116,7 @@ class Pass:
                 raise _Enough
 
     def entering(self, i: int, layer: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """What the hook of layer i makes of the layer's arguments."""
+        """Return the arguments that layer i gets in place of its own; None where these stay."""
         first = self.session.first
         if not self.prefill:
             if i < first or not attends(layer):  # a state is of the tokens that the layer saw
@@ -133,34 +134,34 @@ class Pass:
         return None if call is None else (call.args, call.kwargs)
 
     def _drop(self, i: int, call: LayerCall) -> None:
-        """On entering layer i, some of the visual tokens go."""
-        here = self.known.seen(-1)
+        """Drop visual tokens on entering layer i."""
+        visible = self.known.visible(-1)
         if self.session.chosen is None:
-            best = self._best(i, here, self._scores(i, call))
+            best = self._best(i, visible, self._scores(i, call))
         else:
-            best = self.session.chosen.prompt.seen(i)
+            best = self.session.chosen.prompt.visible(i)
         now = self.current
         visual = now.visual & ~now.dead
         keep = ~now.visual & ~now.dead
-        for row, (there, chosen) in enumerate(zip(here, best, strict=True)):
-            keep[row, visual[row]] = torch.isin(there, chosen)
+        for row, (own, chosen) in enumerate(zip(visible, best, strict=True)):
+            keep[row, visual[row]] = torch.isin(own, chosen)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))  # (B, L')
         dead = ~keep.gather(1, order)
-        self.current = Sequence(
+        self.current = LayerTokens(
             now.index.gather(1, order), dead, now.visual.gather(1, order), bool(dead.any())
         )
         width = call.hidden.shape[-1]
         call.hidden = call.hidden.gather(1, order[..., None].expand(-1, -1, width))  # (B, L', d)
 
     def _scores(self, i: int, call: LayerCall) -> Tensor:
-        """(B, L') attention of the last prompt token, mean over heads."""
+        """Return the attention of the last prompt token to each token, mean over heads: (B, L')."""
         if not self.pruner.before:
             self.listening = call.layer.self_attn
-            seen = LayerCall(call.layer, call.args, call.kwargs)
+            probe = LayerCall(call.layer, call.args, call.kwargs)
             if call.hidden.shape[1] < self.known.length:
-                self._fit(i, seen)
+                self._fit(i, probe)
             with suppress(_Enough):
-                seen.attend()
+                probe.attend()
         if self.heard is None:
             raise UnsupportedModelError(
                 f"layer {i} of {type(self.decoder).__name__} does not attend through transformers' "
@@ -176,19 +177,19 @@ class Pass:
         logits = logits.masked_fill(self.current.dead[:, None], -torch.inf)
         return logits.softmax(-1).mean(1)
 
-    def _best(self, i: int, here: list[Tensor], scores: Tensor) -> list[Tensor]:
-        """Of the visual tokens that are here, per row those that go on by their scores (B, L'):
-        indices among its own."""
+    def _best(self, i: int, visible: list[Tensor], scores: Tensor) -> list[Tensor]:
+        """Return the visual tokens of each row that go on by their scores (B, L'), as indices among
+        its own."""
         rows = []
         for row, total in enumerate(self.totals):
             (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
             k = min(self.pruner.count(total, self.session.stages[i]), len(places))
             order = scores[row, places].sort(descending=True, stable=True).indices
-            rows.append(here[row][order[:k]])
+            rows.append(visible[row][order[:k]])
         return rows
 
     def _fit(self, i: int, call: LayerCall) -> None:
-        """Cut a layer's arguments at prefill down to the present sequence."""
+        """Cut a layer's arguments at prefill down to the tokens that are left."""
         now = self.current
         if not attends(call.layer):
             call.mask = ~now.dead if now.padded else None
@@ -206,30 +207,31 @@ class Pass:
         call.mask = self._mask(mask, now, now.index, call.hidden.shape[1])
 
     def _step(self, i: int, call: LayerCall) -> tuple[tuple, dict[str, Any]]:
-        """A layer's arguments while decoding: its cache holds fewer tokens than the first's."""
-        seen = self.known.layers[i]
+        """Cut a layer's arguments while decoding: its KV cache holds fewer tokens than the first
+        layer's."""
+        tokens = self.known.layers[i]
         new = call.hidden.shape[1]
-        grown = call.cache.get_seq_length(i) - seen.index.shape[1]
+        grown = call.cache.get_seq_length(i) - tokens.index.shape[1]
         self._refuse_window(call.layer, self.known.length + grown + new)
         if self.session.reindex:
-            key = (id(seen), "waves", window(call.layer))
-            if key not in self.made:
-                counts = (~seen.dead).sum(1, keepdim=True)
+            key = (id(tokens), "waves", window(call.layer))
+            if key not in self.shared:
+                counts = (~tokens.dead).sum(1, keepdim=True)
                 places = counts + grown + torch.arange(new, device=counts.device)
-                self.made[key] = waves_at(self.decoder, i, call.hidden, places)
-            call.waves = self.made[key]
-        key = (id(seen), id(call.mask))
-        if key not in self.made:
+                self.shared[key] = waves_at(self.decoder, i, call.hidden, places)
+            call.waves = self.shared[key]
+        key = (id(tokens), id(call.mask))
+        if key not in self.shared:
             tail = torch.arange(self.known.length, self.known.length + grown + new)
-            tail = tail.to(seen.index.device).expand(len(seen.index), -1)
-            columns = torch.cat([seen.index, tail], 1)
-            self.made[key] = self._mask(call.mask, seen, columns, new)
-        call.mask = self.made[key]
+            tail = tail.to(tokens.index.device).expand(len(tokens.index), -1)
+            columns = torch.cat([tokens.index, tail], 1)
+            self.shared[key] = self._mask(call.mask, tokens, columns, new)
+        call.mask = self.shared[key]
         return call.args, call.kwargs
 
     def _refuse_window(self, layer: nn.Module, length: int) -> None:
-        """A window's cache drops the oldest of the tokens that are left, and its mask counts those
-        of the whole prompt."""
+        """Refuse a sequence longer than the window of a layer: its cache would drop the oldest of
+        the tokens that are left, and its mask counts those of the whole prompt."""
         if (size := window(layer)) is not None and length > size:
             raise UnsupportedModelError(
                 f"a sequence of {length} tokens is longer than the window of {size} that "
@@ -238,12 +240,13 @@ class Pass:
             )
 
     def _mask(
-        self, mask: Tensor | None, seen: Sequence, columns: Tensor, queries: int
+        self, mask: Tensor | None, tokens: LayerTokens, columns: Tensor, queries: int
     ) -> Tensor | None:
-        """The mask of a layer for `queries` last tokens, over the columns that are left."""
-        if mask is None and not seen.padded:
+        """Return the mask of a layer for the `queries` last tokens, over the columns that are
+        left."""
+        if mask is None and not tokens.padded:
             return None
-        dead = F.pad(seen.dead, (0, columns.shape[1] - seen.dead.shape[1]))
+        dead = F.pad(tokens.dead, (0, columns.shape[1] - tokens.dead.shape[1]))
         if mask is None:
             mask = self._causal(columns, queries)
         elif mask.dim() == 4 and mask.shape[-1] <= int(columns.max()):
@@ -265,7 +268,8 @@ class Pass:
         return mask.masked_fill(blocked, torch.finfo(mask.dtype).min)
 
     def _causal(self, columns: Tensor, queries: int) -> Tensor:
-        """What transformers left out because nothing was padded: each sees what came before."""
+        """Make the mask that transformers leaves out where nothing is padded: each token sees those
+        before it."""
         places = torch.arange(columns.shape[1], device=columns.device)
         allowed = places[-queries:, None] >= places
         allowed = allowed.expand(len(columns), 1, -1, -1)
@@ -276,6 +280,6 @@ class Pass:
 
 
 def _gather(table: Tensor, index: Tensor) -> Tensor:
-    """Rows (B, L') of a (B or 1, L, d) table."""
+    """Pick rows (B, L') of a (B or 1, L, d) table."""
     table = table.expand(len(index), -1, -1)
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))

@@ -31,10 +31,12 @@ _GENERATING: ContextVar[tuple[Session, Any] | None] = ContextVar("fopru_generati
 
 
 During = Callable[[str, Callable[[], Any]], Any]
+"""How the stages of pruning are run: called with a stage's name and what is to be done in it, it
+returns what that returns. `fopru.measure` puts a clock there."""
 
 
 def at_once(stage: str, call: Callable[[], Any]) -> Any:
-    """Do what a stage consists of."""
+    """Do what a stage consists of, and nothing else."""
     return call()
 
 
@@ -49,37 +51,39 @@ class Session:
         self.family = Family.of(model)
         self.family.check(pruner.needs)
         self.last: PrunedInputs | None = None
-        """What the last prompt with pictures was turned into; None before the first. With several
-        threads, the last of any."""
+        """The inputs that the last prompt with pictures was turned into; None before the first.
+        With several threads, those of any of them."""
 
     @property
     def images(self) -> tuple[PrunedImage, ...]:
-        """What was kept of each picture of the last prompt, in prompt order."""
+        """What was kept of each picture of the last prompt, in the order of the prompt."""
         return () if self.last is None else self.last.images
 
     @property
     def kept(self) -> list[Tensor]:
-        """Per row of the last prompt the visual tokens that were kept, indices among the row's own:
-        one (k,) int64 tensor each. Inside the language model these are what its last layer sees."""
+        """The visual tokens that were kept of each row of the last prompt: one (k,) int64 tensor of
+        indices among the row's own. Inside the language model these are the tokens that its last
+        layer sees."""
         raise NotImplementedError
 
     @property
     def layer_weighted(self) -> list[float]:
-        """Per row the mean over the language model's layers of the visual tokens that each sees."""
+        """The mean over the language model's layers of the visual tokens that each sees, one number
+        per row of the last prompt."""
         return [float(len(tokens)) for tokens in self.kept]
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
-        """What to call the model with, within the block, for pictures that are encoded already.
+        """Return what to call the model with, inside the block, for pictures that are encoded
+        already.
 
         Args:
-            encoded: what `fopru.encode` returned for this pruner.
-            during: called with the name of each stage ("selection", "compaction") and what is to be
-                done in it; it returns what that returns.
+            encoded: What `fopru.encode` returned for this pruner.
+            during: Runs each stage ("selection", "compaction"); see `During`.
         """
         raise NotImplementedError
 
     def changes(self) -> AbstractContextManager[None]:
-        """What else of the model is changed for the time of the block."""
+        """Return a block in which the model is changed in whatever else the method needs."""
         return nullcontext()
 
     def clean(self, model: PreTrainedModel) -> None:
@@ -90,15 +94,15 @@ class Session:
             part.config._attn_implementation = implementation(part.config)
 
     def generate(self, generate: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A call of the model's `generate`, its arguments by name."""
+        """Handle a call of the model's `generate`, its arguments by name."""
         raise NotImplementedError
 
     def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A call of the model's `forward`, its arguments by name."""
+        """Handle a call of the model's `forward`, its arguments by name."""
         raise NotImplementedError
 
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
-        """A call of the model's `prepare_inputs_for_generation`, its arguments by name."""
+        """Handle a call of the model's `prepare_inputs_for_generation`, its arguments by name."""
         return prepare(**kwargs)
 
     @property
@@ -109,7 +113,8 @@ class Session:
 
     @property
     def conversation(self) -> Any:
-        """What is known of the prompt that the session's own `generate` was called with."""
+        """What is known of the prompt that the session's own `generate` was called with, or
+        None."""
         return _GENERATING.get()[1] if self.generating else None
 
     @contextmanager
@@ -122,13 +127,13 @@ class Session:
             _GENERATING.reset(token)
 
     def names(self) -> list[str]:
-        """What of a call's arguments pruning reads."""
+        """Return the names of the arguments of a call that pruning reads."""
         readers = self._readers
         pixels = (name for reader in readers for name in (*reader.pixels, *reader.options))
         return [*PER_TOKEN, *pixels, *self.family.also]
 
     def shows(self, kwargs: Mapping[str, Any]) -> bool:
-        """Whether a call's arguments hold pictures or videos.
+        """Return whether the arguments of a call hold pictures or videos.
 
         Raises:
             ValueError: they do, and there are no token ids that say where these stand.
@@ -143,7 +148,7 @@ class Session:
 
     @staticmethod
     def misplaced() -> ValueError:
-        """The error for pictures that come after the beginning of a conversation."""
+        """Return the error for pictures that come after the beginning of a conversation."""
         return ValueError(
             "a picture was given together with a KV cache (past_key_values) that already holds "
             "tokens: pictures belong to the beginning. Call the model again without the cache, "
@@ -151,7 +156,7 @@ class Session:
         )
 
     def visual(self, ids: Tensor) -> Tensor:
-        """(B, L) bool: where the placeholders of pictures and videos stand."""
+        """Return where the placeholders of pictures and videos stand: (B, L) bool."""
         places = torch.zeros_like(ids, dtype=torch.bool)
         for reader in self._readers:
             places |= ids == reader.image_token_id
@@ -165,7 +170,7 @@ class Session:
 
 @contextmanager
 def at_work(session: Session) -> Iterator[Session]:
-    """Within the block, the session acts on its model.
+    """Let a session act on its model within the block.
 
     Raises:
         RuntimeError: another one does so already.
@@ -185,22 +190,27 @@ def at_work(session: Session) -> Iterator[Session]:
 
 
 class Handle:
-    """A pruner that is attached to a model, outside of any `with` block."""
+    """A pruner that is attached to a model, outside of any `with` block; `Pruner.attach` gives one.
+
+    Args:
+        session: What the pruner does to the model.
+    """
 
     def __init__(self, session: Session):
         self.session = session
-        """What happened since, as in the block."""
+        """The session, which says what was kept since, as `with pruner(model) as session` does."""
         self._stack = ExitStack()
         self._stack.enter_context(at_work(session))
 
     def remove(self) -> None:
-        """Take the pruner off the model, which is then as it was; a second call does nothing."""
+        """Take the pruner off the model, which is then as it was. A second call does nothing."""
         self._stack.close()
 
 
 @contextmanager
 def _replaced(session: Session) -> Iterator[None]:
-    """Within the block, the model's methods are the session's, on this instance only."""
+    """Replace methods of the model, on this instance only, by those of the session within the
+    block."""
     model = session.model
     own = {
         name: model.__dict__[name]  # someone else's wrapper, as accelerate has one
@@ -236,7 +246,7 @@ def _replaced(session: Session) -> Iterator[None]:
 
 
 def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """The method, through the session; positional arguments go by their names."""
+    """Return the method as it goes through the session, positional arguments by their names."""
     names = list(inspect.signature(method).parameters)
 
     @functools.wraps(method)
@@ -252,13 +262,14 @@ def _through(act: Callable[..., Any], method: Callable[..., Any]) -> Callable[..
 
 
 def option(name: str, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Any:
-    """An option of `generate`, given by name or in its config."""
+    """Return an option of `generate`, given by name or in its config; None where it is in
+    neither."""
     return kwargs[name] if kwargs.get(name) is not None else getattr(config, name, None)
 
 
 def inferred_mask(ids: Tensor, config: GenerationConfig, kwargs: Mapping[str, Any]) -> Tensor:
-    """The attention mask that `generate` makes where it gets none: what is no padding, unless
-    padding also ends a sequence."""
+    """Return the attention mask (B, L) that `generate` makes where it gets none: 0 for padding,
+    unless padding also ends a sequence."""
     pad, ends = (option(f"{name}_token_id", config, kwargs) for name in ("pad", "eos"))
     ends = ends if isinstance(ends, list | tuple) else [ends]
     if pad is None or pad in ends or not bool((ids == pad).any()):

@@ -21,13 +21,14 @@ COMMANDS = {
     "measure": "What pruning saves: seconds of each stage, beside the model as it is.",
     "pocket": "The embedded pocket model.",
 }
-"""Module in this package -> what `fopru --help` says of it."""
+"""The module of each command in this package -> what `fopru --help` says of it."""
 
 
-class Later(TyperCommand):
-    """Stands for a command until it is run."""
+class Deferred(TyperCommand):
+    """Stands for a command whose module is imported when the command runs."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Import the command's module, and let the command parse its arguments."""
         module = import_module(f"fopru.cli.{self.name}")
         app = getattr(module, "app", None)
         if app is None:
@@ -37,16 +38,18 @@ class Later(TyperCommand):
 
 
 class Commands(TyperGroup):
+    """The group of all commands, none of which is imported yet."""
+
     def __init__(self, **kwargs: Any):
         super().__init__(**kwargs)
-        self.commands = {name: Later(name, help=text) for name, text in COMMANDS.items()}
+        self.commands = {name: Deferred(name, help=text) for name, text in COMMANDS.items()}
 
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(wanted: bool) -> None:
+    if wanted:
         typer.echo(f"fopru {fopru.__version__}")
         raise typer.Exit
 

@@ -31,7 +31,7 @@ TIMES = ("vision_ms", "prefill_ms", "decode_ms", "total_ms")
 
 
 def pruner(method: str, **options: Any) -> Pruner:
-    """The pruner of these options.
+    """Return the pruner of these options.
 
     Raises:
         ValueError: an unknown method, or an option that it does not take.
@@ -87,7 +87,7 @@ class Asked:
         self.run: Session | None = None
 
     def notes(self) -> Iterator[str]:
-        """What to know before trusting the answer."""
+        """Yield what the user should know before he trusts the answer, in sentences."""
         tokenizer = self.processor.tokenizer
         found = tokenizer(self.question, add_special_tokens=False, return_offsets_mapping=True)
         pairs = zip(found["input_ids"], found["offset_mapping"], strict=True)
@@ -98,7 +98,8 @@ class Asked:
             yield f"{self.name} knows {known}; it does not know the words {words}."
 
     def compare(self, pruner: Pruner, max_new_tokens: int) -> dict[str, Any]:
-        """Answers and times with every visual token, and with the kept ones, both warmed up."""
+        """Answer with every visual token and with the kept ones, both warmed up, and return answers
+        and times."""
         for method in (None, pruner):
             self._answer(method, 2)
         full = self._answer(None, max_new_tokens)
@@ -111,11 +112,11 @@ class Asked:
     def _answer(self, pruner: Pruner | None, max_new_tokens: int) -> dict[str, Any]:
         marks = Marks(self.net.device)
         begins = self.family.decoder.register_forward_pre_hook(marks.decoding)
-        told = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "streamer": marks}
         try:
             with pruner(self.net) if pruner else nullcontext() as run:
                 marks.start()
-                out = self.net.generate(**self.inputs, **told)
+                out = self.net.generate(**self.inputs, **options)
         finally:
             begins.remove()
         self.run = run
@@ -128,13 +129,14 @@ class Asked:
         }
 
     def _visual(self, run: Session | None) -> float:
-        """Visual tokens that the language model sees: a mean over its layers, where they differ."""
+        """Return the number of visual tokens that the language model sees: a mean over its layers,
+        where they differ."""
         if run is None:
             return int((self.inputs["input_ids"] == self.family.image_token_id).sum())
         return round(run.layer_weighted[0], 1)
 
     def draw(self, path: Path) -> None:
-        """Write a picture of what was kept in the last answer."""
+        """Write a picture of what was kept in the last answer to this file."""
         (picture,), images = self.shown, self.run.images
         ranked = all(image.significance is not None for image in images)
         figure = Figure(figsize=(9 if ranked else 4.5, 4.2), layout="constrained")
@@ -151,7 +153,7 @@ class Asked:
 
 
 class Marks:
-    """A streamer that only looks at the clock: at the prompt, then at each token."""
+    """A streamer that only notes the time: at the prompt, then at each token."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -159,26 +161,30 @@ class Marks:
         self.begun = self.decoded = 0.0
 
     def now(self) -> float:
+        """Return the time in seconds, after all that the device still has to do."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def start(self) -> None:
+        """Note the time at which the answer begins."""
         self.begun = self.now()
 
     def decoding(self, *args: Any) -> None:
-        """The language model begins: a hook on it."""
+        """Note the time when the language model begins; this is a hook on it."""
         self.decoded = self.decoded or self.now()
 
     def put(self, value: Any) -> None:
+        """Note the time of the prompt or of a token; a streamer is called so."""
         self.tokens.append(self.now())
 
     def end(self) -> None:
+        """Do nothing at the end of the answer; a streamer is called so."""
         pass
 
     def stages(self) -> dict[str, float]:
-        """Milliseconds: the vision tower with scoring and selection; the prefill up to the first
-        token; the other tokens; all of it."""
+        """Return the milliseconds of the vision tower with scoring and selection, of the prefill up
+        to the first token, of the other tokens, and of all of it."""
         _, first, *_ = self.tokens  # the prompt comes before them
         last = self.tokens[-1]
         ends = (self.decoded - self.begun, first - self.decoded, last - first, last - self.begun)
@@ -186,7 +192,7 @@ class Marks:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The answers as a table, and what pruning saved."""
+    """Print the answers as a table, and what pruning saved."""
     table = Table(title=Text(result["question"]), caption="times in milliseconds")
     table.add_column("")
     table.add_column("answer", min_width=8)

@@ -18,16 +18,22 @@ from fopru.videos import Video
 
 
 class Weights(StrEnum):
+    """The values of `--weights`."""
+
     none = "none"
     mass = "mass"
 
 
 class Positions(StrEnum):
+    """The values of `--positions`."""
+
     preserve = "preserve"
     reindex = "reindex"
 
 
 class DType(StrEnum):
+    """The values of `--dtype`."""
+
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"

@@ -26,8 +26,8 @@ TOKENS_HELP = (
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """Bad input, or a package that is missing, ends the command with one line on stderr and exit
-    code 2."""
+    """End the command with one line on stderr and exit code 2 where input is bad or a package is
+    missing."""
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
@@ -49,16 +49,16 @@ def noted() -> Iterator[None]:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device of this name; without a name the first GPU of CUDA, or the CPU.
+    """Return the device of this name, or without a name the first GPU of CUDA, else the CPU.
 
     Raises:
         ValueError: this machine has no such device.
     """
     import torch
 
-    there = torch.cuda.is_available()
+    cuda = torch.cuda.is_available()
     try:
-        device = torch.device(name or ("cuda" if there else "cpu"))
+        device = torch.device(name or ("cuda" if cuda else "cpu"))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         here = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
@@ -69,6 +69,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def check_parquet(out: Path) -> None:
+    """Check that a file ends in .parquet, and that its folder exists."""
     if out.suffix != ".parquet":
         raise ValueError(f"out {out}: must end in .parquet.")
     if not out.parent.is_dir():

@@ -6,28 +6,24 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from fopru import evaluation, load
+import fopru
 from fopru.arguments import check_choice, hint
 from fopru.cli.common import TOKENS_HELP, check_out, device_of, keep, noted, one_sentence
-from fopru.evaluation import Example, read_jsonl, statistics
-from fopru.evaluation.controls import BLIND, CONTROLS
-from fopru.evaluation.runner import launched
-from fopru.evaluation.settings import as_pruner, settings
-from fopru.evaluation.store import check_results_file
-from fopru.pocket import benchmark, pocketbench
-from fopru.pocket.scenes import TASKS
-from fopru.pruner import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fopru.evaluation import Example
 
 TABLE = frozenset({"id", "method", "prediction", "loglik"})
-"""Columns by which a table of answers is known."""
+"""The columns by which a table of answers is known."""
 
 
 def evaluate(
@@ -77,20 +73,23 @@ def evaluate(
     """Accuracy against retention, with intervals, beside the full model."""
     with one_sentence(), stoppable(), noted():
         check_out(out, TABLE)
-        check_results_file(out.with_suffix(".sqlite"))
+        evaluation = fopru.evaluation  # torch with it, which help and bad input need not wait for
+        controls, settings = evaluation.controls, evaluation.settings
+        evaluation.store.check_results_file(out.with_suffix(".sqlite"))
+        allowed = {**fopru.METHODS, **controls.CONTROLS}
         pruners = [
-            as_pruner(name, {**METHODS, **CONTROLS}, weights=kind, positions=positions)
+            settings.as_pruner(name, allowed, weights=kind, positions=positions)
             for kind in weights or ["none"]
             for name in method or ["fopru", "fopru-row", "random"]
         ]
         retentions, budgets = retention or None, tokens or None
-        settings(pruners, retentions, tokens=budgets)  # refused before a model is loaded
+        settings.settings(pruners, retentions, tokens=budgets)  # refused before a model is loaded
         for control in blind or ():
-            check_choice("blind", control, tuple(BLIND))
+            check_choice("blind", control, tuple(controls.BLIND))
         examples = [e for task in _questions(tasks, split) for e in task[:limit]]
-        processes = launched()
+        processes = evaluation.runner.launched()
         place = processes.device if device is None else device_of(device)
-        net, processor = load(model, dtype=dtype)
+        net, processor = fopru.load(model, dtype=dtype)
         results = evaluation.evaluate(
             net.to(place),
             processor,
@@ -121,7 +120,7 @@ def evaluate(
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Ctrl-C ends the command with a sentence and exit code 130."""
+    """End the command with a sentence and exit code 130 on Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt:
@@ -130,7 +129,9 @@ def stoppable() -> Iterator[None]:
 
 
 def _show(results: pd.DataFrame) -> None:
-    """A line for each task, method and retention: what is known and what is said."""
+    """Print a line for each task, method and retention: what is known and what is said."""
+    from fopru.evaluation import statistics
+
     keys = ["task", "method", "retention"]
     scores = {key: part for key, part in statistics.scores(results).groupby(keys, sort=False)}
     knows = results["choice"].notna().any()
@@ -152,7 +153,7 @@ def _show(results: pd.DataFrame) -> None:
 
 
 def _percent(cell: pd.DataFrame) -> str:
-    """A share, and below it its interval, which there is none of for a single picture."""
+    """Return a share, and below it its interval, which a single picture has none of."""
     if cell["mean"].isna().all():
         return "-"
     mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
@@ -160,15 +161,16 @@ def _percent(cell: pd.DataFrame) -> str:
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
-    """The questions of each task, those of PocketBench on pictures that they share."""
-    readers = {".jsonl": read_jsonl, ".parquet": pocketbench.read}
+    """Yield the questions of each task; those of PocketBench share their pictures."""
+    known = fopru.pocket.scenes.TASKS
+    readers = {".jsonl": fopru.evaluation.read_jsonl, ".parquet": fopru.pocket.pocketbench.read}
     for name in tasks:
-        if Path(name).suffix not in readers and name not in TASKS:
+        if Path(name).suffix not in readers and name not in known:
             raise ValueError(
-                f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(TASKS)}."
-                f"{hint(name, TASKS)}"
+                f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(known)}."
+                f"{hint(name, known)}"
             )
-    shipped = benchmark(split) if set(tasks) & set(TASKS) else []
+    shipped = fopru.pocket.benchmark(split) if set(tasks) & set(known) else []
     for name in tasks:
         reader = readers.get(Path(name).suffix)
         yield reader(name) if reader else [e for e in shipped if e.task == name]

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import pandas as pd
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from fopru import efficiency, load
+import fopru
 from fopru.arguments import check_integer
 from fopru.cli.common import TOKENS_HELP, check_out, device_of, keep, noted, one_sentence
-from fopru.evaluation.asking import inputs, prompts
-from fopru.evaluation.settings import Setting, as_pruner, label, settings
-from fopru.pocket import sample
-from fopru.pruner import METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fopru.evaluation.settings import Setting
 
 TABLE = frozenset({"method", "stage", "seconds"})
-"""Columns by which a table of times is known."""
+"""The columns by which a table of times is known."""
 
 
 def measure(
     shape: Annotated[
         str | None,
-        typer.Option(help=f"True size, random weights: {', '.join(efficiency.SHAPES)}."),
+        typer.Option(help="True size, random weights: a name in fopru.efficiency.SHAPES."),
     ] = None,
     model: Annotated[
         str, typer.Option(help="pocket, a Hugging Face id, or a folder; where no shape is given.")
@@ -65,18 +64,22 @@ def measure(
             check_integer("batch", size, minimum=1)
         if out is not None:
             check_out(out, TABLE)
+        import pandas as pd  # and torch, which help and bad input need not wait for
+
+        efficiency, asking = fopru.efficiency, fopru.evaluation.asking
+        settings = fopru.evaluation.settings
         methods = [
-            as_pruner(name, METHODS, weights=kind)
+            settings.as_pruner(name, fopru.METHODS, weights=kind)
             for kind in weights or ["none"]
             for name in method or ["fopru"]
         ]
-        cells = settings(methods, retention or None, tokens=tokens or None)
+        cells = settings.settings(methods, retention or None, tokens=tokens or None)
         pruners = [cell.pruner for cell in cells]
         if dry_run:
-            _say(shape or model, device, [*map(label, methods)], cells, batch or [1])
+            _say(shape or model, device, [settings.label(m) for m in methods], cells, batch or [1])
             return
         if shape is None:
-            net, processor = load(model, dtype=dtype)
+            net, processor = fopru.load(model, dtype=dtype)
             net.to(device_of(device))
         else:
             net, processor = efficiency.build(shape, device), None
@@ -87,11 +90,12 @@ def measure(
         tables = []
         for size in batch or [1]:
             if processor is None:
-                asked = efficiency.prompt(net, text, size)
+                inputs = efficiency.prompt(net, text, size)
             else:
-                examples = sample("reading", n=size)
-                asked = inputs(processor, examples, prompts(processor, examples))
-            table = efficiency.measure(net, asked, pruners, new_tokens, turns)
+                examples = fopru.pocket.sample("reading", n=size)
+                prompts = asking.prompts(processor, examples)
+                inputs = asking.prepare(processor, examples, prompts)
+            table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
             tables.append(
                 table.assign(model=shape or model, device=_named(device), attention=attention)
             )
@@ -103,6 +107,8 @@ def measure(
 
 
 def _named(device: str) -> str:
+    import torch
+
     cuda = torch.device(device).type == "cuda"
     return torch.cuda.get_device_name(device) if cuda else device
 
@@ -110,11 +116,14 @@ def _named(device: str) -> str:
 def _say(
     name: str, device: str, methods: list[str], cells: list[Setting], batches: list[int]
 ) -> None:
+    import torch
+
+    efficiency = fopru.efficiency
     if name in efficiency.SHAPES:
         net = efficiency.empty(name)
-        here = torch.device(device).type != "cuda" or torch.cuda.is_available()
-        needed, there = efficiency.memory(net, device if here else "cpu")
-        room = f"{there / 1e9:.1f} GB there" if here else "no CUDA device here"
+        present = torch.device(device).type != "cuda" or torch.cuda.is_available()
+        needed, available = efficiency.memory(net, device if present else "cpu")
+        room = f"{available / 1e9:.1f} GB there" if present else "no CUDA device here"
         typer.echo(f"{name} in bfloat16: needs {needed / 1e9:.1f} GB on {device}, {room}")
     else:
         typer.echo(f"{name} on {device}")
@@ -126,7 +135,7 @@ def _say(
 
 
 def _show(results: pd.DataFrame) -> None:
-    stages = [*efficiency.STAGES, "native prefill", "end to end"]
+    stages = [*fopru.efficiency.STAGES, "native prefill", "end to end"]
     table = Table("batch", "method", "visual", *(f"{stage} (ms)" for stage in stages), "KV (MB)")
     for (size, name, _, visual), part in results.groupby(
         ["batch", "method", "retention", "visual"], sort=False
@@ -134,9 +143,9 @@ def _show(results: pd.DataFrame) -> None:
         by = part.set_index("stage")
         cells = []
         for stage in stages:
-            there = stage in by.index
-            mark = "*" if there and by.unstable[stage] else ""
-            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if there else "")
+            timed = stage in by.index
+            mark = "*" if timed and by.unstable[stage] else ""
+            cells.append(f"{1000 * by.seconds[stage]:.1f}{mark}" if timed else "")
         table.add_row(str(size), name, str(visual), *cells, f"{part.kv_bytes.iloc[0] / 1e6:.1f}")
     Console(file=sys.stdout, width=160).print(table)
     if results.unstable.any():

@@ -17,18 +17,19 @@ from fopru.arguments import check_integer
 
 @dataclass(frozen=True)
 class Machine:
-    """How fast a device copies and multiplies."""
+    """How fast a device copies and multiplies, as the limits of `roofline`."""
 
     bytes_per_s: float
-    """Read and written, of a copy much larger than any cache."""
+    """Bytes read and written per second by a copy that is much larger than any cache."""
     flops_per_s: float
-    """Of a product of two large matrices."""
+    """Floating-point operations per second of a product of two large matrices."""
 
     @staticmethod
     def measured(
         device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
     ) -> Machine:
-        """The best of five copies of 256 MiB and of five products of 2,048 x 2,048 matrices."""
+        """Measure a device: the best of five copies of 256 MiB and of five products of 2,048 x
+        2,048 matrices."""
         device = torch.device(device)
         block = torch.ones(2**27, dtype=torch.bfloat16, device=device)
         other = torch.empty_like(block)
@@ -52,15 +53,15 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
 
 
 def roofline(machine: Machine, decoder: nn.Module, flops: float, kv_bytes: float) -> float:
-    """Seconds below which a pass of the language model cannot go.
+    """Return the seconds that a pass of the language model takes at the least on this machine.
 
     The longer of its operations at the rate of a large product, and of reading all weights and
     the KV cache once at the rate of a large copy (Williams et al., "Roofline", CACM 2009).
 
     Args:
-        decoder: what the pass goes through.
-        flops: its operations, of one prefill or one step.
-        kv_bytes: of the cache that it reads or writes.
+        decoder: The module that the pass goes through.
+        flops: The floating-point operations of one prefill or one step.
+        kv_bytes: The bytes of the KV cache that it reads or writes.
     """
     weights = sum(parameter.nbytes for parameter in decoder.parameters())
     return max(flops / machine.flops_per_s, (weights + kv_bytes) / machine.bytes_per_s)
@@ -68,20 +69,21 @@ def roofline(machine: Machine, decoder: nn.Module, flops: float, kv_bytes: float
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds as functions of lengths, fitted to a table of `measure`."""
+    """The seconds of an answer as functions of lengths, fitted to a table of `fopru.measure`."""
 
     vision: float
+    """The seconds of the vision tower without pruning."""
     prefill: tuple[float, float, float]
-    """Of 1, L and L squared: L the tokens of the prompt."""
+    """(a, b, c): prefill takes a + b L + c L squared seconds for a prompt of L tokens."""
     decode: tuple[float, float]
-    """Of 1 and L, a token."""
+    """(a, b): each further token takes a + b L seconds with L tokens in the KV cache."""
     overhead: dict[str, tuple[float, float]]
-    """method -> what pruning adds in all, of 1 and the visual tokens kept; the vision tower's time
-    less the plain one's counts."""
+    """method -> (a, b): pruning adds a + b k seconds for k kept visual tokens, and that includes
+    what the tower takes more or less than without pruning."""
 
     @staticmethod
     def fit(table: pd.DataFrame) -> Latency:
-        """Least squares over the retentions of a table, one batch size.
+        """Fit by least squares over the retentions of a table, which holds one batch size.
 
         Raises:
             ValueError: several batch sizes, or fewer than four lengths of the prompt.
@@ -115,14 +117,14 @@ class Latency:
     def __call__(
         self, visual: int, text: int, answer: int, method: str = "full", cached: bool = False
     ) -> float:
-        """Seconds of one answer.
+        """Return the seconds of one answer.
 
         Args:
-            visual: visual tokens in the prompt, kept.
-            text: other tokens in the prompt.
-            answer: tokens generated.
-            method: whose overhead is counted.
-            cached: whether the picture and what precedes it are in a prefix cache already, so that
+            visual: The visual tokens in the prompt, after pruning.
+            text: The other tokens in the prompt.
+            answer: The tokens that are generated.
+            method: The method whose overhead is counted.
+            cached: Whether the picture and what precedes it are in a prefix cache already, so that
                 neither is encoded, scored or prefilled again.
 
         Raises:
@@ -146,6 +148,7 @@ class Latency:
     def saved(
         self, visual: int, kept: int, text: int, answer: int, method: str, cached: bool = False
     ) -> float:
-        """Share of the time that keeping `kept` of the visual tokens saves; below 0 it loses."""
+        """Return the share of the time that keeping `kept` of the visual tokens saves; below 0 it
+        loses."""
         full = self(visual, text, answer, "full", cached)
         return 1 - self(kept, text, answer, method, cached) / full

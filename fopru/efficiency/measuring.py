@@ -19,13 +19,13 @@ from transformers import Cache, PreTrainedModel
 from fopru.applying import Session, cache_name, cache_of
 from fopru.applying.session import During, at_once
 from fopru.arguments import check_integer, check_list
-from fopru.encoding import look
+from fopru.encoding import run_tower
 from fopru.families import Family
 from fopru.pruned import all_positions
 from fopru.pruner import Pruner
 
 STAGES = ("vision", "scoring", "selection", "compaction", "prefill", "decode")
-"""In their order; "decode" is the time of one token after the first."""
+"""The stages of an answer in their order; "decode" is the time of one token after the first."""
 
 SPREAD = 0.15
 """A stage is unstable where its quartiles are further apart than this share of the median."""
@@ -34,7 +34,8 @@ T = TypeVar("T")
 
 
 class Clock:
-    """Seconds of single calls; on a GPU between events, after all that was under way."""
+    """Measures the seconds of single calls; on a GPU between two events, after all earlier work is
+    done."""
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -58,16 +59,17 @@ class Clock:
 
 
 def _attention(query: torch.Size, key: torch.Size, *args: Any, **kwargs: Any) -> int:
-    """Operations of q . k and of the weighted values, masked or not."""
+    """Count the operations of q . k and of the weighted sum of values, masked or not."""
     rows, heads, queries, width = query
     return 4 * rows * heads * queries * key[2] * width
 
 
 class Counter:
-    """Floating-point operations of single calls, in place of a clock: those of matrix products."""
+    """Counts the floating-point operations of the matrix products in single calls, where a clock
+    takes seconds."""
 
     more: ClassVar = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
-    """What torch's counter leaves out."""
+    """The operations that torch's counter leaves out, each with a function that counts it."""
 
     def __init__(self) -> None:
         self.flops: dict[str, int] = {}
@@ -86,10 +88,10 @@ class Way:
     model: PreTrainedModel
     inputs: Mapping[str, Any]
     label: str
-    """As the table names it."""
+    """What the table calls this way."""
     pruner: Pruner | None
     steps: int
-    """Tokens to decode after the first."""
+    """The number of tokens to decode after the first."""
     clock: Clock
     flops: dict[str, int] = field(default_factory=dict)
     kv_bytes: int = 0
@@ -97,8 +99,8 @@ class Way:
     tokens: int = 0
     peak: list[int] = field(default_factory=list)
 
-    def go(self, during: During) -> None:
-        """Stage after stage, each through `during`."""
+    def run(self, during: During) -> None:
+        """Run all stages, each of them through `during`."""
         if self.pruner is None:
             self._answer(self._whole(during), during)
             return
@@ -108,7 +110,7 @@ class Way:
             self.visual = round(sum(session.layer_weighted) / len(session.layer_weighted))
 
     def _whole(self, during: During) -> dict[str, Any]:
-        """The arguments of prefill with all visual tokens."""
+        """Return the arguments of prefill with all visual tokens."""
         family = Family.of(self.model).reading(self.inputs)
         grids = family.grids(self.inputs)
         self.visual = sum(grid.n_tokens for grid in grids) // len(self.inputs["input_ids"])
@@ -118,13 +120,13 @@ class Way:
         return {**text, "mm_encoder_outputs": {family.modality: output}}
 
     def _pruned(self, session: Session, during: During) -> dict[str, Any]:
-        """The arguments of prefill, inside the session's block."""
-        seen = during("vision", lambda: look(self.model, self.inputs, [self.pruner]))
-        encoded = during("scoring", seen.scored)
+        """Return the arguments of prefill with the kept tokens, within the session's block."""
+        tower = during("vision", lambda: run_tower(self.model, self.inputs, [self.pruner]))
+        encoded = during("scoring", tower.scored)
         return dict(session.arguments(encoded, during))
 
     def _answer(self, prompt: Mapping[str, Any], during: During) -> None:
-        """Prefill and greedy steps."""
+        """Run prefill and the greedy steps after it."""
         out = during("prefill", lambda: self.model(**prompt, use_cache=True, logits_to_keep=1))
         if self.steps:
             during("decode", lambda: self._decode(prompt, out))
@@ -132,7 +134,7 @@ class Way:
         self.kv_bytes = kv_bytes(cache_of(out))
 
     def _decode(self, prompt: Mapping[str, Any], out: Any) -> None:
-        """Greedy steps on the cache."""
+        """Run greedy steps on the KV cache."""
         mask, positions = prompt.get("attention_mask"), prompt.get("position_ids")
         name, cache = cache_name(self.model), cache_of(out)
         for _ in range(self.steps):
@@ -149,12 +151,12 @@ class Way:
                 **{name: cache},
             )
 
-    def turn(self) -> None:
-        """Stages one by one, then all of them in one go, then a prompt that was short to begin
-        with."""
-        self.go(self.clock)
+    def take_turn(self) -> None:
+        """Time the stages one by one, then all of them in one go, then the prefill of a prompt that
+        was short from the start."""
+        self.run(self.clock)
         with peak_memory(self.clock.device) as peak:
-            self.clock("end to end", lambda: self.go(at_once))
+            self.clock("end to end", lambda: self.run(at_once))
         self.peak.append(peak())
         if self.pruner is not None:
             with self.pruner(self.model) as session:
@@ -174,6 +176,7 @@ class Way:
         return self.pruner.tokens * len(grids) / sum(grid.n_tokens for grid in grids)
 
     def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield a row of the table for each stage."""
         batch, family = len(self.inputs["input_ids"]), Family.of(self.model)
         for stage, taken in self.clock.seconds.items():
             times = pd.Series(taken) / (self.steps if stage == "decode" else 1)
@@ -207,7 +210,8 @@ def measure(
     new_tokens: int = 8,
     turns: int = 7,
 ) -> pd.DataFrame:
-    """What each pruner costs and saves on these prompts, beside the model as it is ("full").
+    """Measure what each pruner costs and saves on these prompts, beside the model as it is
+    ("full").
 
     After a turn that is not counted, `turns` turns of all ways to answer, every other one in
     reverse order. A turn times each stage apart (on a GPU synchronised), then all of them in one go
@@ -217,12 +221,12 @@ def measure(
     pruning's and is left out.
 
     Args:
-        model: of a family in `fopru.families`, where it is to run.
-        inputs: what its processor returned, for one batch; take the batch from there.
+        model: A model of a family in `fopru.families`, where it is to run.
+        inputs: What its processor returned, for one batch; take the batch from there.
         pruners: such as `[fopru.FoPru(0.5)]`, or `{"label": pruner}` to say what the table calls
             each. Each works as in `with pruner(model)`.
-        new_tokens: length of the answers, which do not stop before.
-        turns: how often each stage is timed.
+        new_tokens: The length of the answers, which do not stop before.
+        turns: How often each stage is timed.
 
     Returns:
         One row per pruner and stage ("vision", "scoring", "selection", "compaction", "prefill",
@@ -253,27 +257,29 @@ def measure(
     named = pruners.items() if isinstance(pruners, Mapping) else ((None, p) for p in pruners)
     ways = [Way(model, inputs, "full", None, new_tokens - 1, Clock(model.device))]
     for name, pruner in named:
-        if not isinstance(pruner, Pruner):
-            raise ValueError(f"pruners: {pruner!r} is no pruner, such as fopru.FoPru().")
-        label = pruner.label if name is None else name
+        match pruner:
+            case Pruner():
+                label = pruner.label if name is None else name
+            case _:
+                raise ValueError(f"pruners: {pruner!r} is no pruner, such as fopru.FoPru().")
         ways.append(Way(model, inputs, label, pruner, new_tokens - 1, Clock(model.device)))
     for way in ways:
         counter = Counter()
-        way.go(counter)
+        way.run(counter)
         way.flops = counter.flops
         if way.steps:
             way.flops["decode"] //= way.steps
     for turn in range(turns):
         for way in ways if turn % 2 == 0 else reversed(ways):
-            way.turn()
+            way.take_turn()
     table = pd.DataFrame([row for way in ways for row in way.rows()])
     table.attrs = {"threads": torch.get_num_threads(), "turns": turns, "clock_mhz": _clock()}
     return table
 
 
 def kv_bytes(cache: Cache) -> int:
-    """Bytes of all that a cache holds: keys and values, and the states of layers with linear
-    attention, which are of one size however long the prompt is."""
+    """Return the bytes of all that a KV cache holds: keys and values, and the states of layers with
+    linear attention, which are of one size however long the prompt is."""
     held = []
     for layer in cache.layers:
         held += [getattr(layer, name, None) for name in ("keys", "values")]
@@ -284,7 +290,8 @@ def kv_bytes(cache: Cache) -> int:
 
 @contextmanager
 def peak_memory(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Within the block, watch the most memory in use: bytes of CUDA's allocator, else resident."""
+    """Watch the most memory in use within the block: bytes of CUDA's allocator, else of the
+    process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         yield lambda: torch.cuda.max_memory_allocated(device)

@@ -21,7 +21,7 @@ from fopru.families import Family
 
 FOLDER = Path(__file__).parent / "configs"
 SHAPES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
-"""Architectures as their published configurations have them.
+"""The names of models whose published configurations are shipped.
 
 qwen3-vl-8b and qwen3.5-9b are from the `config.json` that models tuned from them have on the Hub
 (Chhagan005/CSM-DocExtract-8N and Steinate/Cortex; khtsly/Mini-Coder, KnowledgeXLab/ComActor-9B and
@@ -34,11 +34,11 @@ transformers' defaults; the parameters are as many as its card says, 11.95 billi
 """
 
 MARGIN = 1.1
-"""Of the weights' bytes: what a run needs beside them at the least."""
+"""How many times the bytes of its weights a model needs at the least to run."""
 
 
 def config(shape: str) -> PretrainedConfig:
-    """The configuration of a shape.
+    """Return the configuration of a shape.
 
     Raises:
         ValueError: there is no such shape.
@@ -48,7 +48,7 @@ def config(shape: str) -> PretrainedConfig:
 
 
 def empty(shape: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
-    """The model without memory for its weights."""
+    """Return a model of this shape without memory for its weights."""
     with init_empty_weights(include_buffers=False), _quiet():
         model = AutoModelForImageTextToText.from_config(config(shape), dtype=dtype).eval()
     model.tie_weights()  # of which the context above has made two
@@ -56,7 +56,7 @@ def empty(shape: str, dtype: torch.dtype = torch.bfloat16) -> PreTrainedModel:
 
 
 def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int]:
-    """Bytes that a model's weights need, and that the device has.
+    """Return the bytes that a model's weights need, and those that the device has.
 
     Raises:
         ValueError: CUDA is asked for, and there is none.
@@ -73,17 +73,22 @@ def memory(model: PreTrainedModel, device: torch.device | str) -> tuple[int, int
 def build(
     shape: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.bfloat16
 ) -> PreTrainedModel:
-    """A model of this shape with random weights, made where it runs, tensor by tensor.
+    """Return a model of this shape with random weights, made where it runs, tensor by tensor.
+
+    Args:
+        shape: A name in `fopru.efficiency.SHAPES`.
+        device: Where the model is made and runs.
+        dtype: That of its weights.
 
     Raises:
         ValueError: an unknown shape, CUDA where there is none, or too little memory.
     """
     model = empty(shape, dtype)
-    needed, there = memory(model, device)
-    if needed > there:
+    needed, available = memory(model, device)
+    if needed > available:
         raise ValueError(
             f"shape={shape!r}: needs about {needed / 1e9:.1f} GB on {device}, and "
-            f"{there / 1e9:.1f} GB are available."
+            f"{available / 1e9:.1f} GB are available."
         )
     noise = torch.randn(2**24, device=device, dtype=dtype) * 0.02
     for module, name, parameter in tqdm(list(_parameters(model)), unit="tensor", desc=shape):
@@ -114,7 +119,7 @@ def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter
 
 @contextmanager
 def _quiet():
-    """Without warnings about configuration that concern trained weights only."""
+    """Silence warnings about configuration that concern trained weights only."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -124,11 +129,12 @@ def _quiet():
 
 
 def prompt(model: PreTrainedModel, text: int = 44, batch: int = 1) -> dict[str, Any]:
-    """Random prompts with one picture each, of the size that the model is known for; on the CPU.
+    """Return random prompts on the CPU, each with one picture of the size that the model is known
+    for.
 
     Args:
-        text: tokens that are not visual.
-        batch: prompts.
+        text: The number of tokens that are not visual.
+        batch: The number of prompts.
 
     Raises:
         ValueError: `text` or `batch` below 1.

@@ -15,7 +15,7 @@ from fopru.videos import Video
 
 
 def chat(question: str, shown: Sequence[str] = ("image",)) -> list[dict[str, Any]]:
-    """A question about a picture, as chat templates take it.
+    """Return a question about what is shown as a conversation that chat templates take.
 
     Args:
         shown: "image" or "video" for each that stands before the question.
@@ -32,7 +32,7 @@ def answer(
     batch_size: int = 32,
     max_new_tokens: int = 6,
 ) -> Iterator[str]:
-    """What the model says to each lone question, stripped and lower-cased, in order.
+    """Yield what the model says to each question, stripped and lower-cased, in order.
 
     Each goes through the processor's chat template, as a user would ask it. Inside
     `with pruner(model)` the answers are the pruned ones.
@@ -41,12 +41,12 @@ def answer(
         questions, size = list(alike), batch_size if kind == "image" else 1
         for start in range(0, len(questions), size):
             part = questions[start : start + size]
-            asked = inputs(processor, part, prompts(processor, part)).to(model.device)
+            asked = prepare(processor, part, prompts(processor, part)).to(model.device)
             yield from generate(model, processor, asked, max_new_tokens)
 
 
 def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]:
-    """Each question in the processor's chat template, the answer's beginning included.
+    """Write each question in the processor's chat template, up to where the answer begins.
 
     Raises:
         ValueError: A question holds a token that stands for the picture, such as "<image>": the
@@ -65,7 +65,8 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
 
 
 def _reserved(processor: ProcessorMixin) -> list[str]:
-    """Tokens that stand for pictures or frame them, as far as the processor names them."""
+    """Return the tokens that stand for pictures or frame them, as far as the processor names
+    them."""
     found = {
         str(token)
         for name, token in vars(processor).items()
@@ -75,29 +76,29 @@ def _reserved(processor: ProcessorMixin) -> list[str]:
 
 
 def pictureless(processor: ProcessorMixin, prompt: str) -> str:
-    """A prompt without what stands for the picture in it."""
+    """Return a prompt without what stands for the picture in it."""
     for token in _reserved(processor):
         prompt = prompt.replace(token, "")
     return prompt
 
 
-def inputs(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
-    """The processor's output, padded on the left so that all texts end together.
+def prepare(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
+    """Return the processor's output for questions and their prompts, padded on the left.
 
     Args:
         examples: All about pictures, or all about videos with as many frames, which are in memory.
         text: `prompts` of them.
     """
-    told = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
+    options = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
     if examples[0].modality == "video":
-        return processor(**videos([e.image for e in examples]), **told)
-    made = processor(images=[[e.image] for e in examples], **told)
+        return processor(**videos([e.image for e in examples]), **options)
+    made = processor(images=[[e.image] for e in examples], **options)
     made.pop("labels", None)  # PaliGemma's, for training
     return made
 
 
 def videos(clips: Sequence[Video]) -> dict[str, Any]:
-    """What a processor is told of videos in memory: all of their frames, none left out."""
+    """Return what a processor takes for videos in memory: all of their frames."""
     return {
         "videos": [np.stack([np.asarray(frame) for frame in clip.frames]) for clip in clips],
         "do_sample_frames": False,
@@ -114,7 +115,7 @@ def videos(clips: Sequence[Video]) -> dict[str, Any]:
 
 
 def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
-    """Token ids of an answer with its end, as they follow the prompt.
+    """Return the token ids of an answer with its end, as they follow the prompt.
 
     A space parts the answer from a prompt that ends in a word, as after "ASSISTANT:"; none does
     where a template ends its prompt with white space or a special token.
@@ -146,10 +147,10 @@ def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
 
 
 def generate(
-    model: PreTrainedModel, processor: ProcessorMixin, asked: Any, max_new_tokens: int
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: Any, max_new_tokens: int
 ) -> Iterator[str]:
-    """The new words of each row, stripped and lower-cased."""
-    out = model.generate(**asked, max_new_tokens=max_new_tokens, do_sample=False)
-    new = out[:, asked["input_ids"].shape[1] :]
+    """Yield the new words of each row, stripped and lower-cased."""
+    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = out[:, inputs["input_ids"].shape[1] :]
     for said in processor.batch_decode(new, skip_special_tokens=True):
         yield said.strip().lower()

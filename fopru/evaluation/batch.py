@@ -22,7 +22,7 @@ from fopru.methods import Random
 
 
 class Batch:
-    """Some questions, and what is answered to them under any setting."""
+    """Some questions, which are answered under one setting after the other."""
 
     def __init__(
         self,
@@ -33,18 +33,19 @@ class Batch:
     ):
         self.model, self.processor, self.examples = model, processor, examples
         text = prompts(processor, examples)
-        self.answers, self.there = self._answers(text)
+        self.answers, self.answer_mask = self._answers(text)
         self.choices = [Choices(processor, t, e) for t, e in zip(text, examples, strict=True)]
         follow = self.answers.shape[1]
         self.prompts = Prompts(model, processor, examples, text, settings, follow)
 
     @property
     def ended(self) -> bool:
-        """Whether right answers have an end, which is one token."""
+        """Whether the tokenizer has a token that ends an answer."""
         return bool(self.processor.tokenizer.eos_token)
 
     def _answers(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token ids of the right answers with their ends, (B, A), and which are no padding."""
+        """Return the token ids of the right answers with their ends, and where these are no
+        padding: (B, A) each."""
         ids = [
             torch.tensor(answer_ids(self.processor, text, e.answer), device=self.model.device)
             for text, e in zip(prompts, self.examples, strict=True)
@@ -67,13 +68,13 @@ class Batch:
         return found
 
     def rows(self, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
-        """A row of the table for each question."""
+        """Yield a row of the table for each question."""
         with self.prompts.read(setting) as prompted:
             margin = self._margins(prompted)
-            log = self._told(prompted)
-            said = self._said(prompted, max_new_tokens)
-        each = log.gather(2, self.answers[..., None])[..., 0].where(self.there, 0)  # (B, A)
-        ends = each.gather(1, self.there.sum(1, keepdim=True) - 1)[:, 0] if self.ended else 0
+            log = self._read_out(prompted)
+            said = self._generated(prompted, max_new_tokens)
+        each = log.gather(2, self.answers[..., None])[..., 0].where(self.answer_mask, 0)  # (B, A)
+        ends = each.gather(1, self.answer_mask.sum(1, keepdim=True) - 1)[:, 0] if self.ended else 0
         loglik, open_ = each.sum(1).tolist(), (each.sum(1) - ends).tolist()
         away = [None] * len(self.examples) if setting.blind else self._divergence(log)
         for i, (e, evidence) in enumerate(zip(self.examples, self.prompts.evidence, strict=True)):
@@ -113,22 +114,22 @@ class Batch:
             }
 
     def _margins(self, prompted: Prompted) -> list[float | None]:
-        """By how much the right answer leads all other legal ones, in nats; None where there are
-        none. The cache is left as it was."""
-        told = {"attention_mask": prompted.mask, "position_ids": prompted.positions}
+        """Return by how much the right answer of each question leads all other legal ones, in nats,
+        or None where the question names no legal answers. The KV cache is left as it was."""
+        arguments = {"attention_mask": prompted.mask, "position_ids": prompted.positions}
         known = Known(self.choices, prompted.last.float().log_softmax(-1))
-        return margins(self.model, known, prompted.cache, told, len(self.examples))
+        return margins(self.model, known, prompted.cache, arguments, len(self.examples))
 
-    def _told(self, prompted: Prompted) -> Tensor:
-        """(B, A, V) log-probabilities of the tokens of the right answers, which are read out to the
-        model."""
-        length, there = self.answers.shape[1], self.there
+    def _read_out(self, prompted: Prompted) -> Tensor:
+        """Read the right answers out to the model, and return the log-probabilities of their
+        tokens, (B, A, V)."""
+        length, answer_mask = self.answers.shape[1], self.answer_mask
         logits = prompted.last[:, None]
         if length > 1:
-            steps = torch.arange(1, length, device=there.device)
+            steps = torch.arange(1, length, device=answer_mask.device)
             out = self.model(
                 input_ids=self.answers[:, :-1],
-                attention_mask=torch.cat([prompted.mask, there[:, :-1].to(prompted.mask)], 1),
+                attention_mask=torch.cat([prompted.mask, answer_mask[:, :-1].to(prompted.mask)], 1),
                 position_ids=prompted.positions[..., -1:] + steps,
                 **{cache_name(self.model): prompted.cache},
                 use_cache=True,
@@ -138,26 +139,27 @@ class Batch:
                 prompted.cache.crop(1 - length)
         return logits.float().log_softmax(-1)
 
-    def _said(self, prompted: Prompted, max_new_tokens: int) -> list[str]:
-        """What the model answers, stripped and lower-cased."""
-        asked = prompted.arguments
+    def _generated(self, prompted: Prompted, max_new_tokens: int) -> list[str]:
+        """Return what the model answers, stripped and lower-cased."""
+        arguments = prompted.arguments
         if self.prompts.roomy:
             prompted.cache.crop(-1)  # generate() wants a token to begin with
-            asked = {
+            arguments = {
                 "input_ids": prompted.ids,
                 "attention_mask": prompted.mask,
                 "position_ids": prompted.positions,
                 cache_name(self.model): prompted.cache,
             }
-        return list(generate(self.model, self.processor, asked, max_new_tokens))
+        return list(generate(self.model, self.processor, arguments, max_new_tokens))
 
     @cached_property
     def _full(self) -> Tensor:
         """(B, A, V) log-probabilities of the right answers' tokens, with all visual tokens."""
         with self.prompts.read(Setting("full", Random(1.0), 1.0)) as prompted:
-            return self._told(prompted)
+            return self._read_out(prompted)
 
     def _divergence(self, log: Tensor) -> list[float]:
-        """Kullback-Leibler divergence from the full model on each right answer: nats per token."""
+        """Return the Kullback-Leibler divergence from the full model on each right answer, in nats
+        per token."""
         each = (self._full.exp() * (self._full - log)).sum(-1)  # (B, A)
-        return (each.where(self.there, 0).sum(1) / self.there.sum(1)).tolist()
+        return (each.where(self.answer_mask, 0).sum(1) / self.answer_mask.sum(1)).tolist()

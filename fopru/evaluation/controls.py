@@ -29,15 +29,16 @@ from fopru.pruner import Merged, Pruner
 from fopru.videos import Video
 
 EVIDENCE = Tap(-1, "evidence")
-"""Where the share of each token that evidence covers stands among an image's scores."""
+"""The key in `EncodedImage.learned` of the share of each token's patch that evidence covers,
+(N,)."""
 
 PIXELS = Tap(-1, "pixels")
-"""Where its pixels stand, (3, H, W)."""
+"""The key in `EncodedImage.learned` of the picture's pixels, (3, H, W)."""
 
 
 def grey(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about a grey picture, 336 x 336 where the true one is still in a file; or
-    about a grey video, of 8 such frames."""
+    """Return the same questions about a grey picture, of 336 x 336 pixels where the true one is
+    still in a file; or about a grey video, of 8 such frames."""
     shapes = [_shape(e.image) for e in examples]
     blank = {shape: _grey(*shape) for shape in set(shapes)}
     return [
@@ -60,9 +61,9 @@ def _grey(size: tuple[int, int], n_frames: int) -> Image.Image | Video:
 
 
 def swapped(examples: Sequence[Example]) -> list[Example]:
-    """The same questions about another question's picture: within each task, that of the picture
-    half a task further on. Pictures of the same pixels are one picture. A task's videos are as a
-    task of their own.
+    """Return the same questions about another picture of their task, half the task's pictures
+    further on. Pictures of the same pixels are one picture. A task's videos are as a task of their
+    own.
 
     Raises:
         ValueError: A task has one picture only, so that there is no other one to show.
@@ -91,12 +92,13 @@ def swapped(examples: Sequence[Example]) -> list[Example]:
 
 
 def same_picture(e: Example) -> Path | int:
-    """What questions on one picture share: its file, or the picture itself."""
+    """Return what questions on one picture share: its file, or the identity of the picture
+    itself."""
     return e.image if isinstance(e.image, Path) else id(e.image)
 
 
 def _look(image: Image.Image | Path | Video) -> str:
-    """The digest of a picture's pixels; of a file that cannot be read, its path."""
+    """Return the digest of a picture's pixels, or the path of a file that cannot be read."""
     try:
         return picture(in_memory(image))
     except ValueError:
@@ -104,7 +106,8 @@ def _look(image: Image.Image | Path | Video) -> str:
 
 
 BLIND = {"none": list, "grey": grey, "swapped": swapped}
-"""Name -> the questions with the pictures that are shown instead."""
+"""The name of each blind control -> a function from questions to the same with the pictures shown
+instead."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Oracle(Pruner):
     """Keep the tokens under the evidence of the answer first, then random ones.
 
     Args:
-        seed: of the permutation by which the others follow.
+        seed: The seed of the permutation by which the other tokens follow.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"grid"})
@@ -123,7 +126,7 @@ class Oracle(Pruner):
         return True
 
     def score(self, image: EncodedImage) -> Tensor:
-        return image.scores[EVIDENCE]
+        return image.learned[EVIDENCE]
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
         generator = torch.Generator().manual_seed(self.seed)
@@ -148,13 +151,13 @@ class Smaller(Pruner):
         family = image.family
         height, width = self._size(image.grid)
         (view,) = image.grid.views
-        if PIXELS not in image.scores or family.merges:
+        if PIXELS not in image.learned or family.merges:
             raise UnsupportedModelError(
                 f"'smaller' takes models of which each patch is a token, and {family.title} merges "
                 "them: give it smaller pictures instead."
             )
         side = family.config.vision_config.patch_size
-        pixels = image.scores[PIXELS][None]  # (1, 3, H, W); a smaller one of a batch is padded
+        pixels = image.learned[PIXELS][None]  # (1, 3, H, W); a smaller one of a batch is padded
         pixels = pixels[..., : view.height * side, : view.width * side]
         small = F.interpolate(pixels, (height * side, width * side), mode="bicubic", antialias=True)
         (features,) = family.model.get_image_features(
@@ -179,29 +182,40 @@ class Smaller(Pruner):
 
 
 CONTROLS = {"oracle": Oracle, "smaller": Smaller}
-"""Name -> what only `fopru.evaluate` can do."""
+"""The name of each control that only `fopru.evaluate` can run -> its class."""
 for _name, _control in CONTROLS.items():
     _control.name = _name  # not registered: no method for users
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """A method whose kept tokens lose their order before the language model gets them. Methods
-    inside the language model drop tokens where they stand, and cannot be shuffled."""
+    """A method whose kept tokens lose their order before the language model gets them.
+
+    Methods inside the language model drop tokens where they stand, and cannot be shuffled.
+
+    Args:
+        pruner: The method, which prunes before the language model.
+    """
 
     pruner: Pruner
 
 
 @dataclass(frozen=True)
 class Later:
-    """A method that reads the question, when another question on the same picture was asked first:
-    the next one on it, after the last the first."""
+    """A method whose kept tokens another question has decided.
+
+    That is the next question on the same picture; the first one follows the last. So it needs a
+    method that reads the question, and several questions on each picture.
+
+    Args:
+        pruner: The method, which reads the question.
+    """
 
     pruner: Pruner
 
 
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
-    """The same with the kept tokens of each picture in random order.
+    """Return the same inputs with the kept tokens of each picture in random order.
 
     Position ids, where there are any, and weights go with their tokens: with "reindex" only the
     order says where a token was, with "preserve" only its position id.

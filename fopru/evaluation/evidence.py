@@ -14,10 +14,11 @@ from fopru.families import Grid
 from fopru.videos import Video
 
 Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1), in pixels of the picture where nothing else is said."""
 
 
 def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
-    """The part of a picture that the vision tower sees: (x0, y0, x1, y1) in its pixels.
+    """Return the part of a picture that the vision tower sees: (x0, y0, x1, y1) in its pixels.
 
     Processors that cut a picture into tiles take the whole of it, and `frames` says what each
     tile shows. CLIP's scales the shorter edge and cuts out the centre; where LLaVA's pads to a
@@ -46,14 +47,14 @@ def frame(image: Image.Image, processor: ProcessorMixin) -> Box:
 
 
 def frames(image: Image.Image | Video, processor: ProcessorMixin, n_views: int) -> list[Box]:
-    """The part of a picture that each of its views shows: (x0, y0, x1, y1) in its pixels.
+    """Return the part of a picture that each of its views shows: (x0, y0, x1, y1) in its pixels.
 
     InternVL, Idefics3 and SmolVLM stretch the picture to a whole number of tiles, and after the
     tiles comes a view of all of it. The views of all other families span the same frame; those of a
     video are its frames, which are not cut.
 
     Args:
-        n_views: how many views the picture has: all those of its grid, or of all its grids where
+        n_views: How many views the picture has: all those of its grid, or of all its grids where
             each tile is a picture of its own (Idefics3, SmolVLM).
 
     Raises:
@@ -89,8 +90,8 @@ def frames(image: Image.Image | Video, processor: ProcessorMixin, n_views: int) 
 
 
 def tiles(image: Image.Image, processor: ProcessorMixin) -> tuple[int, int] | None:
-    """Rows and columns of the tiles that a picture is cut into, (1, 1) where it is small enough to
-    stay whole; None where views are no tiles."""
+    """Return the rows and columns of the tiles that a picture is cut into: (1, 1) where it is small
+    enough to stay whole, None where this processor makes no tiles."""
     images = processor.image_processor
     if hasattr(images, "do_image_splitting"):  # Idefics3, SmolVLM
         found = images([image], return_row_col_info=True)
@@ -104,13 +105,14 @@ def tiles(image: Image.Image, processor: ProcessorMixin) -> tuple[int, int] | No
 
 
 def cover(grid: Grid, frame: Box | Sequence[Box], boxes: Iterable[Box]) -> Tensor:
-    """(N,) float64: the share of each visual token's patch that boxes cover; newline tokens 0.
+    """Return the share of each visual token's patch that boxes cover, (N,) float64; newline tokens
+    have 0.
 
     Args:
-        grid: the picture's.
-        frame: what the views show: one box for each, from `frames`, or one box that all of them
+        grid: The grid of the picture.
+        frame: What the views show: one box for each, from `frames`, or one box that all of them
             span, from `frame`.
-        boxes: in pixels of the picture; where they overlap, the larger share counts.
+        boxes: Boxes in pixels of the picture; where they overlap, the larger share counts.
 
     Raises:
         ValueError: there are more or fewer frames than views, or where the tokens sit is not known.

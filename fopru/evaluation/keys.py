@@ -14,13 +14,14 @@ from fopru.videos import Video
 
 
 def digest(*parts: Any) -> str:
-    """The sha256 of values that JSON can hold, in hexadecimal."""
+    """Return the sha256 of values that JSON can hold, in hexadecimal."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def picture(image: Image.Image | Video) -> str:
-    """The sha256 of a picture's mode, size and pixels; of a video, of its frames and their pace."""
+    """Return the sha256 of a picture's mode, size and pixels, or of a video's frames and their
+    pace, in hexadecimal."""
     if isinstance(image, Video):
         return digest(image.fps, [picture(frame) for frame in image.frames])
     found = hashlib.sha256(f"{image.mode} {image.size} ".encode())
@@ -29,7 +30,7 @@ def picture(image: Image.Image | Video) -> str:
 
 
 def question(e: Example, prompt: str, pixels: str) -> str:
-    """The digest of all that a row takes from its question.
+    """Return the digest of everything that a row takes from its question.
 
     Args:
         e: The question.
@@ -43,7 +44,7 @@ def question(e: Example, prompt: str, pixels: str) -> str:
 
 
 def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens: int) -> str:
-    """The digest of all that the rows of a run take from model and processor.
+    """Return the digest of everything that the rows of a run take from model and processor.
 
     The weights are not in it, nor versions: a file holds those of one model and version only.
     """
@@ -53,6 +54,6 @@ def conditions(model: PreTrainedModel, processor: ProcessorMixin, max_new_tokens
     attention = {n: part._attn_implementation for n, part in parts.items() if part is not None}
     generation = model.generation_config.to_dict()
     parts = (processor.image_processor, getattr(processor, "video_processor", None))
-    seen = [part.to_dict() for part in parts if hasattr(part, "to_dict")]
-    told = [repr(sorted(values.items())) for values in (config, generation, *seen)]
-    return digest(told, attention, str(model.dtype), max_new_tokens)
+    parts = [part.to_dict() for part in parts if hasattr(part, "to_dict")]
+    described = [repr(sorted(values.items())) for values in (config, generation, *parts)]
+    return digest(described, attention, str(model.dtype), max_new_tokens)

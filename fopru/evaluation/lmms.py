@@ -26,11 +26,11 @@ from fopru.loading import load
 from fopru.pruner import METHODS, Pruner
 
 TASKS = Path(__file__).with_name("lmms_tasks")
-"""The folder for `--include_path`."""
+"""The folder to give to lmms-eval as `--include_path`."""
 
 
 def manifest() -> Any:
-    """What the entry point tells lmms-eval."""
+    """Return what the entry point tells lmms-eval."""
     from lmms_eval.models.registry_v2 import ModelManifest  # reads the entry points: not at import
 
     return ModelManifest("fopru", chat_class_path=f"{__name__}.PrunedModel")
@@ -41,16 +41,16 @@ class PrunedModel(lmms):
 
     Args:
         pretrained: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        method: a name in `fopru.METHODS`, or "full" for no pruning.
-        retention: share of each picture's visual tokens to keep, in (0, 1]; 0.25 if not given.
+        method: A name in `fopru.METHODS`, or "full" for no pruning.
+        retention: The share of each picture's visual tokens to keep, in (0, 1]; 0.25 if not given.
         positions: "reindex", "preserve", or the family's default.
-        dtype: of the weights, as "bfloat16"; "auto" is that of the files.
-        device: of lmms-eval's `--device`; else a GPU if there is one. Each process of
+        dtype: The dtype of the weights, as "bfloat16"; "auto" is that of the files.
+        device: The value of lmms-eval's `--device`; else a GPU if there is one. Each process of
             `accelerate launch` has its own.
         device_map: "auto" spreads one model over several GPUs, in one process.
-        batch_size: of lmms-eval's `--batch_size`.
-        max_new_tokens: longest answer where the task names none.
-        options: the method's other arguments, as `tokens` (a number to keep of each picture, in
+        batch_size: The value of lmms-eval's `--batch_size`.
+        max_new_tokens: The longest answer, in tokens, where the task names none.
+        options: The method's other arguments, as `tokens` (a number to keep of each picture, in
             place of `retention`), `layer` or `attention`.
 
     Raises:
@@ -91,10 +91,11 @@ class PrunedModel(lmms):
 
     @property
     def device(self) -> torch.device:
+        """The device that the model is on."""
         return self.model.device
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """What the model says to each request, stripped."""
+        """Return what the model says to each request, stripped."""
         order = Collator(
             [request.args for request in requests],
             sort_fn=lambda request: -len(request[0]),
@@ -110,7 +111,7 @@ class PrunedModel(lmms):
         return order.get_original(said)
 
     def _answers(self, requests: Sequence[tuple]) -> list[str]:
-        """Answers to a batch of requests that ask for the same way of generating."""
+        """Answer a batch of requests that are generated with the same settings."""
         chats = [
             messages(self.task_dict[task][split][number])
             for _, messages, _, number, task, split in requests
@@ -119,7 +120,7 @@ class PrunedModel(lmms):
             if part["type"] not in ("text", "image"):
                 task = requests[0][4]
                 raise ValueError(f"task {task!r} has {part['type']}: fopru takes pictures only.")
-        asked = self.processor.apply_chat_template(
+        inputs = self.processor.apply_chat_template(
             chats,
             add_generation_prompt=True,
             tokenize=True,
@@ -128,15 +129,17 @@ class PrunedModel(lmms):
             processor_kwargs={"padding": True, "padding_side": "left"},
         ).to(self.device, self.model.dtype)
         settings = requests[0][2]
-        out = self.model.generate(**asked, **_generation(settings, self.max_new_tokens))
-        new = out[:, asked["input_ids"].shape[1] :]
+        out = self.model.generate(**inputs, **_generation(settings, self.max_new_tokens))
+        new = out[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.batch_decode(new, skip_special_tokens=True)
         return [_cut(text, settings.get("until")).strip() for text in texts]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Refuse tasks of likelihood: there are none for pruned pictures."""
         raise NotImplementedError("fopru generates answers: it has no tasks of likelihood.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Refuse tasks of many rounds: a request is one question."""
         raise NotImplementedError("fopru answers single questions: it has no tasks of many rounds.")
 
 
@@ -157,7 +160,8 @@ def _pruner(
 
 
 def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:
-    """Those of a task's settings that are `generate`'s; sampled where there is a temperature."""
+    """Return those of a task's settings that are `generate`'s; it samples where there is a
+    temperature."""
     sampled = bool(settings.get("temperature"))
     names = ("max_new_tokens", "num_beams", *(("temperature", "top_p", "top_k") if sampled else ()))
     known = {name: settings[name] for name in names if settings.get(name) is not None}
@@ -165,7 +169,8 @@ def _generation(settings: Mapping[str, Any], longest: int) -> dict[str, Any]:
 
 
 def _cut(text: str, until: str | Sequence[str] | None) -> str:
-    """The text up to a task's stop string; an empty line is lmms-eval's default, and is none."""
+    """Return the text up to a task's stop string; an empty line, which is lmms-eval's default, does
+    not count."""
     for stop in [until] if isinstance(until, str) else until or ():
         if stop.strip("\n"):
             text = text.split(stop)[0]

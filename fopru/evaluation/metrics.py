@@ -15,28 +15,29 @@ class Metric(NamedTuple):
     `metric="mine"` be judged by it."""
 
     each: Callable[[str, str], float]
-    """What was said and one right answer, both stripped and in lower case -> how right it is, in
-    [0, 1]."""
+    """A function of what was said and one right answer, both stripped and in lower case: how right
+    it is, in [0, 1]."""
     over: Callable[[pd.DataFrame], float]
-    """Rows of `fopru.evaluate`, of one method, retention and seed -> the metric over them."""
+    """A function of rows of `fopru.evaluate`, of one method, retention and seed: the metric over
+    all of them."""
 
 
 def exact(said: str, right: str) -> float:
-    """1 where both are the same, else 0."""
+    """Return 1 where both texts are the same, else 0."""
     return float(said == right)
 
 
 def anls(said: str, right: str) -> float:
-    """1 - edit distance / longer length, 0 where that is below 0.5 (DocVQA's metric, Biten et al.,
-    "Scene Text Visual Question Answering", ICCV 2019)."""
+    """Return 1 - edit distance / longer length, or 0 where that is below 0.5. It is DocVQA's metric
+    (Biten et al., "Scene Text Visual Question Answering", ICCV 2019)."""
     longest = max(len(said), len(right), 1)
     likeness = 1 - _edits(said, right) / longest
     return likeness if likeness >= 0.5 else 0.0
 
 
 def relaxed(said: str, right: str) -> float:
-    """1 for the same text, or for a number within 5 % of the right one; "45%" is 0.45 (ChartQA's
-    metric, Masry et al., 2022)."""
+    """Return 1 for the same text, or for a number within 5 % of the right one, else 0; "45%" is
+    0.45. It is ChartQA's metric (Masry et al., "ChartQA", Findings of ACL 2022)."""
     number, goal = _number(said), _number(right)
     if said == right or number is None or goal is None:
         return exact(said, right)
@@ -44,7 +45,7 @@ def relaxed(said: str, right: str) -> float:
 
 
 def _number(text: str) -> float | None:
-    """The finite number that a text stands for, or None: "nan" and "inf" are words."""
+    """Return the finite number that a text stands for, or None: "nan" and "inf" are words."""
     percent = text.endswith("%")
     try:
         value = float(text.removesuffix("%"))
@@ -54,7 +55,7 @@ def _number(text: str) -> float | None:
 
 
 def _edits(a: str, b: str) -> int:
-    """Levenshtein distance."""
+    """Return the Levenshtein distance of two texts."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         previous, row[0] = row[0], i
@@ -64,13 +65,14 @@ def _edits(a: str, b: str) -> int:
 
 
 def mean(results: pd.DataFrame) -> float:
-    """The mean of `score` over all rows."""
+    """Return the mean of the column `score` over all rows."""
     return float(results["score"].mean())
 
 
 def f1(results: pd.DataFrame, positive: str = "yes") -> float:
-    """F1 of the answer `positive` over all rows, NaN where nobody gives or said it (POPE's metric,
-    Li et al., "Evaluating Object Hallucination in Large Vision-Language Models", EMNLP 2023)."""
+    """Return the F1 of the answer `positive` over all rows, or NaN where it is neither right nor
+    said anywhere. It is POPE's metric (Li et al., "Evaluating Object Hallucination in Large
+    Vision-Language Models", EMNLP 2023)."""
     said, right = results["prediction"] == positive, results["answer"] == positive
     both = 2 * (said & right).sum() + (said & ~right).sum() + (~said & right).sum()
     return float(2 * (said & right).sum() / both) if both else np.nan
@@ -82,4 +84,4 @@ METRICS = {
     "anls": Metric(anls, mean),
     "relaxed": Metric(relaxed, mean),
 }
-"""Name -> metric."""
+"""Every metric by its name, as `Example.metric` and the field "metric" of `read_rows` give it."""

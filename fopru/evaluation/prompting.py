@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from fopru.applying import Session, cache_name, cache_of, select_rows
 from fopru.applying.layers import attends, window
 from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.asking import inputs, pictureless
+from fopru.evaluation.asking import pictureless, prepare
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frames
 from fopru.evaluation.settings import Setting
@@ -33,25 +33,25 @@ class Prompted:
     """Prompts that went through the language model, padded on the left: B rows of L tokens."""
 
     arguments: Mapping[str, Any]
-    """What the model was called with, where it was called once."""
+    """The arguments that the model was called with, where it was called once."""
     cache: Cache
     ids: Tensor  # (B, L)
     mask: Tensor  # (B, L)
     positions: Tensor  # (B, L), or (4, B, L) with M-RoPE
     last: Tensor  # (B, V) logits of what follows
     kept: list[Tensor]
-    """Per row the visual tokens that are kept."""
+    """The visual tokens that are kept of each row, as indices among the row's own."""
     layer_weighted: list[float]
-    """Per row the mean over layers of the visual tokens seen."""
+    """The mean over layers of the visual tokens that each layer sees, one number per row."""
 
 
 class Prompts:
-    """The prompts of some questions.
+    """The prompts of some questions, which are read under one setting after the other.
 
     Args:
-        text: of each, as `fopru.evaluation.asking.prompts` makes it.
-        settings: all that `read` will be asked for.
-        follow: how many tokens will follow a prompt at most.
+        text: The prompt of each question, as `fopru.evaluation.asking.prompts` makes it.
+        settings: All that `read` will be asked for.
+        follow: How many tokens will follow a prompt at most.
     """
 
     def __init__(
@@ -68,39 +68,42 @@ class Prompts:
         numbers = [pictures.setdefault(id(e.image), len(pictures)) for e in examples]
         self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
         self.first = [numbers.index(i) for i in range(len(pictures))]
-        whole = inputs(processor, examples, text).to(model.device)
+        whole = prepare(processor, examples, text).to(model.device)
         self.family = Family.of(model).reading(whole)
         shown = whole
         if len(self.first) < len(examples):
             first = [examples[row] for row in self.first], [text[row] for row in self.first]
-            shown = inputs(processor, *first).to(model.device)
+            shown = prepare(processor, *first).to(model.device)
         encoded = encode(model, shown, [setting.pruner for setting in settings])
         gone = (*self.family.pixels, *self.family.options)
-        self.asked = {name: value for name, value in whole.items() if name not in gone}
+        self.inputs = {name: value for name, value in whole.items() if name not in gone}
         self.also = {name: shown[name] for name in self.family.also if name in shown}
         self.pictures = _with_pixels(encoded.images, shown[self.family.pixels[0]])
         self.images = tuple(
-            image for row, e in enumerate(examples) for image in self._of(row, e, numbers[row])
+            image
+            for row, e in enumerate(examples)
+            for image in self._images_of(row, e, numbers[row])
         )
-        covered = [(image.scores[EVIDENCE] > 0.2).cpu() for image in self.images]
+        covered = [(image.learned[EVIDENCE] > 0.2).cpu() for image in self.images]
         self.evidence = [
             torch.cat([c for c, i in zip(covered, self.images, strict=True) if i.sample == row])
             for row in range(len(examples))
         ]
 
-    def _of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
-        """The picture of a question, or its tiles, with what is evidence to the question."""
+    def _images_of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
+        """Yield the picture of a question, or its tiles, with what is evidence to the question."""
         images = [image for image in self.pictures if image.sample == number]
         views = sum(len(image.grid.views) for image in images)
         shown = iter(frames(e.image, self.processor, views))
         for image in images:
             evidence = cover(image.grid, list(islice(shown, len(image.grid.views))), e.evidence)
-            scores = {**image.scores, EVIDENCE: evidence.to(image.features)}
-            yield replace(image, sample=row, scores=scores)
+            learned = {**image.learned, EVIDENCE: evidence.to(image.features)}
+            yield replace(image, sample=row, learned=learned)
 
     @contextmanager
     def read(self, setting: Setting) -> Iterator[Prompted]:
-        """The prompts of all questions, in a block in which the model goes on with them."""
+        """Read the prompts of all questions, and yield them in a block in which the model goes on
+        with them."""
         if setting.method == "none":
             yield self._without_picture()
             return
@@ -110,22 +113,22 @@ class Prompts:
                 yield self._prompts(session, setting)
                 return
             others = {name: value[..., self._next, :] for name, value in self._per_token.items()}
-            self._prefill(session, {**self.asked, **others}, self.images)
+            self._prefill(session, {**self.inputs, **others}, self.images)
             chosen = (session,)
         with pruner(self.model, *chosen) as session:
             yield self._prompts(session, setting)
 
     def _prompts(self, session: Session, setting: Setting) -> Prompted:
-        """The prompts of all questions, within the session's block."""
+        """Read the prompts of all questions, within the session's block."""
         pruner = setting.pruner
         if session.shortens and not pruner.asks and self.prefix is not None:
             before = self._prefill(session, self.prefix, self.pictures, setting)
-            return self._on(before, pruner.numbering(self.family))
+            return self._go_on(before, pruner.numbering(self.family))
         images = self.images
         if setting.later:
-            told = Encoded(self.family, self.asked, images)
-            images = tuple(replace(i, text=told.text(self._next[i.sample])) for i in images)
-        return self._prefill(session, self.asked, images, setting)
+            encoded = Encoded(self.family, self.inputs, images)
+            images = tuple(replace(i, text=encoded.text(self._next[i.sample])) for i in images)
+        return self._prefill(session, self.inputs, images, setting)
 
     def _prefill(
         self,
@@ -134,7 +137,7 @@ class Prompts:
         images: tuple[EncodedImage, ...],
         setting: Setting | None = None,
     ) -> Prompted:
-        """Prompts with their pictures, through the language model once."""
+        """Run prompts with their pictures through the language model once."""
         arguments = session.arguments(Encoded(self.family, text, images))
         if setting is not None and setting.shuffled:
             arguments = shuffled(arguments, setting.seed)
@@ -155,20 +158,20 @@ class Prompts:
 
     def _without_picture(self) -> Prompted:
         text = [pictureless(self.processor, prompt) for prompt in self.text]
-        asked = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt")
+        inputs = self.processor(text=text, padding=True, padding_side="left", return_tensors="pt")
         none = [torch.zeros(0, dtype=torch.int64)] * len(text)
-        found = self._forward(asked.to(self.model.device))
+        found = self._forward(inputs.to(self.model.device))
         return replace(found, kept=none, layer_weighted=[0.0] * len(text))
 
     @cached_property
     def _per_token(self) -> dict[str, Tensor]:
         """The inputs with one value per token, (B, L) each."""
-        names = [name for name in PER_TOKEN if self.asked.get(name) is not None]
-        return {name: self.asked[name] for name in names}
+        names = [name for name in PER_TOKEN if self.inputs.get(name) is not None]
+        return {name: self.inputs[name] for name in names}
 
     @cached_property
     def _next(self) -> list[int]:
-        """For each question the next one on its picture, after the last the first."""
+        """For each question the next one on the same picture; the first one follows the last."""
         pictures, rows = self.picture.tolist(), []
         for row, picture in enumerate(pictures):
             same = [i for i, other in enumerate(pictures) if other == picture]
@@ -179,8 +182,8 @@ class Prompts:
 
     @cached_property
     def _tails(self) -> Tensor:
-        """(B,) tokens that follow the picture in each prompt."""
-        return (self.asked["input_ids"] == self.family.image_token_id).flip(1).long().argmax(1)
+        """(B,) int64: the number of tokens that follow the picture in each prompt."""
+        return (self.inputs["input_ids"] == self.family.image_token_id).flip(1).long().argmax(1)
 
     @cached_property
     def prefix(self) -> dict[str, Tensor] | None:
@@ -194,7 +197,7 @@ class Prompts:
         columns = torch.arange(mask.shape[1], device=mask.device)
         kept = mask & (columns < mask.shape[1] - self._tails[:, None])  # (B, L)
         heads = {
-            name: [row[here] for row, here in zip(values, kept, strict=True)]
+            name: [row[keep] for row, keep in zip(values, kept, strict=True)]
             for name, values in self._per_token.items()
         }
         firsts = [self.first[picture] for picture in self.picture.tolist()]
@@ -205,7 +208,7 @@ class Prompts:
         )
         if len(self.first) == len(firsts) or not alike or not self.roomy:
             return None
-        fill = {**PER_TOKEN, "input_ids": int(self.asked["input_ids"][0, -1])}
+        fill = {**PER_TOKEN, "input_ids": int(self.inputs["input_ids"][0, -1])}
         padded = {
             name: pad_sequence(
                 [rows[row] for row in self.first],
@@ -222,19 +225,20 @@ class Prompts:
         """Whether the language model's cache holds all of prompts and what follows them, and can go
         back to where it was: they are shorter than any of its windows, and all its layers attend
         (a state of linear attention only goes on, and padding between tokens would fade it)."""
-        length = self.asked["input_ids"].shape[1] + self.follow
+        length = self.inputs["input_ids"].shape[1] + self.follow
         layers = self.family.decoder.layers
         return all(attends(layer) and length < (window(layer) or math.inf) for layer in layers)
 
-    def _on(self, before: Prompted, numbering: str) -> Prompted:
-        """Every question on its picture's prefix, which went through the model once."""
+    def _go_on(self, before: Prompted, numbering: str) -> Prompted:
+        """Read what follows each picture's prefix, which went through the model once for all its
+        questions."""
         of = self.picture
         select_rows(before.cache, of)
         longest = int(self._tails.max())
-        ids = self.asked["input_ids"][:, -longest:]  # (B, T)
-        there = torch.arange(longest, device=of.device) >= longest - self._tails[:, None]
-        ids = ids.where(there, ids[:, -1:])  # no placeholders
-        mask = torch.cat([before.mask[of], there.to(before.mask)], 1)
+        ids = self.inputs["input_ids"][:, -longest:]  # (B, T)
+        tail = torch.arange(longest, device=of.device) >= longest - self._tails[:, None]
+        ids = ids.where(tail, ids[:, -1:])  # no placeholders
+        mask = torch.cat([before.mask[of], tail.to(before.mask)], 1)
         positions = numbered(mask)[:, -longest:]
         if numbering == "preserve":
             kept = self._whole_positions[..., -longest:]  # (B, T), or (3, B, T)
@@ -261,15 +265,15 @@ class Prompts:
     def _whole_positions(self) -> Tensor:
         """(B, L) position ids of the whole prompts; (3, B, L) with M-RoPE."""
         grids = [image.grid for image in self.images]
-        found = self.family.position_ids(self.asked, self.asked["attention_mask"], grids)
+        found = self.family.position_ids(self.inputs, self.inputs["attention_mask"], grids)
         return found[-3:] if self.family.spatial else found
 
 
 def _with_pixels(images: Sequence[EncodedImage], pixels: Tensor) -> tuple[EncodedImage, ...]:
-    """Pictures with their pixels, where each has its own (3, H, W)."""
+    """Return the pictures with their pixels, where each has its own (3, H, W)."""
     if pixels.dim() != 4 or len(pixels) != len(images):
         return tuple(images)
     return tuple(
-        replace(image, scores={**image.scores, PIXELS: values})
+        replace(image, learned={**image.learned, PIXELS: values})
         for image, values in zip(images, pixels, strict=True)
     )

@@ -23,15 +23,16 @@ Tokens = tuple[int, ...]
 
 
 def begins(said: str, right: Sequence[str]) -> bool:
-    """Whether what was said begins with a right answer that ends where a word ends."""
+    """Return whether what was said begins with a right answer that ends where a word ends."""
     return any(said.startswith(r) and not said[len(r) :][:1].isalnum() for r in right)
 
 
 def legal_answers(e: Example) -> tuple[str, ...] | None:
-    """The answers that a question may have, stripped and in lower case; None where it names none.
+    """Return the answers that a question may have, stripped and in lower case, or None where it
+    names none.
 
     Raises:
-        ValueError: they are empty, repeat one another, or lack every right answer.
+        ValueError: The choices are empty, repeat one another, or lack every right answer.
     """
     if e.choices is None:
         return None
@@ -70,7 +71,7 @@ class Choices:
         self.tokens: dict[Tokens, bool] = {
             (whole if name in clash else short)[name]: name.lower() in e.right for name in names
         }
-        """Tokens of each legal answer -> whether it is right."""
+        """The tokens of each legal answer -> whether it is right."""
 
 
 class Known:
@@ -81,10 +82,10 @@ class Known:
     """
 
     def __init__(self, choices: Sequence[Choices], last: Tensor):
-        """From (B, V) log-probabilities of what follows the prompts."""
+        """Begin with the (B, V) log-probabilities of what follows the prompts."""
         self.choices = choices
         self.after: list[dict[Tokens, Tensor]] = [{(): log} for log in last]
-        """Per question: beginning -> (V,) log-probabilities of the next token."""
+        """For each question: a beginning -> (V,) log-probabilities of the next token."""
 
     def learn(self, row: int, tokens: Tokens, log: Tensor) -> None:
         """Take (T, V) log-probabilities of what follows the first 1 to T of these tokens."""
@@ -92,8 +93,8 @@ class Known:
             self.after[row].setdefault(tokens[: i + 1], values)
 
     def bound(self, row: int, tokens: Tokens) -> tuple[float, Tokens | None]:
-        """The log-probability of the longest known beginning of an answer, and the beginning that
-        has to be read next; None where all of it is known."""
+        """Return the log-probability of the longest known beginning of an answer, and the beginning
+        that has to be read next, or None where all of it is known."""
         total = 0.0
         for i, token in enumerate(tokens):
             if (log := self.after[row].get(tokens[:i])) is None:
@@ -102,8 +103,8 @@ class Known:
         return total, None
 
     def margin(self, row: int) -> tuple[float | None, set[Tokens]]:
-        """How much likelier the likeliest right answer is than the likeliest wrong one, in nats,
-        and the beginnings that could still change it."""
+        """Return how much likelier the likeliest right answer is than the likeliest wrong one, in
+        nats, and the beginnings that could still change it."""
         if len(self.choices[row].tokens) < 2:
             return None, set()
         best: dict[bool, float] = {True: -torch.inf, False: -torch.inf}
@@ -125,15 +126,15 @@ def margins(
     arguments: Mapping[str, Tensor],
     size: int,
 ) -> list[float | None]:
-    """Per question, by how much the likeliest right answer leads all wrong ones; None where the
-    question names no legal answers.
+    """Return by how much the likeliest right answer of each question leads all wrong ones, in nats,
+    or None where the question names no legal answers.
 
     Args:
-        model: within the block of the session that read the prompts.
-        known: what is known already; it learns what is read here.
-        cache: of the B prompts; it is left as it was.
+        model: The model, within the block of the session that read the prompts.
+        known: What is known already; it learns what is read here.
+        cache: The KV cache of the B prompts; it is left as it was.
         arguments: "attention_mask", (B, L), and "position_ids", (..., B, L), of the prompts.
-        size: how many beginnings are read at a time.
+        size: How many beginnings are read at a time.
     """
     while True:
         found = [known.margin(row) for row in range(len(known.choices))]

@@ -37,11 +37,11 @@ COLUMNS = (
     *("exact", "begins", "formed", "choice", "margin", "metric", "score", "loglik", "loglik_open"),
     *("kl", "error"),
 )
-"""Columns of `evaluate`'s table."""
+"""The columns of the table that `evaluate` returns."""
 
 
 def launched() -> PartialState:
-    """The processes of `accelerate launch` or `torchrun`, or this one alone."""
+    """Return the processes of `accelerate launch` or `torchrun`, or this one alone."""
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
 
 
@@ -146,41 +146,41 @@ def evaluate(
         parts.append(
             (BLIND[control](examples), [replace(full, method=control, retention=share, blind=True)])
         )
-    work = [(batch, asked) for part, asked in parts for batch in _batches(part, batch_size)]
+    work = [(batch, wanted) for part, wanted in parts for batch in _batches(part, batch_size)]
     work = work[processes.process_index :: processes.num_processes]
     conditions = keys.conditions(model, processor, max_new_tokens)
     with processes.main_process_first():
         manifest = {**provenance(), "weights": weights_hash(model)} if out is not None else {}
         store = Store(out if out is not None else ":memory:", manifest)
-    total = sum(len(batch) * len(asked) for batch, asked in work)
+    total = sum(len(batch) * len(wanted) for batch, wanted in work)
     quiet = not processes.is_main_process
     bar = tqdm(total=total, desc="evaluate", unit="answer", disable=quiet)
     places: dict[tuple[Any, ...], str | dict[str, Any]] = {}
     """Question and cell -> the key of its row, or the row of one that could not be asked."""
     with closing(store), bar:
         done = store.done()
-        for some, asked in work:
+        for some, wanted in work:
             whole, broken = _loaded(some)
-            found = _keys(whole, asked, texts, conditions)
+            found = _keys(whole, wanted, texts, conditions)
             places |= found
             places |= {
-                (e.id, *s.cell): _failed(e, s, family, why) for e, why in broken for s in asked
+                (e.id, *s.cell): _failed(e, s, family, why) for e, why in broken for s in wanted
             }
-            left = [s for s in asked if any(found[e.id, *s.cell] not in done for e in whole)]
-            if left:
-                batch = Batch(model, processor, whole, left)
-            for setting in left:
+            missing = [s for s in wanted if any(found[e.id, *s.cell] not in done for e in whole)]
+            if missing:
+                batch = Batch(model, processor, whole, missing)
+            for setting in missing:
                 rows = _rows(batch, setting, max_new_tokens)
                 store.add({found[row["id"], *setting.cell]: row for row in rows})
                 bar.update(len(some))
-            bar.update(len(some) * (len(asked) - len(left)))
+            bar.update(len(some) * (len(wanted) - len(missing)))
         processes.wait_for_everyone()
         for other in gather_object([places]):
             places |= other
         rows = store.rows({place for place in places.values() if isinstance(place, str)})
     table = []
     for e in examples:
-        order = [places[e.id, *s.cell] for _, asked in parts for s in asked]
+        order = [places[e.id, *s.cell] for _, wanted in parts for s in wanted]
         answers = [rows[place] if isinstance(place, str) else place for place in order]
         table += [{**row, "modality": e.modality} for row in answers]
     return _shared(pd.DataFrame(table, columns=COLUMNS))
@@ -227,17 +227,17 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], famil
     counts = Counter(e.id for e in examples)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
-    alone = [e.id for group in _by_picture(examples) if len(group) == 1 for e in group]
+    lone = [e.id for group in _by_picture(examples) if len(group) == 1 for e in group]
     later = [cell.method for cell in cells if cell.later]
-    if later and alone:
+    if later and lone:
         raise ValueError(
-            f"methods={later[0]!r} needs several questions on each picture; {alone[0]!r} and "
-            f"{len(alone) - 1} others have one to themselves."
+            f"methods={later[0]!r} needs several questions on each picture; {lone[0]!r} and "
+            f"{len(lone) - 1} others have one to themselves."
         )
 
 
 def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
-    """Whether a setting can act on the model at all: refused before anything is computed."""
+    """Check that a setting can act on the model at all, before anything is computed."""
     cell.pruner.numbering(family)
     cell.pruner.taps(family)
     with cell.pruner(model) as session:
@@ -261,8 +261,8 @@ def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
 
 
 def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Up to `size` questions each; all those on one picture stay together. A video is a batch of
-    its own, since others may have more frames."""
+    """Yield up to `size` questions at a time; all those on one picture stay together. A video is a
+    batch of its own, since others may have more frames."""
     batch: list[Example] = []
     for group in _by_picture(examples):
         if group[0].modality == "video":
@@ -277,8 +277,8 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
 
 
 def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
-    """Questions with their pictures in memory, RGB; those whose pictures cannot be read, with the
-    reason."""
+    """Return the questions with their pictures in memory as RGB, and those whose pictures cannot be
+    read with the reason."""
     whole, broken = [], []
     pictures: dict[Any, Image.Image | Video | ValueError] = {}
     for e in examples:
@@ -297,25 +297,28 @@ def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Exam
 
 
 def _keys(
-    examples: Sequence[Example], asked: Sequence[Setting], texts: Mapping[str, str], conditions: str
+    examples: Sequence[Example],
+    settings: Sequence[Setting],
+    texts: Mapping[str, str],
+    conditions: str,
 ) -> dict[tuple[Any, ...], str]:
-    """Question and cell -> key, for questions whose pictures are in memory."""
+    """Return (question, cell) -> key, for questions whose pictures are in memory."""
     found = {}
     for group in _by_picture(examples):
         pixels = keys.picture(group[0].image)
         together = [texts[e.id] for e in group]
         for e in group:
             content = keys.question(e, texts[e.id], pixels)
-            for setting in asked:
+            for setting in settings:
                 others = together if setting.later else None
                 found[e.id, *setting.cell] = keys.digest(
-                    content, others, setting.told(), conditions
+                    content, others, setting.description(), conditions
                 )
     return found
 
 
 def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[str, Any]:
-    """The row of a question whose picture cannot be read."""
+    """Return the row of a question whose picture cannot be read."""
     return {
         **dict.fromkeys(COLUMNS),
         "id": e.id,

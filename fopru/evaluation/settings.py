@@ -19,10 +19,10 @@ Method = str | Pruner | Later | Shuffled
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """One cell of the comparison."""
+    """One cell of the comparison: a method at one retention with one seed."""
 
     method: str
-    """As the table names it."""
+    """What the table calls the method."""
     pruner: Pruner
     retention: float | None
     """None where a number of tokens was asked for."""
@@ -36,7 +36,7 @@ class Setting:
 
     @property
     def cell(self) -> tuple[str, float | None, int | None, int]:
-        """Its place in the table."""
+        """The place of the setting in the table: method, retention, number of tokens and seed."""
         return self.method, self.retention, self.budget, self.seed
 
     @property
@@ -44,22 +44,23 @@ class Setting:
         """The number of tokens that was asked for, or None."""
         return self.pruner.tokens
 
-    def told(self) -> list[Any]:
-        """All that this cell says of its rows, for `fopru.evaluation.keys`."""
+    def description(self) -> list[Any]:
+        """Return all that this cell says of its rows, for the keys of `fopru.evaluation.keys`."""
         kind = type(self.pruner)
         names = (self.method, kind.__module__, kind.__qualname__, repr(self.pruner))
         return [*names, self.retention, self.seed, self.blind, self.later, self.shuffled]
 
 
 def label(method: Pruner | Later | Shuffled) -> str:
-    """What tables call a method: the pruner's label, with "-later" or "-shuffled" if controlled."""
+    """Return what tables call a method: the pruner's label, with "-later" or "-shuffled" if it is
+    under a control."""
     if isinstance(method, Later | Shuffled):
         return f"{label(method.pruner)}-{type(method).__name__.lower()}"
     return method.label
 
 
 def as_pruner(name: str, allowed: Mapping[str, type[Pruner]], **arguments: Any) -> Pruner:
-    """The pruner of a registered name.
+    """Return the pruner of a registered name.
 
     Raises:
         ValueError: A name that is not among the allowed ones, or arguments that it does not take.
@@ -79,7 +80,7 @@ def settings(
     seeds: Iterable[int] = (0,),
     tokens: Iterable[int] | None = None,
 ) -> list[Setting]:
-    """Every method at every budget, and those that draw at random with every seed.
+    """Return every method at every budget, and those that draw at random with every seed.
 
     Args:
         methods, retentions, positions, seeds, tokens: As for `evaluate`.
@@ -131,7 +132,7 @@ def _budgets(
 
 
 def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any]:
-    """Label -> pruner, or pruner under a control."""
+    """Return each label -> pruner, or pruner under a control."""
     if isinstance(methods, Mapping):
         pairs = list(methods.items())
     else:
@@ -161,7 +162,7 @@ def _labelled(methods: Iterable[Method] | Mapping[str, Method]) -> dict[str, Any
 
 
 def distinct(argument: str, value: Any) -> list[Any]:
-    """The values of a list-like argument.
+    """Return the values of an argument that takes a list, each of which may stand there once.
 
     Raises:
         ValueError: A single text, number or object where a list is meant, or a value twice.

@@ -11,10 +11,11 @@ from scipy.stats import binomtest, bootstrap
 from fopru.evaluation.metrics import METRICS
 
 RESAMPLES = 2000
+"""How often a bootstrap draws the pictures anew."""
 
 
 def answered(results: pd.DataFrame) -> pd.DataFrame:
-    """The rows of questions that could be asked, of one way of asking for each method.
+    """Return the rows of questions that could be asked, of one way of asking for each method.
 
     Every function here that takes the rows of `fopru.evaluate` takes these of them.
 
@@ -44,13 +45,13 @@ def answered(results: pd.DataFrame) -> pd.DataFrame:
 def interval(
     values: pd.Series, images: pd.Series, confidence: float = 0.95, seed: int = 0
 ) -> tuple[float, float, float]:
-    """Mean of one value per question, with a bootstrap interval over pictures.
+    """Return the mean of one value per question, with a bootstrap interval over pictures.
 
     Args:
-        values: one number per question; its mean is what is estimated.
-        images: the picture of each; questions on one picture are drawn together.
-        confidence: of the percentile interval.
-        seed: of the resampling.
+        values: One number per question, whose mean is estimated.
+        images: The picture of each question; questions on one picture are drawn together.
+        confidence: The confidence of the percentile interval.
+        seed: The seed of the resampling.
 
     Returns:
         (mean, low, high); the interval is NaN where there is only one picture.
@@ -74,11 +75,11 @@ def interval(
 
 
 def per_question(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
-    """One row per question, one column per (method, retention): the mean over seeds.
+    """Return one row per question and one column per (method, retention): the mean over seeds.
 
     Args:
-        results: as `fopru.evaluate` gives them.
-        value: the column to average.
+        results: The table of `fopru.evaluate`.
+        value: The column to average.
     """
     results = answered(results)
     each = _per_cell(results, ["task", "method", "retention"], value)
@@ -89,7 +90,7 @@ def per_question(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
 def means(
     results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
 ) -> pd.DataFrame:
-    """Mean of a column per method, retention and `by`.
+    """Return the mean of a column per method, retention and `by`.
 
     Seeds of a method are averaged per question first, so that they do not count as more questions.
 
@@ -102,7 +103,7 @@ def means(
 
 
 def _means(results: pd.DataFrame, each: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """The table of `means` from that of `_per_cell`."""
+    """Return the table of `means` from that of `_per_cell`."""
     cells = each.groupby(keys, sort=False, observed=True)
     table = cells["value"].agg(n="size", mean="mean")
     if "kept" in results:
@@ -112,7 +113,7 @@ def _means(results: pd.DataFrame, each: pd.DataFrame, keys: Sequence[str]) -> pd
 
 
 def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.DataFrame:
-    """One row per question and cell: the keys, image, id and value, the mean over seeds."""
+    """Return one row per question and cell: the keys, image, id and value, the mean over seeds."""
     column = 1 - results["formed"].astype(float) if value == "malformed" else results[value]
     values = results.assign(value=column.astype(float)).dropna(subset=["value"])
     groups = values.groupby([*keys, "image", "id"], sort=False, observed=True)
@@ -122,7 +123,7 @@ def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Data
 def accuracy(
     results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
 ) -> pd.DataFrame:
-    """As `means`, with 95 % intervals over pictures: low, high.
+    """Return the table of `means` with 95 % intervals over pictures in the columns low and high.
 
     Where all answers are right, or all wrong, a bootstrap has no width: there the interval is that
     of Clopper and Pearson, with each picture as one trial.
@@ -136,14 +137,14 @@ def accuracy(
 
 
 READINGS = {"known": "choice", "said": "exact", "malformed": "malformed"}
-"""Reading of an answer -> the column that holds it: what is known (forced choice), what is said
-(exact match of what was generated), and the share of what was said that is no legal answer, which
-every function here that takes a column counts from `formed`."""
+"""Each reading of an answer -> the column that holds it. "known" is by forced choice, "said" by
+exact match of what was generated, and "malformed" the share of what was said that is no legal
+answer, which every function here that takes a column counts from `formed`."""
 
 
 def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = True) -> pd.DataFrame:
-    """What the model knows and what it says, side by side: `accuracy`, or `means`, of each of
-    `READINGS`, under the column "reading".
+    """Return what the model knows and what it says, side by side: `accuracy`, or `means`, of each
+    of `READINGS`, with the column "reading".
 
     Questions that name no legal answers count in "said" only.
 
@@ -158,7 +159,7 @@ def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = Tr
 
 
 def _share(values: pd.Series, images: pd.Series) -> tuple[float, float]:
-    """The interval of a share."""
+    """Return the interval of a share."""
     pictures = images.nunique()
     if pictures > 1 and (values.eq(1).all() or values.eq(0).all()):
         exact = binomtest(pictures if values.iloc[0] else 0, pictures).proportion_ci()
@@ -169,7 +170,8 @@ def _share(values: pd.Series, images: pd.Series) -> tuple[float, float]:
 def difference(
     results: pd.DataFrame, one: tuple[str, float], other: tuple[str, float], value: str = "exact"
 ) -> tuple[float, float, float]:
-    """Mean of one (method, retention) minus another, paired by question, 95 % over pictures.
+    """Return the mean of one (method, retention) minus another, paired by question, with a 95 %
+    interval over pictures.
 
     Raises:
         ValueError: a setting that the results do not hold.
@@ -177,8 +179,8 @@ def difference(
     table = per_question(results, value)
     for setting in (one, other):
         if setting not in table.columns:
-            there = ", ".join(map(str, table.columns))
-            raise ValueError(f"setting {setting} is not among the results: {there}.")
+            names = ", ".join(map(str, table.columns))
+            raise ValueError(f"setting {setting} is not among the results: {names}.")
     gap = (table[one] - table[other]).dropna()
     return interval(gap, gap.index.get_level_values("image").to_series())
 
@@ -190,7 +192,8 @@ def bands(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """As `accuracy`, with intervals that hold for all cells at once.
+    """Return the table of `means` with intervals that hold for all cells at once, in the columns
+    low and high.
 
     Pictures are drawn once for all cells, and every band is as many standard errors wide as the
     worst of the cells needs (the maximum of the studentised deviations).
@@ -199,8 +202,8 @@ def bands(
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
     cells = _means(results, each, keys)
-    asked = each.groupby([*keys, "image"], observed=True)["value"]
-    per_picture = asked.agg(["sum", "size"]).unstack("image").fillna(0)
+    groups = each.groupby([*keys, "image"], observed=True)["value"]
+    per_picture = groups.agg(["sum", "size"]).unstack("image").fillna(0)
     per_picture = per_picture.loc[list(cells[keys].itertuples(index=False, name=None))]
     sums, counts = (per_picture[name].to_numpy(float) for name in ("sum", "size"))
     pictures = sums.shape[1]
@@ -215,13 +218,14 @@ def bands(
 
 
 def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -> pd.DataFrame:
-    """What is left of that which the picture gave: 1 answers as with all tokens, 0 as if blind.
+    """Return the share of what the picture is worth that each setting keeps: 1 answers as with all
+    tokens, 0 as if blind.
 
     Args:
-        results: as `fopru.evaluate` gives them, the control `blind` among them.
-        blind: the control whose accuracy is the floor, since guessing is not worth the same
+        results: The table of `fopru.evaluate`, the control `blind` among them.
+        blind: The control whose accuracy is the floor, since guessing is not worth the same
             everywhere.
-        value: the reading of an answer.
+        value: The column of the reading.
 
     Returns:
         Per task, method and retention: kept, accuracy, retained (NaN where seeing gains nothing).
@@ -234,7 +238,7 @@ def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -
 
 
 def scores(results: pd.DataFrame) -> pd.DataFrame:
-    """The benchmarks' own metrics, seeds averaged.
+    """Return the benchmarks' own metrics, the mean over seeds.
 
     Returns:
         Per task, method and retention: metric (a name of `fopru.evaluation.metrics.METRICS`) and
@@ -249,7 +253,7 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def flips(results: pd.DataFrame) -> pd.DataFrame:
-    """How far each setting follows the full model, as shares of the questions.
+    """Return how far each setting follows the full model, as shares of the questions.
 
     Returns:
         Per task, method and retention: agrees (same answer), lost (right became wrong), gained
@@ -270,7 +274,8 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
 
 
 def area(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
-    """Area under accuracy over log tokens kept, divided by the width: a mean over the budgets.
+    """Return the area under accuracy over the logarithm of tokens kept, divided by the width: a
+    mean accuracy over budgets.
 
     The budgets go from the fewest that all methods of the task reach up to all tokens; between its
     own a method's curve is straight. Methods of a single budget have no area.

@@ -20,11 +20,12 @@ import torch
 from torch import nn
 
 SAMPLED = 1024
-"""Values of each weight tensor that its hash looks at."""
+"""How many values of each weight tensor its hash looks at."""
 
 
 def weights_hash(model: nn.Module) -> str:
-    """sha256 over names, shapes and the first 1,024 values of all weights."""
+    """Return the sha256 over names, shapes and the first 1,024 values of all weights, in
+    hexadecimal."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -34,7 +35,7 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def provenance() -> dict[str, Any]:
-    """Where and with what a result was made."""
+    """Return where and with what a result was made: machine, versions, date, commit and command."""
     commit = subprocess.run(
         ["git", "rev-parse", "HEAD"],
         cwd=Path(__file__).parent,
@@ -62,7 +63,7 @@ def _processor() -> str:
 
 
 SAME = ("weights", "torch", "transformers", "fopru")
-"""Parts of the manifest in which all rows of one file agree."""
+"""The parts of the manifest in which all rows of one file agree."""
 
 MAGIC = b"SQLite format 3\x00"
 APPLICATION = 0x666F7072
@@ -70,7 +71,7 @@ APPLICATION = 0x666F7072
 
 
 class Store:
-    """Answers in an SQLite file, added in transactions: what is in it survives a kill.
+    """Answers in an SQLite file, added in transactions, so that what is in it survives a kill.
 
     Every row has a key that stands for all that it depends on (`fopru.evaluation.keys`), so a file
     never answers for another question, picture or setting. Several processes may write to one file.
@@ -94,7 +95,7 @@ class Store:
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Errors of SQLite become sentences with the file's name."""
+        """Turn errors of SQLite into sentences with the file's name."""
         try:
             yield
         except sqlite3.OperationalError as error:  # no room, no rights, locked for a minute
@@ -141,7 +142,7 @@ class Store:
         self.database.execute("COMMIT")
 
     def done(self) -> set[str]:
-        """The keys of all rows in the file."""
+        """Return the keys of all rows in the file."""
         with self._named():
             return {key for (key,) in self.database.execute("SELECT key FROM rows")}
 
@@ -155,7 +156,7 @@ class Store:
             self.database.executemany("INSERT OR REPLACE INTO rows VALUES (?, ?, ?)", values)
 
     def rows(self, keys: Collection[str]) -> dict[str, dict[str, Any]]:
-        """The rows with these keys, as far as the file has them: key -> row.
+        """Return the rows with these keys, as far as the file has them: key -> row.
 
         Raises:
             ValueError: A row is not what was written.
@@ -174,6 +175,7 @@ class Store:
         return found
 
     def close(self) -> None:
+        """Close the file."""
         self.database.close()
 
 

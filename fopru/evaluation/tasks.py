@@ -26,23 +26,28 @@ class Example:
     """
 
     id: str
+    """The name of the question; no two questions of a comparison share one."""
     task: str
+    """The task that it counts to, by which tables are grouped."""
     image: Image.Image | Path | Video = field(repr=False)
     """The picture, or the file that holds it (a path), which is read when the question is asked; or
     a `fopru.Video`, which a list of frames and an array (T, H, W, 3) become."""
     question: str
+    """The question as a user would ask it, without placeholders of the picture."""
     answer: str
     """The right answer. What the model says is compared with it stripped and in lower case."""
     choices: tuple[str, ...] | None = None
+    """The legal answers, or None where there is no such list; the reading "known" needs it."""
     evidence: tuple[tuple[int, int, int, int], ...] = ()
     """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on, in every frame of a
     video; empty where there is nothing to see, as for a "no"."""
     scene: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Ground truth; `scene["image_id"]` is shared by questions on the same picture."""
+    """The ground truth of the picture; `scene["image_id"]` is shared by questions on the same
+    picture."""
     also: tuple[str, ...] = ()
-    """Other answers that are right."""
+    """Other answers that are right too."""
     metric: str = "accuracy"
-    """One of `fopru.evaluation.metrics.METRICS`."""
+    """A name in `fopru.evaluation.metrics.METRICS`."""
 
     def __post_init__(self):
         if isinstance(self.image, str):
@@ -70,7 +75,7 @@ class Example:
         return tuple(text.strip().lower() for text in (self.answer, *self.also))
 
     def score(self, said: str) -> float:
-        """How right an answer is, in [0, 1]: the best over all right answers.
+        """Return how right an answer is, in [0, 1]: the best over all right answers.
 
         Args:
             said: The model's answer, stripped and in lower case.
@@ -79,7 +84,7 @@ class Example:
 
 
 def in_memory(image: Image.Image | Path | Video) -> Image.Image | Video:
-    """A picture or a video with its pixels in memory, upright, RGB.
+    """Return a picture or a video with its pixels in memory, upright, RGB.
 
     Raises:
         ValueError: Its file cannot be read.
@@ -90,11 +95,14 @@ def in_memory(image: Image.Image | Path | Video) -> Image.Image | Video:
 
 
 def read_jsonl(path: str | Path) -> list[Example]:
-    """Questions of your own, one JSON object a line, with the fields of `read_rows`.
+    """Read questions of your own, one JSON object a line, with the fields of `read_rows`.
 
     "image" or "video" is a file, relative to this one; a video may be a folder of pictures. A
     question without "id" is called by this file's name and its line. The text is UTF-8, with or
     without a byte order mark.
+
+    Args:
+        path: The file.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -134,7 +142,7 @@ def read_jsonl(path: str | Path) -> list[Example]:
 
 
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
-    """Questions from a Hugging Face dataset, or from any other rows.
+    """Read questions from a Hugging Face dataset, or from any other rows.
 
     Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes), "question",
     "answers" (a list of texts, the first is the one whose likelihood is measured) or "answer" (a
@@ -204,7 +212,7 @@ def _add(
 
 
 def _shown(row: Mapping[str, Any]) -> Image.Image | Path | Video:
-    """The picture or the video of a row."""
+    """Return the picture or the video of a row."""
     image, video = row.get("image"), row.get("video")
     if video is not None:
         if image is not None:
@@ -218,7 +226,7 @@ def _shown(row: Mapping[str, Any]) -> Image.Image | Path | Video:
 
 
 def _same(one: Image.Image | Path | Video, other: Image.Image | Path | Video) -> bool:
-    """Whether two pictures are one: the same path, or the same pixels."""
+    """Return whether two pictures are one: the same path, or the same pixels."""
     if isinstance(one, Video) and isinstance(other, Video):
         if isinstance(one.source, tuple) and isinstance(other.source, tuple):
             pairs = zip(one.source, other.source, strict=False)
@@ -238,7 +246,7 @@ def _text(row: Mapping[str, Any], name: str) -> str:
 
 
 def _answers(row: Mapping[str, Any]) -> list[str]:
-    """Right answers, stripped and in lower case."""
+    """Return the right answers, stripped and in lower case."""
     if "answers" not in row:
         answers = [_text(row, "answer")]
     else:

@@ -58,8 +58,8 @@ def shape(height: int, width: int, k: int) -> tuple[int, int]:
 
 
 def _cells(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Of the m stretches of range(n) that adaptive pooling averages: the middle of each, (m,), and
-    which one each place is in, (n,); of two that overlap, the one whose middle the place is, or
+    """Return the middle of each of the m stretches of range(n) that pooling averages, (m,), and the
+    stretch that each place is in, (n,): of two that overlap the one whose middle the place is, or
     else the first."""
     cells = torch.arange(m)
     starts, ends = cells * n // m, -(-(cells + 1) * n // m)

@@ -56,6 +56,7 @@ class PruMerge(CLS, name="prumerge"):
 
     @property
     def block(self) -> int:
+        """The encoder block that the method reads."""
         return -1 if self.layer is None else self.layer
 
     def taps(self, family: Family) -> set[Tap]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,10 +17,11 @@ from fopru.plots.style import GREY, INK, PALETTE, look, seaborn
 
 
 def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """A share against the visual tokens really kept, with bands; all tokens and blind as lines.
+    """Draw a share against the visual tokens really kept, with bands; all tokens and blind are
+    lines.
 
     Args:
-        cells: of one task and reading, from `statistics.accuracy`, `statistics.bands` or
+        cells: Rows of one task and reading, from `statistics.accuracy`, `statistics.bands` or
             `statistics.readings`: method, kept, mean, low, high. Of "full", "none", "grey",
             "swapped" and "guess", which have no retention, a line is drawn.
     """
@@ -52,7 +54,7 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.axhline(mean, color=GREY, linestyle=LONE[method], label=method, linewidth=1)
     ax.set(xlabel="visual tokens kept", ylabel="accuracy (%)", xscale="log", ylim=(0, 102))
     ticks = np.unique(swept.kept.round().astype(int))
-    ax.set_xticks(ticks[:: max(1, -(-len(ticks) // 6))], minor=False)
+    ax.set_xticks(ticks[:: max(1, math.ceil(len(ticks) / 6))], minor=False)
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.xaxis.set_minor_locator(NullLocator())
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title=None)
@@ -66,15 +68,15 @@ LONE = {
     "swapped": "-.",
     "guess": (0, (1, 3)),
 }
-"""What has no retention -> its line."""
+"""The methods without a retention, each with the style of its line."""
 
 
 def readings(cells: pd.DataFrame) -> Figure:
-    """What is known, what is said, and the share of what is said that is no legal answer, each
-    against the visual tokens kept.
+    """Draw three shares against the visual tokens kept: what is known, what is said, and what is
+    said that is no legal answer.
 
     Args:
-        cells: of `statistics.readings`, of one task or of all together.
+        cells: The table of `statistics.readings`, of one task or of all together.
     """
     figure, axes = plt.subplots(1, 3, figsize=(9.5, 3.3), sharey=True, layout="constrained")
     titles = {
@@ -96,11 +98,12 @@ def readings(cells: pd.DataFrame) -> Figure:
 
 
 def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
-    """Differences with their intervals, one line for each of `by`: what is right of 0 is gained.
+    """Draw differences with their intervals, a line for each value of `by`; what is right of 0 is
+    gained.
 
     Args:
-        table: columns `by`, reading, mean, low and high, in points.
-        by: the column whose values stand on the vertical axis, in their order.
+        table: The columns `by`, reading, mean, low and high, in points.
+        by: The column whose values stand on the vertical axis, in their order.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
     names, kinds = list(dict.fromkeys(table[by])), list(dict.fromkeys(table["reading"]))
@@ -119,10 +122,11 @@ def gaps(table: pd.DataFrame, by: str, ax: Axes | None = None) -> Axes:
 
 
 def stages(table: pd.DataFrame, ax: Axes | None = None) -> Axes:
-    """Seconds of each stage of an answer, one on the other: a bar for each way to answer.
+    """Draw the seconds of each stage of an answer, stacked, a bar for each way to answer.
 
     Args:
-        table: of `fopru.measure`, one batch size; decode counts for all of `new_tokens`.
+        table: The table of `fopru.measure`, of one batch size; decode counts for all of its
+            `new_tokens`.
 
     Raises:
         ValueError: several batch sizes.
@@ -154,12 +158,13 @@ def break_even(
     answer: Sequence[int],
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of an answer's time that pruning saves, over lengths of text and answer; a line where
-    it neither saves nor loses.
+    """Draw the share of an answer's time that pruning saves over the lengths of text and answer,
+    with a line where it neither saves nor loses.
 
     Args:
-        saved: of text and answer length, the share: `Latency.saved` with the rest filled in.
-        text, answer: lengths in tokens.
+        saved: A function from the lengths of text and answer to the share of time that is saved:
+            `Latency.saved` with the rest filled in.
+        text, answer: The lengths, in tokens.
     """
     ax = ax if ax is not None else plt.subplots(figsize=(5, 3.6), layout="constrained")[1]
     shares = 100 * np.array([[saved(t, a) for t in text] for a in answer])
@@ -174,8 +179,8 @@ def break_even(
 
 
 def training(log: pd.DataFrame) -> Figure:
-    """Losses and accuracies of a training run, from the `log.csv` that `python data/making train`
-    writes.
+    """Draw losses and accuracies of a training run, from the `log.csv` that
+    `python data/making train` writes.
 
     Args:
         log: columns step, tower, answer (losses), and one per task (accuracy in [0, 1]).

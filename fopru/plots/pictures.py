@@ -25,7 +25,8 @@ Kept = PrunedImage | Sequence[PrunedImage]
 
 
 def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tuple[Box, Tensor]]:
-    """Of each view of a picture: its frame, and the (H, W) places of its patches among all tokens.
+    """Return the frame of each view of a picture, and the (H, W) places of its patches among all
+    tokens.
 
     Where each tile is a picture of its own, tokens are counted through all of them.
     """
@@ -46,7 +47,7 @@ def _views(image: Image.Image, kept: Kept, processor: ProcessorMixin) -> list[tu
 
 
 def _drawn(views: list[tuple[Box, Tensor]], view: int | None) -> list[tuple[Box, Tensor]]:
-    """The view that is asked for; else all tiles, or the first view where none is a tile."""
+    """Return the view that is asked for; else all tiles, or the first view where none is a tile."""
     if view is None:
         tiled = [part for part in views if part[0] != views[-1][0]]
         return tiled or views[:1]
@@ -56,7 +57,7 @@ def _drawn(views: list[tuple[Box, Tensor]], view: int | None) -> list[tuple[Box,
 
 
 def _background(image: Image.Image, processor: ProcessorMixin, ax: Axes | None) -> Axes:
-    """The picture on bare axes, greyed out where the tower does not see it."""
+    """Draw the picture on bare axes, greyed out where the tower does not see it."""
     x0, y0, x1, y1 = frame(image, processor)
     ax = ax if ax is not None else plt.subplots(figsize=(4, 4), layout="constrained")[1]
     width, height = image.size
@@ -82,11 +83,11 @@ def _draw(ax: Axes, cells: np.ndarray, where: Box, **style: Any) -> AxesImage:
 
 
 def _outline(kept: np.ndarray, where: Box) -> LineCollection:
-    """The borders of what is kept, which are seen on dark pictures too.
+    """Return the borders of what is kept, as lines that are seen on dark pictures too.
 
     Args:
         kept: (H, W) bool.
-        where: what of the picture the patches show.
+        where: The part of the picture that the patches show.
     """
     (height, width), (x0, y0, x1, y1) = kept.shape, where
     x, y = np.linspace(x0, x1, width + 1), np.linspace(y0, y1, height + 1)
@@ -105,14 +106,14 @@ def overlay(
     ax: Axes | None = None,
     view: int | None = None,
 ) -> Axes:
-    """The picture with the patches that were pruned dimmed, and the others outlined.
+    """Draw the picture with the patches that were pruned dimmed, and the others outlined.
 
     Args:
-        image: as it was given to the processor, or the file that holds it; the processor's resize
-            and crop are mapped back.
-        pruned_image: what was kept of it. Where each tile is a picture of its own (Idefics3,
+        image: The picture as it was given to the processor, or the file that holds it. The
+            processor's resize and crop are mapped back.
+        pruned_image: What was kept of it. Where each tile is a picture of its own (Idefics3,
             SmolVLM): those of all its tiles, in order.
-        view: which view to draw: in LLaVA-NeXT 0 is the base view and 1 the canvas of its tiles,
+        view: The view to draw: in LLaVA-NeXT 0 is the base view and 1 the canvas of its tiles,
             in InternVL each tile is one. None draws all tiles, or the base view.
 
     Raises:
@@ -142,10 +143,11 @@ def significance(
     ax: Axes | None = None,
     view: int | None = None,
 ) -> Axes:
-    """The significance of each patch as a heat map on the picture; arguments as in `overlay`.
+    """Draw the significance of each patch as a heat map on the picture; the arguments are those of
+    `overlay`.
 
     Raises:
-        ValueError: as of `overlay`, or the method ranks nothing.
+        ValueError: The arguments are refused as by `overlay`, or the method has no significance.
     """
     image = to_image(image)
     parts = [pruned_image] if isinstance(pruned_image, PrunedImage) else list(pruned_image)

@@ -15,11 +15,12 @@ from PIL import Image
 BLUE, RED, GREEN, PINK, ORANGE, SKY, GREY = PALETTE = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C"),
 )
-"""Okabe and Ito's colours, which the colour-blind can tell apart; grey, which is seen on a dark
+"""Okabe and Ito's colours, which the colour-blind can tell apart. Grey, which is seen on a dark
 page too, stands for their black."""
 
 INK = "#010203"
-"""The colour of all that is neither data nor picture: `show` gives it that of the page's text."""
+"""The colour of all that is neither data nor picture; `show` replaces it by the colour of the
+page's text."""
 
 LOOKS = {
     "fopru": (BLUE, "o"),
@@ -50,12 +51,13 @@ LOOKS = {
     "oracle": (GREY, "^"),
     "smaller": (GREY, "v"),
 }
-"""Method -> its colour, which says of what kind it is, and its marker, in every figure."""
+"""The colour and the marker of each method in every figure; the colour says of what kind the method
+is."""
 
 
 def look(label: str) -> tuple[str, str]:
-    """Colour and marker of a method, of any of its variants ("fopru-mass", "fopru, layer=2") too;
-    a label that begins with no known method gets a colour of its own."""
+    """Return the colour and marker of a method and of any of its variants ("fopru-mass", "fopru,
+    layer=2"). A label that begins with no known method gets a colour of its own."""
     known = [n for n in LOOKS if label == n or label.startswith((f"{n}-", f"{n},", f"{n} "))]
     if known:
         return LOOKS[max(known, key=len)]
@@ -64,10 +66,10 @@ def look(label: str) -> tuple[str, str]:
 
 
 def seaborn() -> Any:
-    """The library.
+    """Return the library seaborn.
 
     Raises:
-        ModuleNotFoundError: it is not installed.
+        ModuleNotFoundError: The library is not installed.
     """
     try:
         import seaborn
@@ -99,8 +101,8 @@ def theme() -> None:
 
 
 def show(figure: Figure, caption: str) -> None:
-    """Show a figure with its caption in a notebook, as a drawing that takes the colour of the text
-    around it, so that it can be read on light and on dark pages; then close it.
+    """Show a figure with its caption in a notebook, and close it. It becomes a drawing that takes
+    the colour of the text around it, so that it can be read on light and on dark pages.
 
     Args:
         caption: Says what is drawn, of how many questions or pictures, and what a band is; it is
@@ -123,7 +125,7 @@ def show(figure: Figure, caption: str) -> None:
 
 
 def _webp(png: re.Match[str]) -> str:
-    """The same picture, pixel by pixel, in fewer bytes."""
+    """Return the same picture, pixel by pixel, in fewer bytes."""
     image, file = Image.open(io.BytesIO(base64.b64decode(png[1]))), io.BytesIO()
     image.save(file, "webp", lossless=True, exact=True)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -43,6 +43,7 @@ class Mark(NamedTuple):
     words: dict[str, str]
 
     def paint(self, draw: ImageDraw.ImageDraw, fill: Any) -> None:
+        """Paint the part of the picture in one colour or value."""
         if isinstance(self.outline[0], tuple):
             draw.polygon(self.outline, fill=fill)
         else:
@@ -51,6 +52,8 @@ class Mark(NamedTuple):
 
 
 class Question(NamedTuple):
+    """A question about a scene, with its answer and what the answer rests on."""
+
     task: str
     variant: str
     """What kind of question within the task, as "color" or "adversarial"."""

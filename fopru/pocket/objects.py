@@ -52,20 +52,23 @@ class Thing(NamedTuple):
 
     @property
     def box(self) -> Box:
+        """The box around the thing, in pixels."""
         r = self.radius
         return self.x - r, self.y - r, self.x + r + 1, self.y + r + 1
 
     @property
     def name(self) -> str:
+        """The thing in words: its color and its shape."""
         return f"{self.color} {self.shape}"
 
     @property
     def place(self) -> str:
+        """The part of the picture that the thing is in, in words."""
         return PLACES[self.y * 3 // SIZE][self.x * 3 // SIZE]
 
     @property
     def outline(self) -> tuple[tuple[float, float], ...]:
-        """Corners, those of circles and rings from outside."""
+        """The corners of the thing's outline, in pixels."""
         a = 0.33
         if self.shape in ("circle", "ring"):
             turns = [math.pi * i / 16 for i in range(32)]
@@ -87,6 +90,7 @@ class Thing(NamedTuple):
         return tuple((self.x + self.radius * dx, self.y + self.radius * dy) for dx, dy in corners)
 
     def paint(self, draw: ImageDraw.ImageDraw) -> None:
+        """Paint the thing."""
         fill = COLORS[self.color]
         x0, y0, x1, y1 = self.box
         if self.shape == "circle":
@@ -107,6 +111,7 @@ class Sign(NamedTuple):
 
     @property
     def marks(self) -> tuple[Mark, ...]:
+        """The parts of the sign and the words for them."""
         number = {"tens": self.text[0], "ones": f"##{self.text[1]}"}
         pairs = zip(self.glyphs, number.values(), strict=True)
         return tuple(Mark(box, {"name": digit, **number}) for box, digit in pairs)
@@ -114,6 +119,8 @@ class Sign(NamedTuple):
 
 @dataclass(frozen=True)
 class Objects(Scene):
+    """A picture of colored shapes and a sign."""
+
     things: tuple[Thing, ...]
     sign: Sign
 

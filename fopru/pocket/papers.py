@@ -58,15 +58,18 @@ class Line(NamedTuple):
     price: str
     item_box: Box
     glyphs: tuple[Box, ...]
-    """Of the price's digits."""
+    """The boxes of the price's digits."""
 
     @property
     def boxes(self) -> tuple[Box, ...]:
+        """The boxes of the line's parts, in pixels."""
         return self.item_box, hull(self.glyphs)
 
 
 @dataclass(frozen=True)
 class Receipt(Scene):
+    """A picture of a receipt."""
+
     lines: tuple[Line, ...]
 
     @classmethod
@@ -127,11 +130,12 @@ class Arrow(NamedTuple):
 
     @property
     def box(self) -> Box:
+        """The box around the arrow, in pixels."""
         (a, b), (c, d) = self.start, self.end
         return min(a, c) - 2, min(b, d) - 2, max(a, c) + 3, max(b, d) + 3
 
     def strip(self, width: float) -> tuple[tuple[float, float], ...]:
-        """Corners of a straight strip along it."""
+        """The corners of the arrow's line at this width, in pixels."""
         (a, b), (c, d) = self.start, self.end
         length = math.hypot(c - a, d - b)
         x, y = width / 2 * (b - d) / length, width / 2 * (c - a) / length
@@ -140,6 +144,8 @@ class Arrow(NamedTuple):
 
 @dataclass(frozen=True)
 class Diagram(Scene):
+    """A picture of boxes with letters, and arrows between them."""
+
     boxes: dict[str, Box]
     """By letter."""
     arrows: tuple[Arrow, ...]
@@ -257,15 +263,19 @@ def diagrams(scene: Diagram, rng: np.random.Generator) -> Iterator[Question]:
 
 
 class Bar(NamedTuple):
+    """One bar of a chart."""
+
     color: str
     value: str
     box: Box
     glyphs: tuple[Box, ...]
-    """Of the value's digits, above the bar."""
+    """The boxes of the value's digits, above the bar."""
 
 
 @dataclass(frozen=True)
 class Chart(Scene):
+    """A picture of a bar chart."""
+
     bars: tuple[Bar, ...]
 
     @classmethod

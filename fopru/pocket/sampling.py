@@ -15,7 +15,7 @@ from fopru.pocket.drawing import Question, Scene
 QUESTIONS_PER_IMAGE = 3
 
 METRICS = {"presence": "f1", "documents": "anls", "charts": "relaxed"}
-"""Of tasks that are not judged by accuracy alone, as their public cousins are."""
+"""The metrics of tasks that are not judged by accuracy alone, those of their public cousins."""
 
 
 def folder(name: str = "pocket") -> Path:

@@ -25,9 +25,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.arguments import check_choice
-from fopru.encoding import Look, Tap, look
+from fopru.encoding import Tap, TowerPass, run_tower
 from fopru.evaluation import evaluate
-from fopru.evaluation.asking import answer, inputs, prompts
+from fopru.evaluation.asking import answer, prepare, prompts
 from fopru.evaluation.batch import Batch, Setting
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
@@ -37,50 +37,52 @@ from fopru.picking import floor_share
 from fopru.pictures import load_image, to_image
 from fopru.plots import look as look_of
 from fopru.pruner import METHODS
-from fopru.redundancy import Given
+from fopru.redundancy import Fixed
 from fopru.significance import attention_scores
 
 RETENTIONS = (
     *(0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.125, 0.15, 0.2),
     *(0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0),
 )
-"""Where the slider stops: the model was asked there."""
+"""The stops of the slider, at which the model was asked."""
 
 PAGE = {
     "fopru": ("rank", "FoPru, rank"),
     "fopru-row": ("row", "FoPru, row"),
     "random": ("random", "random"),
 }
-"""Methods whose tokens the page selects itself, how, and what it calls them; those of others come
-with the state."""
+"""The methods whose tokens the page selects itself: how it selects, and what it calls them. The
+tokens of all others come with the state."""
 
 SIDE = 336
-"""Pixels a side of the picture as the page gets it."""
+"""The pixels a side of the picture that the page gets."""
 
 
 @dataclass(frozen=True)
 class Everywhere:
-    """What the explorer wants of `encode`: the attention of each block that shapes the tokens."""
+    """Wants of `encode` the attention of each block that shapes the tokens."""
 
     axes: tuple[str, ...]
+    """Names in `fopru.significance.AXES`."""
 
     def taps(self, family: Family) -> set[Tap]:
+        """Return the taps of all blocks that shape the tokens."""
         blocks = range(family.block(None) + 1)
         return {Tap(block, axis) for block in blocks for axis in self.axes}
 
 
 class Explorer(anywidget.AnyWidget):
-    """Pictures, the significance of their patches, and what stays and is answered at each
+    """Shows pictures, the significance of their patches, and what stays and is answered at each
     retention.
 
     With a kernel it also takes a picture and question of the reader's own, and answers for the
     tokens that any block, head and kind of attention would keep.
 
     Args:
-        model: of a family that sees each picture as one grid of patches.
-        processor: the model's.
-        examples: questions to choose from.
-        methods: names from `fopru.METHODS`, without those inside the language model.
+        model: A model of a family that sees each picture as one grid of patches.
+        processor: The model's processor.
+        examples: The questions to choose from.
+        methods: Names in `fopru.METHODS`, without those inside the language model.
 
     Raises:
         UnsupportedModelError: a family that `fopru.evaluate` does not take.
@@ -93,11 +95,11 @@ class Explorer(anywidget.AnyWidget):
 
     scenes = traitlets.List().tag(sync=True)
     methods = traitlets.List().tag(sync=True)
-    """Of each: its name, how the page selects, what it calls it, and its colour."""
+    """A mapping for each method: its name, how the page selects, its label, and its colour."""
     retentions = traitlets.List(list(RETENTIONS)).tag(sync=True)
     axes = traitlets.List().tag(sync=True)
     layout_of_maps = traitlets.List().tag(sync=True)
-    """(blocks, heads + 1, axes): of heads the first is their mean."""
+    """(blocks, heads + 1, axes): the shape of the maps; the first head is the mean of all."""
 
     def __init__(
         self,
@@ -125,14 +127,14 @@ class Explorer(anywidget.AnyWidget):
         self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
         self.scenes = self._scenes(examples)
-        self.on_msg(self._asked)
+        self.on_msg(self._message)
 
     def add(self, image: Image.Image | str | Path, question: str, answer: str = "") -> None:
-        """One more picture and question, shown at once.
+        """Add one more picture and question, and show it at once.
 
         Args:
-            image: a picture, or the file that holds one.
-            answer: the right one; left out, the model's own answer with all tokens stands for it.
+            image: A picture, or the file that holds one.
+            answer: The right answer; left out, the model's own with all tokens stands for it.
 
         Raises:
             ValueError: no question, or as of the explorer itself.
@@ -153,7 +155,7 @@ class Explorer(anywidget.AnyWidget):
         return scenes
 
     def _ready(self, example: Example) -> Example:
-        """With its picture in memory, RGB, and an answer."""
+        """Return the question with its picture in memory as RGB, and with an answer."""
         if example.modality == "video":
             raise ValueError(
                 f"examples: {example.id!r} is about a video; the explorer has pictures."
@@ -165,20 +167,22 @@ class Explorer(anywidget.AnyWidget):
         return replace(example, answer=said, scene={"assumed": True})
 
     def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
-        """All that the page needs to know of one question."""
+        """Return all that the page needs to know of one question."""
         model, processor = self._model, self._processor
-        asked = inputs(processor, [example], prompts(processor, [example])).to(model.device)
+        inputs = prepare(processor, [example], prompts(processor, [example])).to(model.device)
         pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
         everywhere = Everywhere(tuple(self.axes))
-        seen = look(model, asked, [everywhere, FoPru(), *(cls() for cls in pruners.values())])
-        (grid,) = seen.grids
+        tower = run_tower(
+            model, inputs, [everywhere, FoPru(), *(cls() for cls in pruners.values())]
+        )
+        (grid,) = tower.grids
         if len(grid.views) > 1 or grid.views[0].newline:
             raise ValueError(
-                f"model: {seen.family.title} sees a picture in several views or with newline "
+                f"model: {tower.family.title} sees a picture in several views or with newline "
                 "tokens, and the explorer draws one grid of patches."
             )
         (view,) = grid.views
-        encoded = seen.scored()
+        encoded = tower.scored()
         kept = {
             name: [cls(r).compact(encoded).images[0].kept.tolist() for r in RETENTIONS]
             for name, cls in pruners.items()
@@ -195,18 +199,18 @@ class Explorer(anywidget.AnyWidget):
             "image": picture(example.image, processor),
             "height": view.height,
             "width": view.width,
-            "maps": packed(head_maps(seen, tuple(self.axes))),
+            "maps": packed(head_maps(tower, tuple(self.axes))),
             "criterion": "received" if received else "given",
             "evidence": evidence.nonzero().flatten().tolist(),
             "order": order.tolist(),  # of `Random`, by its seed
             "counts": [floor_share(view.n_tokens, r) for r in RETENTIONS],
             "rows": [floor_share(view.height, r) for r in RETENTIONS],
             "kept": kept,
-            "answers": {name: said_of(rows, name) for name in rows.method.unique()},
+            "answers": {name: page_answers(rows, name) for name in rows.method.unique()},
         }
 
-    def _asked(self, widget: Any, content: Any, buffers: Any) -> None:
-        """A message of the page; whatever is wrong with it goes back as a sentence."""
+    def _message(self, widget: Any, content: Any, buffers: Any) -> None:
+        """Handle a message of the page; whatever is wrong with it goes back as a sentence."""
         kind = content.get("kind") if isinstance(content, dict) else None
         try:
             if kind == "hello":
@@ -221,12 +225,12 @@ class Explorer(anywidget.AnyWidget):
 
     def _ask(self, content: dict[str, Any]) -> dict[str, Any]:
         example, kept = self._examples[content["scene"]], content["kept"]
-        pruner = Given(tokens=len(kept), indices=tuple(kept))
+        pruner = Fixed(tokens=len(kept), indices=tuple(kept))
         setting = Setting("chosen", pruner, 1.0)
         batch = Batch(self._model, self._processor, [example], [setting])
         with torch.no_grad():
             (row,) = batch.rows(setting, max_new_tokens=8)
-        return answered(row)
+        return page_answer(row)
 
     def _own(self, content: dict[str, Any]) -> None:
         try:
@@ -243,55 +247,55 @@ class Explorer(anywidget.AnyWidget):
         self.add(image, str(content["question"]))
 
 
-def said_of(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
-    """`answered` at each retention."""
-    return [answered(row) for row in rows[rows.method == method].to_dict("records")]
+def page_answers(rows: pd.DataFrame, method: str) -> list[dict[str, Any]]:
+    """Return what the page is told of a method's rows, one for each retention."""
+    return [page_answer(row) for row in rows[rows.method == method].to_dict("records")]
 
 
-def answered(row: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page is told of a row of `evaluate`.
+def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the page is told of a row of `evaluate`.
 
     Returns:
         text (said), p (the right answer's probability with its end), right, begins, and of a
         question that names its legal answers also formed (one of them was said) and knows (by
         forced choice), which are None otherwise.
     """
-    told = {"text": row["prediction"], "p": math.exp(row["loglik"])}
+    found = {"text": row["prediction"], "p": math.exp(row["loglik"])}
     readings = {"right": "exact", "begins": "begins", "formed": "formed", "knows": "choice"}
     said = {name: row[column] for name, column in readings.items()}
-    return told | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
+    return found | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
 
 
 def picture(image: Image.Image, processor: ProcessorMixin) -> str:
-    """What the tower sees of a picture, as a data URL."""
+    """Return what the tower sees of a picture, as a data URL."""
     seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
     data = io.BytesIO()
     seen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
-def head_maps(seen: Look, axes: tuple[str, ...]) -> Tensor:
-    """(blocks, heads + 1, axes, N) float32 scores of the one picture that was looked at.
+def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
+    """Return the scores of the one picture by head: (blocks, heads + 1, axes, N) float32.
 
     The mean over heads comes first: at the block that FoPru reads it is what FoPru ranks by.
     """
-    family, maps = seen.family, []
+    family, maps = tower.family, []
     blocks = range(family.block(None) + 1)
     for block in blocks:
-        (attention,) = seen.seen[block]
+        (attention,) = tower.attention[block]
         query, key, scaling, visible = attention  # (1, h, T, d)
         for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
             found = attention_scores(
                 query[:, head], key[:, head], scaling, family.n_prefix, axes, visible=visible
             )
             maps += [found[axis][0] for axis in axes]  # (P,) each
-    (table,) = family.tokens([torch.stack(maps, 1)], seen.inputs)  # (N, c)
+    (table,) = family.tokens([torch.stack(maps, 1)], tower.inputs)  # (N, c)
     shape = (len(blocks), -1, len(axes), len(table))
     return table.T.reshape(shape).float().cpu()
 
 
 def packed(maps: Tensor) -> str:
-    """Maps as base64 of little-endian float32.
+    """Encode maps as base64 of little-endian float32.
 
     Raises:
         ValueError: there are no tokens, or a value is not finite.

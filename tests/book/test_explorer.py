@@ -42,7 +42,7 @@ def explorer(pocket, examples):
 
 
 def told(explorer, **message):
-    explorer._asked(explorer, message, [])
+    explorer._message(explorer, message, [])
     return explorer.sent.pop()
 
 

@@ -89,7 +89,7 @@ class Scene:
             self.model(**single)
             if len(run.layers) != self.layers:
                 raise Wrong(f"inside the LLM nothing was pruned: {run.visual_counts}")
-            seen = [run.prompt.seen(i)[0] for i in range(self.layers)]
+            seen = [run.prompt.visible(i)[0] for i in range(self.layers)]
             return seen, run.visual_counts[0]
 
     def counted(self, n, kept):

@@ -15,7 +15,7 @@ FILES = {"test": str(folder("pocketbench") / "test.parquet")}
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, Any]:
-    """Accuracy, and the metric of the task's public cousin."""
+    """Return the accuracy of an answer, and the metric of the task's public cousin."""
     said = results[0].strip().lower()
     metric = sampling.METRICS.get(doc["task"], "accuracy")
     own = {"prediction": said, "answer": doc["answer"]}
@@ -25,5 +25,5 @@ def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str,
 
 
 def f1(answers: Sequence[Mapping[str, str]]) -> float:
-    """F1 of "yes" over all questions."""
+    """Return the F1 of "yes" over all questions."""
     return metrics.f1(pd.DataFrame(answers))
