@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +18,6 @@ from transformers import (
     PROCESSOR_MAPPING,
     AutoConfig,
     AutoFeatureExtractor,
-    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoTokenizer,
     AutoVideoProcessor,
@@ -132,7 +130,7 @@ def _processor(source: str | Path, config: PreTrainedConfig, hub: dict[str, Any]
     readers = {
         "tokenizer": AutoTokenizer.from_pretrained,
         "feature_extractor": AutoFeatureExtractor.from_pretrained,  # of sounds
-        "image_processor": partial(AutoImageProcessor.from_pretrained, backend="pil"),
+        "image_processor": Family.kind(config).images,
     }
     if is_torchvision_available():
         readers["video_processor"] = AutoVideoProcessor.from_pretrained

@@ -82,3 +82,19 @@ def test_no_tensor_comes_near_the_attention_map():
         attention_scores(query, key, 0.125, 0, {"received", "given"})
     # Fewer than five of these live at a time, so together they stay below 5 % of the map.
     assert 0 < made.elements <= 0.01 * heads * length**2
+
+
+@pytest.mark.parametrize("scores", significance.SCORES)
+def test_padding_has_no_share_in_any_average(scores):
+    """Three patches are padding, in the middle and at the end: the others score as if alone."""
+    torch.manual_seed(3)
+    query, key = torch.randn(2, 1, 4, 12, 8)
+    there = torch.ones(1, 12, dtype=torch.bool)
+    there[0, [5, 10, 11]] = False
+    axes = set(significance.AXES) - (set() if scores == "probabilities" else {"cls_wide"})
+    found = attention_scores(query, key, 0.5, 1, axes, scores, visible=there)
+    cut = attention_scores(query[:, :, there[0]], key[:, :, there[0]], 0.5, 1, axes, scores)
+    patches = there[0, 1:]
+    for axis in axes:
+        torch.testing.assert_close(found[axis][:, patches], cut[axis])
+        assert (found[axis][:, ~patches] == (0 if scores == "probabilities" else -torch.inf)).all()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoImageProcessor,
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
 from fopru.families.example import Example
@@ -165,6 +168,11 @@ class Family:
         Raises:
             UnsupportedModelError: it does. All is known of models with an adapter of their own.
         """
+
+    @staticmethod
+    def images(source: str | Path, **hub: Any) -> BaseImageProcessor:
+        """What prepares pictures, with PIL, as the files in `source` say."""
+        return AutoImageProcessor.from_pretrained(source, backend="pil", **hub)
 
     @property
     def image_token_id(self) -> int:

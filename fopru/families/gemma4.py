@@ -4,13 +4,16 @@ tower (google/gemma-4-12B-it)."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
 from torch import Tensor, nn
+from transformers.image_processing_utils import BaseImageProcessor
 
 from fopru.families.base import Family
 from fopru.families.example import END, IMAGE, PATCH, START, TEXT, VIDEO, VIT, WORDS, Example
@@ -27,6 +30,10 @@ KINDS: dict[str, Any] = dict(
     use_bidirectional_attention="vision",
 )
 """Two kinds of layers, as in the large models; the small ones have more (tests/test_gemma4.py)."""
+
+
+PATCHES = ("patch_size", "pooling_kernel_size")
+"""What of an image processor's settings the side of a token is made of."""
 
 
 class Gemma4(Family, model_types=("gemma4",)):
@@ -153,12 +160,21 @@ class Gemma4Unified(Gemma4, model_types=("gemma4_unified",)):
 
     @classmethod
     def example(cls, model_type: str) -> Example:
-        """Its own image processor needs torchvision, and makes pixels as Gemma 4's makes them of
-        larger patches that are not pooled."""
         vision = dict(patch_size=PATCH, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=64)
         vision |= dict(output_proj_dims=32)
         text = {**TEXT, **KINDS}
         return cls._example(hf.Gemma4UnifiedConfig, text, vision, 2 * PATCH, 1, twin=True)
+
+    @staticmethod
+    def images(source: str | Path, **hub: Any) -> BaseImageProcessor:
+        """Its own needs torchvision, and makes what Gemma 4's makes of larger patches, a token
+        each."""
+        kind = hf.Gemma4ImageProcessorPil
+        settings, _ = kind.get_image_processor_dict(source, **hub)
+        sizes = {name: settings.get(name, getattr(kind, name)) for name in PATCHES}
+        return kind.from_dict(
+            settings | {"patch_size": math.prod(sizes.values()), "pooling_kernel_size": 1}
+        )
 
     @property
     def tower(self) -> nn.Module:
