@@ -31,7 +31,7 @@ class Mistral3(Family, model_types=("mistral3",)):
     @classmethod
     def example(cls, model_type: str) -> Example:
         side, rope = 2 * PATCH, {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
-        rope |= {"original_max_position_embeddings": 8, "llama_4_scaling_beta": 0.5}
+        rope |= {"original_max_position_embeddings": 1024, "llama_4_scaling_beta": 0.1}
         config = hf.Mistral3Config(
             vision_config=cls._tower(),
             text_config=hf.Ministral3Config(**TEXT, head_dim=12, rope_parameters=rope),
