@@ -13,6 +13,7 @@ import torch
 import transformers
 import zoo
 from transformers import DynamicCache, StoppingCriteria, TextIteratorStreamer
+from transformers.models.ministral3 import modeling_ministral3
 
 import fopru
 from fopru.families import Family
@@ -304,6 +305,33 @@ def test_what_was_kept_inside_the_model_is_known_per_picture(family, name):
         starts[image.sample] += image.n_full
     for row, kept in zip(rows, run.kept, strict=True):
         assert torch.equal(torch.cat(row), kept)
+
+
+@pytest.mark.parametrize("positions", ["preserve", "reindex"])
+@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+def test_queries_are_scaled_by_the_positions_of_the_tokens_that_are_left(
+    name, positions, monkeypatch
+):
+    """Ministral 3 scales queries by their absolute positions."""
+    seen, scale = [], modeling_ministral3.get_llama_4_attn_scale
+
+    def noted(position_ids, *args):
+        seen.append(position_ids)
+        return scale(position_ids, *args)
+
+    model, inputs = zoo.model("mistral3"), pair("mistral3")
+    with fopru.METHODS[name](0.25, positions=positions)(model) as run, torch.no_grad():
+        monkeypatch.setattr(modeling_ministral3, "get_llama_4_attn_scale", noted)
+        out = model(**inputs, use_cache=True)
+        prompt = seen[-1]
+        model(input_ids=torch.full((2, 1), 9), past_key_values=out.past_key_values)
+    last = run.layers[-1]
+    assert last.index.shape[1] < inputs["input_ids"].shape[1]
+    counted = ((~last.dead).cumsum(1) - 1).clamp(min=0)
+    assert torch.equal(prompt, last.index if positions == "preserve" else counted)
+    length = inputs["input_ids"].shape[1]
+    after = torch.full((2, 1), length) if positions == "preserve" else counted[:, -1:] + 1
+    assert torch.equal(seen[-1].expand(2, 1), after)
 
 
 # Threads

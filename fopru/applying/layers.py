@@ -79,6 +79,16 @@ class LayerCall:
     def waves(self, waves: tuple[Tensor, Tensor]) -> None:
         self.kwargs["position_embeddings"] = waves
 
+    @property
+    def positions(self) -> Tensor | None:
+        """(B or 1, L) position ids, where the layer gets any: Ministral 3 scales by them."""
+        return self.kwargs.get("position_ids")
+
+    @positions.setter
+    def positions(self, positions: Tensor) -> None:
+        if self.positions is not None:
+            self.kwargs["position_ids"] = positions
+
     def attend(self) -> None:
         """Run the layer's attention on its input, and leave the KV cache as it is."""
         if not hasattr(self.layer, "input_layernorm"):

@@ -198,8 +198,11 @@ class Pass:
         if self.session.reindex:
             places = ((~now.dead).cumsum(1) - 1).clamp(min=0)
             call.waves = waves_at(self.decoder, i, call.hidden, places)
+            call.positions = places
         else:
             call.waves = tuple(_gather(wave, now.index) for wave in call.waves)
+            if call.positions is not None:
+                call.positions = _gather(call.positions[..., None], now.index)[..., 0]
         mask = call.mask
         if mask is not None and mask.dim() == 4:
             rows = now.index[:, None, :, None].expand(-1, -1, -1, mask.shape[-1])
@@ -218,8 +221,8 @@ class Pass:
             if key not in self.shared:
                 counts = (~tokens.dead).sum(1, keepdim=True)
                 places = counts + grown + torch.arange(new, device=counts.device)
-                self.shared[key] = waves_at(self.decoder, i, call.hidden, places)
-            call.waves = self.shared[key]
+                self.shared[key] = waves_at(self.decoder, i, call.hidden, places), places
+            call.waves, call.positions = self.shared[key]
         key = (id(tokens), id(call.mask))
         if key not in self.shared:
             tail = torch.arange(self.known.length, self.known.length + grown + new)

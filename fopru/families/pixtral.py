@@ -1,5 +1,5 @@
-"""Mistral Small 3, LLaVA and LightOnOCR with a Pixtral tower: pictures of any size, a row of tokens
-after the other (arXiv 2410.07073)."""
+"""Mistral Small 3, Ministral 3, LLaVA and LightOnOCR with a Pixtral tower: pictures of any
+size, a row of tokens after the other (arXiv 2410.07073)."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ class Mistral3(Family, model_types=("mistral3",)):
     stay, also behind a row of which no token is left: by counting them the language model still
     knows in which row a token was. They are not among the visual tokens that budgets count."""
 
-    title = "Mistral Small 3"
+    title = "Mistral Small 3, Ministral 3"
     notes = "the break tokens between rows are text, and stay"
     pixels = ("pixel_values", "image_sizes")
     merges = True
 
     @classmethod
     def example(cls, model_type: str) -> Example:
-        side, text = 2 * PATCH, {**TEXT, "sliding_window": None}
+        side, rope = 2 * PATCH, {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+        rope |= {"original_max_position_embeddings": 1024, "llama_4_scaling_beta": 0.1}
         config = hf.Mistral3Config(
             vision_config=cls._tower(),
-            text_config=hf.MistralConfig(**text),
+            text_config=hf.Ministral3Config(**TEXT, head_dim=12, rope_parameters=rope),
             image_token_index=IMAGE,
             spatial_merge_size=2,
         )
