@@ -18,6 +18,7 @@ def vipllava():
             text_config=hf.LlamaConfig(**TEXT),
             image_token_index=IMAGE,
             vision_feature_layer=[-1, -2],
+            vision_feature_layers=[-1, -2],  # as transformers 5.21 calls it
         ),
         SQUARES,
     )
@@ -176,19 +177,6 @@ def aria():
     )
 
 
-def qianfan_ocr():
-    """InternVL under another name."""
-    return Example(
-        hf.QianfanOCRConfig(
-            vision_config=dict(**VIT, image_size=[SIDE, SIDE], patch_size=[PATCH, PATCH]),
-            text_config=hf.Qwen3Config(**TEXT, head_dim=12),
-            image_seq_length=16,
-            image_token_id=IMAGE,
-        ),
-        SQUARES,
-    )
-
-
 EXAMPLES = {
     make.__name__: make
     for make in (
@@ -201,6 +189,5 @@ EXAMPLES = {
         video_llama_3,
         exaone4_5,
         aria,
-        qianfan_ocr,
     )
 }
