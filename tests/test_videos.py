@@ -73,23 +73,22 @@ def examples():
 @pytest.mark.parametrize("family", zoo.VIDEO)
 def test_questions_on_videos_are_each_by_itself(family, loaded):
     model, processor = loaded(family)
-    asked = examples()[:4]
+    asked = examples()[:2]
     methods = {name: pruner for name, pruner in METHODS.items() if name != "full"}
     found = evaluate(model, processor, asked, methods, (0.6,), max_new_tokens=2)
-    assert len(found) == 4 * len(METHODS) and set(found.modality) == {"video"}
+    assert len(found) == 2 * len(METHODS) and set(found.modality) == {"video"}
     assert found.error.isna().all() and (found.evidence > 0).all()
-    for e in asked[1:3]:  # the second question on a video, and the first on a longer one
-        for name, pruner in METHODS.items():
-            (row,) = found[(found.id == e.id) & (found.method == name)].to_dict("records")
-            loglik, kept = by_hand(model, processor, pruner, e)
-            assert row["loglik"] == pytest.approx(loglik, abs=1e-3), name
-            assert row["kept"] == kept
+    for name, pruner in METHODS.items():
+        (row,) = found[(found.id == "q1") & (found.method == name)].to_dict("records")
+        loglik, kept = by_hand(model, processor, pruner, asked[1])
+        assert row["loglik"] == pytest.approx(loglik, abs=1e-3), name
+        assert row["kept"] == kept
 
 
 def test_pictures_and_videos_in_one_benchmark_row_by_row(loaded):
     model, processor = loaded("qwen2_5_vl")
     asked = examples()[::-1]
-    told = dict(retentions=(0.5,), max_new_tokens=2, blind=("none", "grey"))
+    told = dict(retentions=(0.5,), max_new_tokens=2, blind=("grey",))
     together = evaluate(model, processor, asked, ["fopru"], **told)
     assert together.id.drop_duplicates().tolist() == [e.id for e in asked]
     assert together.modality[together.id == "q4"].unique().tolist() == ["image"]
@@ -215,12 +214,14 @@ def test_questions_about_videos_in_a_file_and_in_rows(tmp_path):
     lines = [
         {"video": "clip", "question": "w1", "answer": "w2"},
         {"video": "clip", "question": "w3", "answer": "w4"},
+        {"video": "clip", "n_frames": 2, "fps": 3, "image_id": 2, "question": "w", "answer": "w"},
         {"image": "a.png", "question": "w5", "answer": "w6"},
     ]
     (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    first, second, third = read_jsonl(tmp_path / "q.jsonl")
+    first, second, fewer, picture = read_jsonl(tmp_path / "q.jsonl")
     assert first.image is second.image and len(first.image.read().frames) == 3
-    assert [e.modality for e in (first, second, third)] == ["video", "video", "image"]
+    assert len(fewer.image.read().frames) == 2 and fewer.image.read().fps == 2
+    assert [e.modality for e in (second, fewer, picture)] == ["video", "video", "image"]
     frames = [tiny.image(seed=i) for i in range(2)]
     row = {"video": frames, "question": "w1", "answer": "w2", "image_id": "v"}
     array = np.stack([np.asarray(frame) for frame in frames])
@@ -228,6 +229,9 @@ def test_questions_about_videos_in_a_file_and_in_rows(tmp_path):
     assert one.image is other.image and one.image.frames[1].tobytes() == array[1].tobytes()
     with pytest.raises(ValueError, match="row 1: field 'image_id' is 'v' .* another picture"):
         read_rows([row, {**row, "video": frames[:1]}])
+    with pytest.raises(ValueError, match="row 1: field 'image_id' is '.*clip' .* another picture"):
+        clip = {"video": tmp_path / "clip", "question": "w1", "answer": "w2"}
+        read_rows([clip, {**clip, "n_frames": 2}])
     with pytest.raises(ValueError, match="row 0: there are fields 'image' and 'video'"):
         read_rows([{**row, "image": frames[0]}])
     with pytest.raises(ValueError, match="fps=0: must be a number above 0"):
@@ -251,15 +255,15 @@ def test_a_video_and_several_pictures_can_be_asked(ask, tmp_path):
     pictures = [tmp_path / f"{i}.png" for i in range(4)]
     for i, path in enumerate(pictures):
         tiny.image(60, 40, i).save(path)
-    for family in zoo.VIDEO:
+    for family in ("llava_onevision", "qwen3_vl"):
         result = ask(family, "w1 w2", "--video", tmp_path, "--method", "evs", "--retention", 0.6)
         assert result.exit_code == 0, result.output
         found = json.loads(result.stdout)
         assert found["images"] == [] and found["video"] == str(tmp_path)
         assert 0 < found["pruned"]["visual_tokens"] < found["full"]["visual_tokens"]
-        fewer = ask(family, "w1", "--video", tmp_path, "--frames", 2)
-        assert json.loads(fewer.stdout)["full"]["visual_tokens"] < found["full"]["visual_tokens"]
-    for family in ("llava", "qwen2_vl", "internvl"):
+    fewer = json.loads(ask(family, "w1", "--video", tmp_path, "--frames", 2).stdout)
+    assert fewer["full"]["visual_tokens"] == found["full"]["visual_tokens"] / 2
+    for family in ("llava", "internvl"):
         one, two = (
             json.loads(ask(family, *pictures[:n], "w1").stdout)["full"]["visual_tokens"]
             for n in (1, 2)

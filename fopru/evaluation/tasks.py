@@ -144,12 +144,12 @@ def read_jsonl(path: str | Path) -> list[Example]:
 def read_rows(rows: Iterable[Mapping[str, Any]]) -> list[Example]:
     """Read questions from a Hugging Face dataset, or from any other rows.
 
-    Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes), "question",
-    "answers" (a list of texts, the first is the one whose likelihood is measured) or "answer" (a
-    text); and, if you like, "id" (a text or an integer, the row's number if there is none), "task",
-    "choices", "evidence" (boxes in pixels), "metric" (one of `fopru.evaluation.metrics.METRICS`)
-    and "image_id" (rows that agree in it are on the same picture). A field that is None counts as
-    missing.
+    Fields: "image" (a PIL image or a file) or "video" (what `fopru.Video` takes; "fps" and
+    "n_frames" go with it), "question", "answers" (a list of texts, the first is the one whose
+    likelihood is measured) or "answer" (a text); and, if you like, "id" (a text or an integer, the
+    row's number if there is none), "task", "choices", "evidence" (boxes in pixels), "metric" (one
+    of `fopru.evaluation.metrics.METRICS`) and "image_id" (rows that agree in it are on the same
+    picture). A field that is None counts as missing.
 
     Raises:
         ValueError: There are no rows, or one is not like this: the message names row and field.
@@ -217,7 +217,8 @@ def _shown(row: Mapping[str, Any]) -> Image.Image | Path | Video:
     if video is not None:
         if image is not None:
             raise ValueError("there are fields 'image' and 'video': a question is about one.")
-        return video if isinstance(video, Video) else Video(video)
+        told = {name: row[name] for name in ("fps", "n_frames") if name in row}
+        return video if isinstance(video, Video) else Video(video, **told)
     if isinstance(image, Image.Image):
         return plain(image)
     if isinstance(image, str | Path) and str(image):
@@ -228,13 +229,12 @@ def _shown(row: Mapping[str, Any]) -> Image.Image | Path | Video:
 def _same(one: Image.Image | Path | Video, other: Image.Image | Path | Video) -> bool:
     """Return whether two pictures are one: the same path, or the same pixels."""
     if isinstance(one, Video) and isinstance(other, Video):
-        if isinstance(one.source, tuple) and isinstance(other.source, tuple):
-            pairs = zip(one.source, other.source, strict=False)
-            return len(one.source) == len(other.source) and all(_same(*pair) for pair in pairs)
-        return one.source == other.source
-    if isinstance(one, Video) or isinstance(other, Video):
-        return False
-    if one is other or isinstance(one, Path) or isinstance(other, Path):
+        frames, others = (
+            v.source if isinstance(v.source, tuple) else [v.source] for v in (one, other)
+        )
+        told = (one.fps, one.n_frames, len(frames)) == (other.fps, other.n_frames, len(others))
+        return told and all(map(_same, frames, others))
+    if one is other or not (isinstance(one, Image.Image) and isinstance(other, Image.Image)):
         return one == other
     return one.size == other.size and one.tobytes() == other.tobytes()
 
