@@ -39,7 +39,7 @@ def questions(n: int) -> pd.DataFrame:
 def answers(
     n: int, methods: list[str], retentions: list[float], weights: str
 ) -> dict[str, list[Any]]:
-    """Cell -> of each question the kept places and the ids of the answer, by the code at hand."""
+    """Cell -> of each question the kept places and the answer, by the code at hand."""
     model, processor = fopru.load(HERE / "data" / "pocket")
     table, found = questions(n), {}
     batches = []
@@ -67,8 +67,9 @@ def answers(
                     kept = session.kept
                 else:  # revisions before there were sessions
                     kept = [image.kept for image in session.last.images]
-                new = out[:, inputs["input_ids"].shape[1] :]
-                rows += zip((k.tolist() for k in kept), new.tolist(), strict=True)
+                new = out[:, inputs["input_ids"].shape[1] :]  # padded to the batch's longest
+                said = processor.batch_decode(new, skip_special_tokens=True)
+                rows += zip((k.tolist() for k in kept), said, strict=True)
     return found
 
 

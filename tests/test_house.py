@@ -191,7 +191,7 @@ def test_no_description_needs_the_line_above_it():
     assert found == []
 
 
-@pytest.mark.parametrize("value", api())
+@pytest.mark.parametrize("value", list(api()))
 def test_every_parameter_on_the_api_page_is_described(value):
     """Where it stands: in the docstring, or, of a dataclass, below the field."""
     parameters = inspect.signature(value).parameters.values()
