@@ -44,6 +44,9 @@ def score(
     n: Annotated[int, typer.Option(min=4, help="Questions per task.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
     model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
+    world: Annotated[
+        str, typer.Option(help="first, as the shipped weights were trained on, or second.")
+    ] = "first",
     out: Annotated[
         Path | None, typer.Option(help="Write answers to this .parquet, provenance beside it.")
     ] = None,
@@ -52,8 +55,8 @@ def score(
     with one_sentence():
         if out is not None:
             check_parquet(out)
-        results = scoring.score(n, seed, model)
+        results = scoring.score(n, seed, model, world=world)
         if out is not None:
             keep(results, out)
-        stands_out = scoring.sinks(n, seed, model)
+        stands_out = scoring.sinks(n, seed, model, world)
     typer.echo(scoring.report(results, stands_out))

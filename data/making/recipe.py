@@ -45,6 +45,8 @@ class Recipe:
 
     seed: int = 0
     stages: tuple[Stage, ...] = STAGES
+    world: str = "second"
+    """Whose scenes it sees: of `fopru.pocket.scenes.WORLDS`."""
     slots: tuple[str, ...] = ("name", "color")
     """What each patch is told of what lies under it: of `making.targets.SLOTS`. The other slots
     hold answers, such as both digits of a number on each of them."""
@@ -84,6 +86,7 @@ class Recipe:
 
 
 SHIPPED = Recipe(
+    world="first",
     slots=("name", "color", "row", "column", "tens", "ones", "to"),
     dense="output",
     captions=True,

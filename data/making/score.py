@@ -29,6 +29,7 @@ def score(
     model: str | Path = "pocket",
     methods: Sequence[str] = METHODS,
     retentions: Sequence[float] = RETENTIONS,
+    world: str = "first",
 ) -> pd.DataFrame:
     """Ask n fresh questions per task with all tokens, blind, and pruned.
 
@@ -37,12 +38,13 @@ def score(
         seed: of `fopru.pocket.sample`.
         model: as for `fopru.load`.
         methods, retentions: as for `fopru.evaluate`.
+        world: as for `fopru.pocket.sample`: the one that the model was trained on.
 
     Returns:
         Rows of `fopru.evaluate`.
     """
     net, processor = load(model)
-    examples = [e for task in scenes.TASKS for e in sample(task, n, seed)]
+    examples = [e for task in scenes.TASKS for e in sample(task, n, seed, world)]
     parts = []
     for positions in POSITIONS:
         blind = tuple(BLIND) if positions == POSITIONS[0] else ()
@@ -52,7 +54,9 @@ def score(
 
 
 @torch.no_grad()
-def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataFrame:
+def sinks(
+    n: int = 200, seed: int = 1, model: str | Path = "pocket", world: str = "first"
+) -> pd.DataFrame:
     """Whether single tokens stand out, per picture: attention sinks, tokens of high norm.
 
     Returns:
@@ -65,7 +69,7 @@ def sinks(n: int = 200, seed: int = 1, model: str | Path = "pocket") -> pd.DataF
     prompts = processor.apply_chat_template([chat("?")], add_generation_prompt=True)
     rows = []
     for task in scenes.TASKS:
-        examples = list({e.scene["image_id"]: e for e in sample(task, n, seed)}.values())
+        examples = list({e.scene["image_id"]: e for e in sample(task, n, seed, world)}.values())
         for e in examples:
             inputs = processor(images=e.image, text=prompts, return_tensors="pt")
             (image,) = encode(net, inputs.to(net.device), pruners).images

@@ -22,7 +22,7 @@ ONES = tuple(f"##{digit}" for digit in DIGITS)
 SLOTS: dict[str, tuple[str, ...]] = {
     "name": (
         *("nothing", *objects.SHAPES, *DIGITS, *ONES),
-        *(*papers.ITEMS, *papers.LETTERS, "bar", "arrow"),
+        *(*papers.ITEMS, *papers.LETTERS, "bar", "arrow", "point"),
     ),
     "color": tuple(COLORS),
     "row": ("top", "center", "bottom"),
@@ -108,7 +108,8 @@ class Batches(torch.utils.data.Dataset):
         stage, seed = self.stages[step], (scenes.TRAINING, self.recipe.seed, step, i)
         rng = np.random.default_rng((*seed, 1))
         crowded = stage.learns == "tower"
-        scene = scenes.scene(seed, few=rng.random() < stage.few, crowded=crowded)
+        few, world = rng.random() < stage.few, self.recipe.world
+        scene = scenes.scene(seed, few=few, crowded=crowded, world=world)
         images = self.processor.image_processor
         pixels = np.asarray(scene.image, np.float32) / 255
         pixels = (pixels - np.float32(images.image_mean)) / np.float32(images.image_std)
@@ -116,7 +117,8 @@ class Batches(torch.utils.data.Dataset):
         if stage.learns == "captions":
             room = self.recipe.caption_tokens
         elif stage.learns == "answers":
-            asked += scenes.questions(scene, rng)
+            found = scenes.questions(scene, rng)
+            asked += [q for q in found if q.variant not in scenes.UNTRAINED]
         if stage.learns == "captions" or (stage.learns == "answers" and self.recipe.captions):
             asked.append(Question("caption", "caption", scenes.CAPTION, scene.caption))
         return (

@@ -207,7 +207,7 @@ def train(
         if done % evaluate_every == 0 or done == len(schedule):
             row = {"step": done, **running}
             if stage.learns == "answers":
-                row |= quick_accuracy(model, processor)
+                row |= quick_accuracy(model, processor, recipe.world)
             log.append(row)
         if monotonic() - saved > save_every or done in (len(schedule), stop_after):
             saved = monotonic()
@@ -302,12 +302,14 @@ def _write_log(path: Path, log: list[dict]) -> None:
         writer.writerows(log)
 
 
-def quick_accuracy(model, processor, n: int = 64, seed: int = 10**6) -> dict[str, float]:
+def quick_accuracy(
+    model, processor, world: str, n: int = 64, seed: int = 10**6
+) -> dict[str, float]:
     """Accuracy per task on n fresh questions each."""
     model.eval()
     accuracy = {}
     for task in scenes.TASKS:
-        examples = sample(task, n, seed)
+        examples = sample(task, n, seed, world)
         found = answer(model, processor, examples)
         right = [said == e.answer for said, e in zip(found, examples, strict=True)]
         accuracy[task] = sum(right) / len(right)

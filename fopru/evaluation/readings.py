@@ -61,11 +61,15 @@ class Choices:
         whole = {name: tuple(answer_ids(processor, prompt, name)) for name in names}
         end = 1 if processor.tokenizer.eos_token else 0
         short = {name: ids[: len(ids) - end] for name, ids in whole.items()}
+        ends: dict[Tokens, list[str]] = {}
+        for name, ids in short.items():
+            ends.setdefault(ids, []).append(name)
         clash = {
             name
-            for one in names
-            for other in names
-            if one != other and short[other][: len(short[one])] == short[one]
+            for other, ids in short.items()
+            for length in range(len(ids) + 1)
+            for one in ends.get(ids[:length], ())
+            if one != other
             for name in (one, other)
         }
         self.tokens: dict[Tokens, bool] = {

@@ -8,6 +8,7 @@ from fopru.pocket.papers import BARS, ITEMS
 
 _POLAR = ("yes", "no")
 _NUMBERS = tuple(map(str, range(10, 100)))
+_LONG = tuple(map(str, range(100, 1000)))
 _COUNTS = tuple(map(str, range(10)))
 
 _CLOSED = {
@@ -17,7 +18,9 @@ _CLOSED = {
     ("attributes", "place"): tuple(place for row in PLACES for place in row),
     ("attributes", "relation"): _POLAR,
     ("counting", None): _COUNTS,
-    ("reading", None): _NUMBERS,
+    ("reading", "sign"): _NUMBERS,
+    ("reading", "white"): _LONG,
+    ("reading", "black"): _LONG,
     ("documents", "price"): _NUMBERS,
     ("documents", "item"): ITEMS,
     ("charts", "value"): _NUMBERS,

@@ -165,3 +165,16 @@ def hull(boxes: tuple[Box, ...]) -> Box:
     """The smallest box around boxes."""
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     return min(x0), min(y0), max(x1), max(y1)
+
+
+def free_place(
+    rng: np.random.Generator, taken: list[Box], width: int, height: int
+) -> tuple[int, int] | None:
+    """A top-left corner whose box stays clear of those taken, if thirty tries find one."""
+    for x, y in rng.integers(0, (SIZE - width, SIZE - height), (30, 2)).tolist():
+        if all(
+            x + width + 2 < a or c + 2 < x or y + height + 2 < b or d + 2 < y
+            for a, b, c, d in taken
+        ):
+            return x, y
+    return None

@@ -22,6 +22,7 @@ from fopru.pocket.drawing import (
     background,
     extent,
     font,
+    free_place,
     write,
 )
 
@@ -131,7 +132,7 @@ class Objects(Scene):
         taken: list[Box] = []
         sign = _add_sign(rng, draw, taken)
         count = rng.integers(1, 4) if few else rng.integers(2, 6)
-        things = _add_things(rng, draw, count, MAX_RADIUS, taken)
+        things = add_things(rng, draw, count, (MIN_RADIUS, MAX_RADIUS), taken, _kinds(rng))
         return cls(image, things, sign)
 
     @property
@@ -174,7 +175,8 @@ class Crowd(Objects):
         draw = ImageDraw.Draw(image)
         taken: list[Box] = []
         signs = tuple(_add_sign(rng, draw, taken) for _ in range(rng.integers(3, 6)))
-        things = _add_things(rng, draw, rng.integers(7, 15), MAX_RADIUS * 2 // 3, taken)
+        count, radii = rng.integers(7, 15), (MIN_RADIUS, MAX_RADIUS * 2 // 3)
+        things = add_things(rng, draw, count, radii, taken, _kinds(rng))
         return cls(image, things, signs[0], signs[1:])
 
     @property
@@ -187,7 +189,7 @@ def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, taken: list[B
     face = font(rng, 16, 26)
     pad = 4
     width, height = (v + 2 * pad for v in extent(face, text))
-    left, top = _free_place(rng, taken, width, height)
+    left, top = free_place(rng, taken, width, height)
     board, ink = PAPERS[int(rng.random() < 0.5)]
     draw.rectangle((left, top, left + width - 1, top + height - 1), fill=board, outline=ink)
     glyphs = write(draw, face, text, left + pad, top + pad, ink)
@@ -195,36 +197,32 @@ def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, taken: list[B
     return Sign(text, taken[-1], glyphs)
 
 
-def _add_things(
+def _kinds(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
+    """Pairs of colour and shape without end, each drawn when it is asked for."""
+    while True:
+        yield PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)]
+
+
+def add_things(
     rng: np.random.Generator,
     draw: ImageDraw.ImageDraw,
     count: int,
-    largest: int,
+    radii: tuple[int, int],
     taken: list[Box],
+    kinds: Iterator[tuple[str, str]],
 ) -> tuple[Thing, ...]:
+    """Draw things of these radii where nothing is yet; what they cover is added to `taken`."""
     things: list[Thing] = []
+    smallest, largest = radii
     for _ in range(count):
-        radius = round(MIN_RADIUS * (largest / MIN_RADIUS) ** rng.random())
-        while (place := _free_place(rng, taken, *[2 * radius + 1] * 2)) is None:
-            radius = max(MIN_RADIUS, radius * 2 // 3)
-        color, shape = PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)]
+        radius = round(smallest * (largest / smallest) ** rng.random())
+        while (place := free_place(rng, taken, *[2 * radius + 1] * 2)) is None:
+            radius = max(smallest, radius * 2 // 3)
+        color, shape = next(kinds)
         things.append(Thing(shape, color, place[0] + radius, place[1] + radius, radius))
         things[-1].paint(draw)
         taken.append(things[-1].box)
     return tuple(things)
-
-
-def _free_place(
-    rng: np.random.Generator, taken: list[Box], width: int, height: int
-) -> tuple[int, int] | None:
-    """A top-left corner whose box stays clear of those taken, if thirty tries find one."""
-    for x, y in rng.integers(0, (SIZE - width, SIZE - height), (30, 2)).tolist():
-        if all(
-            x + width + 2 < a or c + 2 < x or y + height + 2 < b or d + 2 < y
-            for a, b, c, d in taken
-        ):
-            return x, y
-    return None
 
 
 def presence(scene: Objects, rng: np.random.Generator) -> Iterator[Question]:

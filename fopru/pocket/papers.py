@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
-from PIL import ImageDraw
 
 from fopru.pocket.drawing import (
     COLORS,
@@ -73,6 +72,11 @@ class Receipt(Scene):
     lines: tuple[Line, ...]
 
     @classmethod
+    def prices(cls, rng: np.random.Generator, items: list[int]) -> list[int]:
+        """One for each item, all different."""
+        return (10 + rng.permutation(90)[: len(items)]).tolist()
+
+    @classmethod
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
         image, draw, (x0, y0, x1, y1), ink = page(rng)
         face = font(rng, 15, 19)
@@ -81,9 +85,8 @@ class Receipt(Scene):
         left, right = x0 + rng.integers(5, 20), x1 - rng.integers(5, 20)
         ruled = rng.random() < 0.5
         lines = []
-        items = rng.permutation(len(ITEMS))[:count]
-        prices = 10 + rng.permutation(90)[:count]
-        for i, (item, price) in enumerate(zip(items.tolist(), prices.tolist(), strict=True)):
+        items = rng.permutation(len(ITEMS))[:count].tolist()
+        for i, (item, price) in enumerate(zip(items, cls.prices(rng, items), strict=True)):
             top = round(y0 + 6 + i * pitch + rng.uniform(0.1, 0.3) * (pitch - 14))
             word, text = ITEMS[item], str(price)
             box = hull(write(draw, face, word, int(left), top, ink))
@@ -141,6 +144,18 @@ class Arrow(NamedTuple):
         x, y = width / 2 * (b - d) / length, width / 2 * (c - a) / length
         return (a + x, b + y), (c + x, d + y), (c - x, d - y), (a - x, b - y)
 
+    def point(self, length: int, half: int) -> tuple[tuple[float, float], ...]:
+        """Corners of its head: its length, and half its width."""
+        (a, b), (c, d) = self.start, self.end
+        whole = math.hypot(c - a, d - b)
+        x, y = (c - a) / whole, (d - b) / whole
+        back = (c - length * x, d - length * y)
+        return (
+            (c, d),
+            (back[0] - half * y, back[1] + half * x),
+            (back[0] + half * y, back[1] - half * x),
+        )
+
 
 @dataclass(frozen=True)
 class Diagram(Scene):
@@ -149,6 +164,9 @@ class Diagram(Scene):
     boxes: dict[str, Box]
     """By letter."""
     arrows: tuple[Arrow, ...]
+
+    head: ClassVar[tuple[int, int]] = (10, 6)
+    """Length and half the width of an arrow's head."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
@@ -170,7 +188,8 @@ class Diagram(Scene):
         for i, j in links:
             arrow = _arrow(letters[i], letters[j], boxes)
             arrows.append(arrow)
-            _paint_arrow(draw, arrow, ink)
+            draw.line((*arrow.start, *arrow.end), fill=ink, width=3)
+            draw.polygon(arrow.point(*cls.head), fill=ink)
         round_boxes = rng.random() < 0.5
         for letter, (a, b, c, d) in boxes.items():
             radius = side // 3 if round_boxes else 0
@@ -228,17 +247,6 @@ def _arrow(source: str, target: str, boxes: dict[str, Box]) -> Arrow:
     return Arrow(source, target, start, end)
 
 
-def _paint_arrow(draw: ImageDraw.ImageDraw, arrow: Arrow, ink: tuple) -> None:
-    (a, b), (c, d) = arrow.start, arrow.end
-    draw.line((a, b, c, d), fill=ink, width=3)
-    length = math.hypot(c - a, d - b)
-    x, y = (c - a) / length, (d - b) / length
-    back = (c - 10 * x, d - 10 * y)
-    draw.polygon(
-        [(c, d), (back[0] - 6 * y, back[1] + 6 * x), (back[0] + 6 * y, back[1] - 6 * x)], fill=ink
-    )
-
-
 def diagrams(scene: Diagram, rng: np.random.Generator) -> Iterator[Question]:
     """What a box points to, and what points to it, of three."""
     for variant, text in (("target", "what does {} point to?"), ("source", "what points to {}?")):
@@ -278,19 +286,26 @@ class Chart(Scene):
 
     bars: tuple[Bar, ...]
 
+    counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((2, 4), (3, 6))
+    """Of bars, the end excluded: of few, and as usual."""
+
+    @classmethod
+    def values(cls, rng: np.random.Generator, count: int) -> list[int]:
+        """One for each bar, three or more apart."""
+        return (10 + 6 * rng.permutation(15)[:count] + rng.integers(0, 4, count)).tolist()
+
     @classmethod
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
         image, draw, (x0, y0, x1, y1), ink = page(rng)
-        count = int(rng.integers(2, 4) if few else rng.integers(3, 6))
+        count = int(rng.integers(*cls.counts[0 if few else 1]))
         face = font(rng, 15, 18)
         pitch = (x1 - x0 - 12) / count
         width = int(rng.uniform(0.45, 0.7) * min(pitch, 48))
         bottom, room = y1 - 10, y1 - y0 - 40
         scale = rng.uniform(0.75, 1) * room / 99
-        colors = rng.permutation(len(BARS))[:count]
-        values = 10 + 6 * rng.permutation(15)[:count] + rng.integers(0, 4, count)
+        colors = rng.permutation(len(BARS))[:count].tolist()
         bars = []
-        for i, (color, value) in enumerate(zip(colors.tolist(), values.tolist(), strict=True)):
+        for i, (color, value) in enumerate(zip(colors, cls.values(rng, count), strict=True)):
             left = round(x0 + 6 + (i + 0.5) * pitch - width / 2)
             box = (left, round(bottom - scale * value), left + width, bottom)
             draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), fill=COLORS[BARS[color]])

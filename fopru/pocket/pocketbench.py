@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,11 +20,35 @@ from fopru.evaluation import Example
 from fopru.pocket import scenes
 from fopru.pocket.answers import legal
 from fopru.pocket.drawing import SIZE, Question
-from fopru.pocket.objects import Objects
 from fopru.pocket.sampling import METRICS, example, folder
 
-SPLITS = {"test": (scenes.TEST, 200), "validation": (scenes.VALIDATION, 100)}
-"""Split -> first entry of its scenes' seeds, and questions per task."""
+
+class Split(NamedTuple):
+    """How the questions of a split are drawn."""
+
+    stream: int
+    """First entry of its scenes' seeds."""
+    n: int
+    """Questions per task."""
+    world: str = "first"
+    tasks: tuple[str, ...] = tuple(scenes.TASKS)
+    variants: tuple[str, ...] | None = None
+    """Of question, where not all are asked."""
+
+
+SPLITS = {
+    "test": Split(scenes.TEST, 200),
+    "validation": Split(scenes.VALIDATION, 100),
+    "test-2": Split(scenes.TEST_2, 200, "second"),
+    "validation-2": Split(scenes.VALIDATION_2, 100, "second"),
+    "combinations": Split(
+        scenes.COMBINATIONS, 200, "combinations", tuple(scenes.WORLDS["combinations"].tasks)
+    ),
+    "hallucination": Split(
+        scenes.HALLUCINATION, 200, "second", ("presence",), ("likely", "random")
+    ),
+}
+"""The first two are what the shipped weights are asked; the others wait for the next ones."""
 
 SCHEMA = pa.schema(
     {
@@ -43,17 +68,19 @@ def benchmark(split: str = "test", task: str | None = None) -> list[Example]:
     """The questions of PocketBench: at least 200 per task to test on.
 
     Args:
-        split: "test", or "validation" for whatever is to be tuned.
-        task: one of `fopru.pocket.scenes.TASKS`; None for all.
+        split: "test", or "validation" for whatever is to be tuned. Of the second, harder world:
+            "test-2", "validation-2"; "combinations" of what its training never shows together;
+            "hallucination", where the answer is always no: is there what often stands beside
+            something that is there (variant "likely"), and is there any other thing ("random")?
+        task: one of the split's tasks; None for all.
 
     Raises:
         ValueError: an unknown split or task, or a damaged file.
         FileNotFoundError: PocketBench is neither in the installed package nor in the checkout.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split={split!r}: must be one of {', '.join(map(repr, SPLITS))}.")
+    check_choice("split", split, SPLITS)
     if task is not None:
-        check_choice("task", task, scenes.TASKS)
+        check_choice("task", task, SPLITS[split].tasks)
     examples = read(folder("pocketbench") / f"{split}.parquet")
     return [e for e in examples if task in (None, e.task)]
 
@@ -61,27 +88,30 @@ def benchmark(split: str = "test", task: str | None = None) -> list[Example]:
 def make(split: str) -> list[Example]:
     """Draw a split anew.
 
-    A picture of objects is asked one question of each of its tasks, any other picture two. Variants
-    of question take turns; half of the presence questions are to be answered by yes.
+    A picture of which several tasks ask gets one question of each, any other picture two. Variants
+    of question take turns; half of the presence questions are to be answered by yes, where any is.
     """
-    stream, n = SPLITS[split]
+    stream, n, world, asked, variants = SPLITS[split]
+    kinds, every, _ = scenes.WORLDS[world]
     examples: list[Example] = []
-    for number, kind in enumerate(scenes.KINDS):
-        tasks = [task for task, (asked, _) in scenes.TASKS.items() if asked is kind]
-        each = 1 if kind is Objects else 2
+    for number, kind in enumerate(kinds):
+        tasks = [task for task in asked if every[task][0] is kind]
+        each = 1 if len(tasks) > 1 else 2
         pictures, index = 0, 0
-        while pictures < n // each:
+        while tasks and pictures < n // each:
             seed = (stream, number, index)
             index += 1
-            scene = scenes.scene(seed, kind)
+            scene = scenes.scene(seed, kind, world=world)
             rng = np.random.default_rng((*seed, 1))
             found = {task: scenes.questions(scene, rng, task) for task in tasks}
+            if variants:
+                found = {t: [q for q in some if q.variant in variants] for t, some in found.items()}
             if min(map(len, found.values())) < each:
                 continue  # two things of one name: nothing can be asked without doubt
             name = f"{split}-{kind.__name__.lower()}-{pictures}"
             for task, turn in product(tasks, range(each)):
-                asked = _take(found[task], pictures * each + turn, rng)
-                examples.append(example(f"{name}-{task}-{turn}", name, scene, asked))
+                taken = _take(found[task], pictures * each + turn, rng)
+                examples.append(example(f"{name}-{task}-{turn}", name, scene, taken))
             pictures += 1
     return examples
 

@@ -32,26 +32,33 @@ def folder(name: str = "pocket") -> Path:
     raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, places))}.")
 
 
-def sample(task: str | None = None, n: int = 100, seed: int = 0) -> list[Example]:
+def sample(
+    task: str | None = None, n: int = 100, seed: int = 0, world: str = "first"
+) -> list[Example]:
     """Questions on fresh scenes, none of them seen in training or in PocketBench.
 
     Args:
-        task: one of `fopru.pocket.scenes.TASKS`; None draws from all.
+        task: one of `fopru.pocket.scenes.TASKS`; None draws from all. In "combinations" there is no
+            counting, no diagrams and no knowledge.
         n: number of questions; up to `QUESTIONS_PER_IMAGE` share a picture.
         seed: the same seed gives the same questions, and a larger n more of them.
+        world: "first", the scenes that the shipped weights know; "second", harder ones;
+            "combinations", of what is never together in the training on "second".
 
     Raises:
-        ValueError: an unknown task, or n or seed that is no integer of at least 0.
+        ValueError: an unknown world or task, or n or seed that is no integer of at least 0.
     """
+    check_choice("world", world, scenes.WORLDS)
+    tasks = scenes.WORLDS[world].tasks
     if task is not None:
-        check_choice("task", task, scenes.TASKS)
+        check_choice("task", task, tasks)
     for argument, value in (("n", n), ("seed", seed)):
         check_integer(argument, value, minimum=0)
-    kind = scenes.TASKS[task][0] if task else None
+    kind = tasks[task][0] if task else None
     examples: list[Example] = []
     index = 0
     while len(examples) < n:
-        scene = scenes.scene((scenes.SAMPLES, seed, index), kind)
+        scene = scenes.scene((scenes.SAMPLES, seed, index), kind, world=world)
         rng = np.random.default_rng((scenes.SAMPLES, seed, index, 1))
         found = scenes.questions(scene, rng, task)
         picture = f"{type(scene).__name__.lower()}-{seed}-{index}"

@@ -1,7 +1,7 @@
 """Scenes for the pocket model: a seed makes a picture, what is on it, and questions about it.
 
-A picture is 224 x 224. Half of them show coloured shapes and a numbered sign on clutter; the
-others are receipts, diagrams and bar charts. Each task is the small cousin of a public benchmark:
+A picture is 224 x 224. Half of them show coloured shapes and numbered signs on clutter; the others
+are receipts, diagrams and bar charts. Each task is the small cousin of a public benchmark:
 presence of POPE, attributes of GQA, counting of TallyQA, reading of TextVQA, documents of DocVQA,
 diagrams of AI2D, charts of ChartQA, knowledge of ScienceQA.
 """
@@ -9,31 +9,79 @@ diagrams of AI2D, charts of ChartQA, knowledge of ScienceQA.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from fopru.pocket import objects, papers
+from fopru.pocket import objects, papers, second
 from fopru.pocket.drawing import Question, Scene
 from fopru.pocket.objects import Crowd, Objects
 from fopru.pocket.papers import Chart, Diagram, Receipt
 
-KINDS: dict[type[Scene], float] = {Objects: 0.5, Receipt: 0.16, Diagram: 0.18, Chart: 0.16}
-"""Kinds of scene, with the share of each where none is asked for."""
 
-TASKS: dict[str, tuple[type[Scene], Callable[..., Iterator[Question]]]] = {
-    "presence": (Objects, objects.presence),
-    "attributes": (Objects, objects.attributes),
-    "counting": (Objects, objects.counting),
-    "reading": (Objects, objects.reading),
-    "documents": (Receipt, papers.documents),
-    "diagrams": (Diagram, papers.diagrams),
-    "charts": (Chart, papers.charts),
-    "knowledge": (Objects, objects.knowledge),
+class World(NamedTuple):
+    """Which scenes there are, and what is asked about them."""
+
+    kinds: dict[type[Scene], float]
+    """With the share of each where none is asked for."""
+    tasks: dict[str, tuple[type[Scene], Callable[..., Iterator[Question]]]]
+    """Task -> the kind of scene that it asks about, and what it asks."""
+    crowded: dict[type[Scene], type[Scene]]
+    """Kind -> the one with much more on it, of which nothing is asked."""
+
+
+WORLDS = {
+    "first": World(
+        {Objects: 0.5, Receipt: 0.16, Diagram: 0.18, Chart: 0.16},
+        {
+            "presence": (Objects, objects.presence),
+            "attributes": (Objects, objects.attributes),
+            "counting": (Objects, objects.counting),
+            "reading": (Objects, objects.reading),
+            "documents": (Receipt, papers.documents),
+            "diagrams": (Diagram, papers.diagrams),
+            "charts": (Chart, papers.charts),
+            "knowledge": (Objects, objects.knowledge),
+        },
+        {Objects: Crowd},
+    ),
+    "second": World(
+        {second.Busy: 0.5, second.Bill: 0.16, second.Plan: 0.18, second.Bars: 0.16},
+        {
+            "presence": (second.Busy, second.presence),
+            "attributes": (second.Busy, objects.attributes),
+            "counting": (second.Busy, objects.counting),
+            "reading": (second.Busy, second.reading),
+            "documents": (second.Bill, papers.documents),
+            "diagrams": (second.Plan, papers.diagrams),
+            "charts": (second.Bars, papers.charts),
+            "knowledge": (second.Busy, objects.knowledge),
+        },
+        {second.Busy: second.Busier},
+    ),
+    "combinations": World(
+        {second.NewBusy: 0.6, second.NewBill: 0.2, second.NewBars: 0.2},
+        {
+            "presence": (second.NewBusy, second.presence),
+            "attributes": (second.NewBusy, objects.attributes),
+            "reading": (second.NewBusy, second.reading),
+            "documents": (second.NewBill, papers.documents),
+            "charts": (second.NewBars, second.values),
+        },
+        {},
+    ),
 }
-"""Task -> the kind of scene that it asks about, and what it asks."""
+""""first" is what the weights in `data/pocket` were trained on, "second" what the next ones are;
+"combinations" shows and asks only what training on the second refuses."""
 
-TRAINING, SAMPLES, TEST, VALIDATION = range(4)
+KINDS, TASKS, _ = WORLDS["first"]
+
+TRAINING, SAMPLES, *_BENCHMARK = range(8)
+TEST, VALIDATION, TEST_2, VALIDATION_2, COMBINATIONS, HALLUCINATION = _BENCHMARK
 """First entries of every scene's seed, so that no two of these uses share a scene."""
+
+UNTRAINED = ("likely",)
+"""Variants of question that no training asks."""
 
 CAPTION = "what is in the picture?"
 WORDS = sorted({*objects.WORDS, *papers.WORDS, "nothing"})
@@ -44,22 +92,30 @@ def scene(
     kind: type[Scene] | None = None,
     few: bool = False,
     crowded: bool = False,
+    world: str = "first",
 ) -> Scene:
     """The scene of a seed.
 
     Args:
         seed: anything that seeds `numpy.random.default_rng`.
-        kind: one of `KINDS`; None draws one.
+        kind: one of the world's kinds; None draws one.
         few: with less on it than usual.
         crowded: where it would show objects, many more of them, of which nothing is asked.
+        world: one of `WORLDS`.
     """
+    kinds, _, crowds = WORLDS[world]
     rng = np.random.default_rng(seed)
-    drawn = list(KINDS)[rng.choice(len(KINDS), p=list(KINDS.values()))]
+    drawn = list(kinds)[rng.choice(len(kinds), p=list(kinds.values()))]
     kind = kind or drawn
-    return (Crowd if crowded and kind is Objects else kind).draw(rng, few)
+    return (crowds.get(kind, kind) if crowded else kind).draw(rng, few)
 
 
 def questions(scene: Scene, rng: np.random.Generator, task: str | None = None) -> list[Question]:
     """All questions about a scene, or those of one task."""
-    asked = TASKS.values() if task is None else (TASKS[task],)
-    return [q for kind, ask in asked if type(scene) is kind for q in ask(scene, rng)]
+    return [
+        question
+        for world in WORLDS.values()
+        for name, (kind, ask) in world.tasks.items()
+        if type(scene) is kind and task in (None, name)
+        for question in ask(scene, rng)
+    ]

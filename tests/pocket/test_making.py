@@ -47,6 +47,7 @@ def refused(*arguments):
 
 def test_bad_input_ends_in_a_sentence(tmp_path):
     assert "Did you mean 'pocket'?" in refused("score", "--n", 4, "--model", "poket")
+    assert "world='third'" in refused("score", "--n", 4, "--world", "third")
     assert "must end in .parquet" in refused("score", "--out", tmp_path / "out.csv")
     assert "device='cuda:77'" in refused("train", tmp_path, "--device", "cuda:77")
     assert not [*tmp_path.iterdir()]

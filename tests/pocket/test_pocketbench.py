@@ -1,6 +1,6 @@
 import json
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -10,14 +10,15 @@ import pytest
 
 import fopru
 from fopru.pocket import pocketbench, scenes
+from fopru.pocket.second import COMPANIONS
 
-CELLS = [(split, task) for split in pocketbench.SPLITS for task in scenes.TASKS]
+CELLS = [(name, task) for name, split in pocketbench.SPLITS.items() for task in split.tasks]
 
 
 @pytest.mark.parametrize("split, task", CELLS)
 def test_each_task_has_its_questions_and_each_answer_its_evidence(split, task):
     examples = fopru.pocket.benchmark(split, task)
-    assert len(examples) == pocketbench.SPLITS[split][1]
+    assert len(examples) == pocketbench.SPLITS[split].n
     assert len({e.id for e in examples}) == len(examples)
     for e in examples:
         assert e.image.size == (224, 224)
@@ -27,27 +28,46 @@ def test_each_task_has_its_questions_and_each_answer_its_evidence(split, task):
             assert bool(e.evidence) == seen, e
 
 
-def test_presence_is_balanced_and_its_negatives_are_of_three_kinds():
-    examples = fopru.pocket.benchmark("test", "presence")
+@pytest.mark.parametrize(
+    "split, more", [("test", ()), ("test-2", ("likely",)), ("combinations", ())]
+)
+def test_presence_is_balanced_and_its_negatives_are_of_several_kinds(split, more):
+    examples = fopru.pocket.benchmark(split, "presence")
     assert Counter(e.answer for e in examples) == {"yes": 100, "no": 100}
-    assert {e.scene["variant"] for e in examples} == {"there", "random", "popular", "adversarial"}
+    kinds = {"there", "random", "popular", "adversarial", *more}
+    assert {e.scene["variant"] for e in examples} == kinds
+
+
+def test_hallucination_asks_for_what_is_expected_and_for_what_is_not_on_the_same_pictures():
+    """The answer is no throughout; what is likely is the companion of something that is there."""
+    examples = fopru.pocket.benchmark("hallucination")
+    assert {e.answer for e in examples} == {"no"}
+    asked = {}
+    for e in examples:
+        there = {(o["color"], o["shape"]) for o in e.scene["objects"]}
+        pair = tuple(e.question.removesuffix("?").split()[-2:])
+        expected = {COMPANIONS.get(one) for one in there}
+        assert pair not in there
+        assert (pair in expected) == (e.scene["variant"] == "likely")
+        asked.setdefault(e.scene["image_id"], []).append(e.scene["variant"])
+    assert len(asked) == 100
+    assert all(sorted(variants) == ["likely", "random"] for variants in asked.values())
 
 
 def test_splits_share_no_picture_with_each_other_or_with_other_scenes():
-    ids = [
-        {json.dumps({**e.scene, "variant": "", "image_id": ""}) for e in group}
-        for group in (
-            fopru.pocket.benchmark("test"),
-            fopru.pocket.benchmark("validation"),
-            fopru.pocket.sample(n=300, seed=0),
-        )
-    ]
-    assert all(not (a & b) for a, b in [*pairwise(ids), (ids[0], ids[2])])
+    def ids(examples):
+        return {json.dumps({**e.scene, "variant": "", "image_id": ""}) for e in examples}
+
+    splits = [ids(fopru.pocket.benchmark(split)) for split in pocketbench.SPLITS]
+    others = [ids(fopru.pocket.sample(n=200, seed=0, world=world)) for world in scenes.WORLDS]
+    pairs = [*combinations(splits, 2), *product(splits, others)]
+    assert all(not (a & b) for a, b in pairs)
 
 
-def test_the_frozen_file_is_what_make_draws():
+@pytest.mark.parametrize("split", ["validation", "validation-2", "combinations", "hallucination"])
+def test_the_frozen_file_is_what_make_draws(split):
     """Questions to the letter; pictures up to WebP's loss."""
-    drawn, frozen = pocketbench.make("validation"), fopru.pocket.benchmark("validation")
+    drawn, frozen = pocketbench.make(split), fopru.pocket.benchmark(split)
     for a, b in zip(drawn, frozen, strict=True):
         assert (a.id, a.question, a.answer, a.choices, a.evidence) == (
             b.id,

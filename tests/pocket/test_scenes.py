@@ -9,6 +9,9 @@ from fopru.pocket import scenes
 from fopru.pocket.drawing import COLORS, SIZE
 from fopru.pocket.objects import FACTS, POPULAR, SHAPES, Objects
 from fopru.pocket.papers import Chart, Diagram, Receipt
+from fopru.pocket.second import Busy
+
+KINDS = [kind for world in scenes.WORLDS.values() for kind in world.kinds]
 
 
 def digest(image):
@@ -16,15 +19,19 @@ def digest(image):
 
 
 def boxes_of(scene):
-    return {
+    for kind, boxes in {
         Objects: lambda: [scene.sign.box, *(t.box for t in scene.things)],
+        Busy: lambda: [part.box for part in (*scene.signs, *scene.things)],
         Receipt: lambda: [box for line in scene.lines for box in line.boxes],
         Diagram: lambda: list(scene.boxes.values()),
         Chart: lambda: [b.box for b in scene.bars] + [g for b in scene.bars for g in b.glyphs],
-    }[type(scene)]()
+    }.items():
+        if isinstance(scene, kind):
+            return boxes()
+    raise AssertionError(type(scene))
 
 
-@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_a_seed_gives_the_same_scene_and_other_seeds_give_others(kind):
     first, again, other = (scenes.scene(seed, kind) for seed in ((1, 2), (1, 2), (1, 3)))
     assert digest(first.image) == digest(again.image) != digest(other.image)
@@ -32,7 +39,7 @@ def test_a_seed_gives_the_same_scene_and_other_seeds_give_others(kind):
     assert first.image.size == (SIZE, SIZE)
 
 
-@pytest.mark.parametrize("kind", scenes.KINDS)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_what_is_drawn_stays_apart_and_inside(kind):
     for seed in range(60):
         boxes = boxes_of(scenes.scene(seed, kind))
@@ -196,6 +203,8 @@ def test_samples():
     "arguments, message",
     [
         ({"task": "poetry"}, "task='poetry': must be one of 'presence', 'attributes'"),
+        ({"world": "third"}, "world='third': must be one of 'first', 'second', 'combinations'"),
+        ({"task": "counting", "world": "combinations"}, "task='counting': must be one of 'pres"),
         ({"n": -1}, "n=-1: must be an integer of at least 0"),
         ({"n": 2.5}, "n=2.5: must be an integer of at least 0"),
         ({"seed": -1}, "seed=-1: must be an integer of at least 0"),
