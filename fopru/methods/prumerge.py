@@ -50,7 +50,7 @@ class PruMerge(CLS, name="prumerge"):
         check_choice("adaptive", self.adaptive, (False, True))
         if self.adaptive and self.tokens is not None:
             raise ValueError(
-                f"tokens={self.tokens}: with adaptive=True the scores say how many tokens are kept; "
+                f"tokens={self.tokens}: with adaptive=True the scores say how many tokens stay; "
                 "leave it out."
             )
 
