@@ -402,6 +402,8 @@ def test_adaptive_prumerge_with_many_outliers(method, size, outlying):
         ("visionzip", {"contextual": 1.0}, r"contextual=1.0: must be a number in \[0, 1\)"),
         ("cdpruner", {"sign": 0}, "sign=0: must be 1 or -1"),
         ("prumerge", {"adaptive": "yes"}, "adaptive='yes': must be one of False, True"),
+        ("prumerge", {"adaptive": True, "tokens": 9}, "tokens=9: with adaptive=True the scores"),
+        ("cls", {"attention": "given"}, "attention='given': must be one of None, 'cls', 'rec"),
     ],
 )
 def test_bad_arguments(method, arguments, message):

@@ -48,6 +48,11 @@ class PruMerge(CLS, name="prumerge"):
     def __post_init__(self):
         super().__post_init__()
         check_choice("adaptive", self.adaptive, (False, True))
+        if self.adaptive and self.tokens is not None:
+            raise ValueError(
+                f"tokens={self.tokens}: with adaptive=True the scores say how many tokens stay; "
+                "leave it out."
+            )
 
     @property
     def fixed_k(self) -> bool:
