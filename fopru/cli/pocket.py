@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
+import fopru
 from fopru.cli.common import check_parquet, one_sentence
-from fopru.pocket import pocketbench
-from fopru.pocket import sample as questions
 
 app = typer.Typer(add_completion=False, no_args_is_help=True)
 
@@ -29,5 +28,5 @@ def sample(
     """Write fresh questions with their pictures, in PocketBench's format."""
     with one_sentence():
         check_parquet(out)
-        pocketbench.write(questions(task, n, seed), out)
+        fopru.pocket.pocketbench.write(fopru.pocket.sample(task, n, seed), out)
     typer.echo(f"{n} questions: {out}")

@@ -140,12 +140,9 @@ class Objects(Scene):
         marks = []
         for thing in self.things:
             row, column = thing.y * 3 // SIZE, thing.x * 3 // SIZE
-            words = {
-                "name": thing.shape,
-                "color": thing.color,
-                "row": ("top", "center", "bottom")[row],
-                "column": ("left", "center", "right")[column],
-            }
+            words = {"name": thing.shape, "color": thing.color}
+            words |= {"row": ("top", "center", "bottom")[row]}
+            words |= {"column": ("left", "center", "right")[column]}
             marks.append(Mark(thing.outline, words))
         return (*marks, *self.sign.marks)
 
@@ -156,10 +153,8 @@ class Objects(Scene):
         return ", ".join([*names, f"sign {self.sign.text}"])
 
     def truth(self) -> dict[str, Any]:
-        return {
-            "objects": [{**t._asdict(), "box": t.box} for t in self.things],
-            "sign": self.sign._asdict(),
-        }
+        things = [{**t._asdict(), "box": t.box} for t in self.things]
+        return {"objects": things, "sign": self.sign._asdict()}
 
 
 @dataclass(frozen=True)

@@ -287,7 +287,7 @@ class Chart(Scene):
     bars: tuple[Bar, ...]
 
     counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((2, 4), (3, 6))
-    """Of bars, the end excluded: of few, and as usual."""
+    """The numbers of bars, the end excluded: of few, and as usual."""
 
     @classmethod
     def values(cls, rng: np.random.Generator, count: int) -> list[int]:

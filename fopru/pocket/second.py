@@ -82,12 +82,13 @@ class Plate(NamedTuple):
 
     text: str
     color: str
-    """Of the board."""
+    """The color of the board."""
     box: Box
     glyphs: tuple[Box, ...]
 
     @property
     def marks(self) -> tuple[Mark, ...]:
+        """The digits of the sign and the words for them."""
         digits = self.text[0], *(f"##{digit}" for digit in self.text[1:])
         pairs = zip(self.glyphs, digits, strict=True)
         return tuple(Mark(box, {"name": digit, "color": self.color}) for box, digit in pairs)
@@ -103,7 +104,7 @@ class Busy(Scene):
     new: ClassVar[bool] = False
     """Whether all combinations are among those that are kept from training; else none is."""
     counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((1, 4), (3, 8))
-    """Of things, the end excluded: of few, and as usual."""
+    """The numbers of things, the end excluded: of few, and as usual."""
     boards: ClassVar[tuple[int, int]] = (1, 2)
     """How many signs there are: of few, and as usual."""
     radii: ClassVar[tuple[int, int]] = (6, 30)
@@ -275,5 +276,8 @@ def reading(scene: Busy, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def values(scene: Bars, rng: np.random.Generator) -> Iterator[Question]:
-    """The value of each bar. (Which bar is highest does not rest on what digits stand together.)"""
+    """Yield questions about the value of each bar.
+
+    Which bar is highest does not rest on what digits stand together.
+    """
     return (question for question in charts(scene, rng) if question.variant == "value")
