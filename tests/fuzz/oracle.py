@@ -48,12 +48,14 @@ def masked(model, prompt, columns, logs, reindex):
         allowed = (places[None] <= places[:, None]).expand(len(seen), -1, -1)
         rank = seen.cumsum(1)
         window = getattr(decoder.layers[i].self_attn, "sliding_window", None)
+        near = torch.ones_like(allowed)
         if window is not None:
-            allowed = allowed & (rank[:, :, None] - rank[:, None] < window)
+            near = rank[:, :, None] - rank[:, None] < window
+        both = torch.zeros_like(allowed)
         if picture is not None and (window is not None or not windowed):
             inside = F.pad(picture, (0, size - length)).repeat_interleave(times, 0)
             both = (inside[:, :, None] == inside[:, None]) & (inside[:, None] > 0)
-            allowed = allowed | both
+        allowed = (allowed | both) & near if windowed else (allowed & near) | both
         allowed = allowed & seen[:, None]
         allowed = allowed | torch.eye(size, dtype=torch.bool)  # rows of dropped tokens: not read
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
