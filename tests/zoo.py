@@ -14,18 +14,26 @@ import others
 import tiny
 import torch
 import transformers as hf
+from packaging.version import Version
 from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 
 import fopru
 from fopru.families import Family
 from fopru.families.llava_next import LlavaNext
 from fopru.significance import AXES
+from fopru.versions import INSTALLED
 
 VIDEO_TOKEN_ID = WORDS.index("w55")
 EVERY = list(Family.registry)
 FAMILIES = [name for name in EVERY if Family.registry[name].depth is not None]
 """Those with a tower, whose attention FoPru reads."""
-VIDEO = [name for name in FAMILIES if Family.registry[name].video is not None]
+LATE = {"gemma4": Version("5.24")}
+"""The transformers from which a model's own forward takes videos, where not always."""
+VIDEO = [
+    name
+    for name in FAMILIES
+    if Family.registry[name].video is not None and LATE.get(name, INSTALLED) <= INSTALLED
+]
 SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 CLS = ["llava", "llava_next", "internvl"]

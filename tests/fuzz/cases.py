@@ -109,7 +109,7 @@ def drawn_case(draws: Draws, ways: dict) -> Case:
         thread=draws.once_in(3),
         before=one([None, None, "pictures", "text", "pruned"]),
         attention=one(["sdpa", "sdpa", "eager"]),
-        window=one([None, 12]) if family == "gemma3" else None,
+        window=one([None, 12]) if "gemma" in family else None,
         sizes_as_list=draws.once_in(5),
         option=one(range(6)),
         tokens=one([2, 3, 4]),

@@ -1,11 +1,12 @@
 """The right answer, computed apart from fopru's way of running.
 
 The unpruned model runs the whole prompt, every token, without a cache. On entering each of its
-decoder layers the attention mask is replaced by one made here: causal (Gemma 3: pictures both ways,
-windows counted over what the layer still sees), the columns that were dropped for that layer masked
-out, the logarithms of the masses added. With positions="reindex" the rotary embeddings are made
-anew too, else the model's own are kept. `generate` with `use_cache=False` inside of this gives
-greedy and sampled words, beams, guidance and processors, which then see the prompt as it was.
+decoder layers the attention mask is replaced by one made here: causal (Gemma: pictures both ways,
+in Gemma 4 only where there is a window; windows counted over what the layer still sees), the
+columns that were dropped for that layer masked out, the logarithms of the masses added. With
+positions="reindex" the rotary embeddings are made anew too, else the model's own are kept.
+`generate` with `use_cache=False` inside of this gives greedy and sampled words, beams, guidance and
+processors, which then see the prompt as it was.
 """
 
 from contextlib import contextmanager
@@ -30,6 +31,9 @@ def masked(model, prompt, columns, logs, reindex):
     rows, length = prompt["input_ids"].shape
     there = prompt["attention_mask"].bool()
     kinds = prompt.get("token_type_ids")  # Gemma 3
+    windowed = getattr(decoder.config, "use_bidirectional_attention", None) == "vision"
+    if windowed:  # Gemma 4
+        kinds = prompt["mm_token_type_ids"].clamp(max=1)
     picture = None
     if kinds is not None:
         starts = (kinds == 1) & (F.pad(kinds, (1, 0))[:, :-1] != 1)
@@ -44,12 +48,14 @@ def masked(model, prompt, columns, logs, reindex):
         allowed = (places[None] <= places[:, None]).expand(len(seen), -1, -1)
         rank = seen.cumsum(1)
         window = getattr(decoder.layers[i].self_attn, "sliding_window", None)
+        near = torch.ones_like(allowed)
         if window is not None:
-            allowed = allowed & (rank[:, :, None] - rank[:, None] < window)
-        if picture is not None:
+            near = rank[:, :, None] - rank[:, None] < window
+        both = torch.zeros_like(allowed)
+        if picture is not None and (window is not None or not windowed):
             inside = F.pad(picture, (0, size - length)).repeat_interleave(times, 0)
             both = (inside[:, :, None] == inside[:, None]) & (inside[:, None] > 0)
-            allowed = allowed | both
+        allowed = (allowed | both) & near if windowed else (allowed & near) | both
         allowed = allowed & seen[:, None]
         allowed = allowed | torch.eye(size, dtype=torch.bool)  # rows of dropped tokens: not read
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
