@@ -23,20 +23,7 @@ from fopru.pocket.drawing import (
     write,
 )
 
-ITEMS = (
-    "tea",
-    "milk",
-    "bread",
-    "rice",
-    "soap",
-    "fish",
-    "cake",
-    "salt",
-    "corn",
-    "lamp",
-    "rope",
-    "seed",
-)
+ITEMS = tuple("tea milk bread rice soap fish cake salt corn lamp rope seed".split())
 LETTERS = tuple("bcdefghk")
 BARS = tuple(color for color in COLORS if color not in ("white", "black"))
 
