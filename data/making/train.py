@@ -34,7 +34,7 @@ CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 
 
 WEIGHTS = {"tens": 0.25, "ones": 0.25, "to": 0.25}
-"""Of slots whose words are not under the patch itself, and which come late, in the dense loss."""
+"""Weights in the dense loss of slots whose words are not under the patch itself, and come late."""
 
 
 class Student(nn.Module):

@@ -23,7 +23,10 @@ from fopru.pocket.drawing import (
     write,
 )
 
-ITEMS = tuple("tea milk bread rice soap fish cake salt corn lamp rope seed".split())
+ITEMS = (
+    *("tea", "milk", "bread", "rice", "soap", "fish"),
+    *("cake", "salt", "corn", "lamp", "rope", "seed"),
+)
 LETTERS = tuple("bcdefghk")
 BARS = tuple(color for color in COLORS if color not in ("white", "black"))
 
@@ -264,7 +267,7 @@ class Chart(Scene):
     bars: tuple[Bar, ...]
 
     counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((2, 4), (3, 6))
-    """Of bars, the end excluded: of few, and as usual."""
+    """How many bars there are, the end excluded: with `few`, and as usual."""
 
     @classmethod
     def values(cls, rng: np.random.Generator, count: int) -> list[int]:
