@@ -34,7 +34,8 @@ CHECKPOINTS = Path("~/.cache/fopru/pocket-train")
 
 
 WEIGHTS = {"tens": 0.25, "ones": 0.25, "to": 0.25}
-"""Weights in the dense loss of slots whose words are not under the patch itself, and come late."""
+"""The weights in the dense loss of slots whose words are not under the patch itself, and which come
+late."""
 
 
 class Student(nn.Module):

@@ -190,7 +190,6 @@ def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, taken: list[B
 
 
 def _kinds(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Pairs of colour and shape without end, each drawn when it is asked for."""
     return (PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)] for _ in count())
 
 

@@ -279,5 +279,5 @@ def reading(scene: Busy, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def values(scene: Bars, rng: np.random.Generator) -> Iterator[Question]:
-    """Ask for the value of each bar; which is highest does not rest on what digits stand together."""
+    """Ask for the value of each bar: only values rest on which digits stand together."""
     return (question for question in charts(scene, rng) if question.variant == "value")
