@@ -63,7 +63,7 @@ class Recipe:
     caption_tokens: int = 48
     width: int = 128
     layers: int = 8
-    """Of the decoder."""
+    """Layers of the decoder."""
     compiled: bool = True
     """Whether torch compiles the step: a third faster on CPUs, with other last bits."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -159,8 +159,7 @@ class Objects(Scene):
 
 @dataclass(frozen=True)
 class Crowd(Objects):
-    """Many smaller things and several signs, of which nothing can be asked: the tower learns more
-    from each of them."""
+    """Many smaller things and several signs, of which nothing is asked: the tower learns more."""
 
     signs: tuple[Sign, ...]
 
@@ -170,8 +169,8 @@ class Crowd(Objects):
         draw = ImageDraw.Draw(image)
         taken: list[Box] = []
         signs = tuple(_add_sign(rng, draw, taken) for _ in range(rng.integers(3, 6)))
-        count, radii = rng.integers(7, 15), (MIN_RADIUS, MAX_RADIUS * 2 // 3)
-        things = add_things(rng, draw, count, radii, taken, _kinds(rng))
+        many, radii = rng.integers(7, 15), (MIN_RADIUS, MAX_RADIUS * 2 // 3)
+        things = add_things(rng, draw, many, radii, taken, _kinds(rng))
         return cls(image, things, signs[0], signs[1:])
 
     @property
@@ -193,9 +192,7 @@ def _add_sign(rng: np.random.Generator, draw: ImageDraw.ImageDraw, taken: list[B
 
 
 def _kinds(rng: np.random.Generator) -> Iterator[tuple[str, str]]:
-    """Pairs of colour and shape without end, each drawn when it is asked for."""
-    while True:
-        yield PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)]
+    return (PAIRS[rng.choice(len(PAIRS), p=FREQUENCY)] for _ in count())
 
 
 def add_things(

@@ -24,18 +24,8 @@ from fopru.pocket.drawing import (
 )
 
 ITEMS = (
-    "tea",
-    "milk",
-    "bread",
-    "rice",
-    "soap",
-    "fish",
-    "cake",
-    "salt",
-    "corn",
-    "lamp",
-    "rope",
-    "seed",
+    *("tea", "milk", "bread", "rice", "soap", "fish"),
+    *("cake", "salt", "corn", "lamp", "rope", "seed"),
 )
 LETTERS = tuple("bcdefghk")
 BARS = tuple(color for color in COLORS if color not in ("white", "black"))
@@ -287,7 +277,7 @@ class Chart(Scene):
     bars: tuple[Bar, ...]
 
     counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((2, 4), (3, 6))
-    """The numbers of bars, the end excluded: of few, and as usual."""
+    """How many bars there are, the end excluded: with `few`, and as usual."""
 
     @classmethod
     def values(cls, rng: np.random.Generator, count: int) -> list[int]:

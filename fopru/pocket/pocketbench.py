@@ -33,7 +33,7 @@ class Split(NamedTuple):
     world: str = "first"
     tasks: tuple[str, ...] = tuple(scenes.TASKS)
     variants: tuple[str, ...] | None = None
-    """The kinds of question, where not all are asked."""
+    """The variants of question that are asked; None asks all."""
 
 
 SPLITS = {

@@ -82,13 +82,14 @@ class Plate(NamedTuple):
 
     text: str
     color: str
-    """The color of the board."""
+    """The colour of the board."""
     box: Box
     glyphs: tuple[Box, ...]
+    """The boxes of the digits."""
 
     @property
     def marks(self) -> tuple[Mark, ...]:
-        """The digits of the sign and the words for them."""
+        """The digits and the words for them."""
         digits = self.text[0], *(f"##{digit}" for digit in self.text[1:])
         pairs = zip(self.glyphs, digits, strict=True)
         return tuple(Mark(box, {"name": digit, "color": self.color}) for box, digit in pairs)
@@ -104,10 +105,11 @@ class Busy(Scene):
     new: ClassVar[bool] = False
     """Whether all combinations are among those that are kept from training; else none is."""
     counts: ClassVar[tuple[tuple[int, int], tuple[int, int]]] = ((1, 4), (3, 8))
-    """The numbers of things, the end excluded: of few, and as usual."""
+    """How many things there are, the end excluded: with `few`, and as usual."""
     boards: ClassVar[tuple[int, int]] = (1, 2)
-    """How many signs there are: of few, and as usual."""
+    """How many signs there are: with `few`, and as usual."""
     radii: ClassVar[tuple[int, int]] = (6, 30)
+    """The smallest and the largest radius of a thing, in pixels."""
 
     @classmethod
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
@@ -244,8 +246,9 @@ class NewBars(Bars):
 
 
 def presence(scene: Busy, rng: np.random.Generator) -> Iterator[Question]:
-    """Is there such a thing? As in the first world; and "likely", a companion of what is there that
-    is not there itself. Training never asks that: there, such a question is mostly to be affirmed.
+    """Ask whether there is such a thing, as in the first world, and for a "likely" one: a companion
+    of what is there that is not there itself. Training leaves these out, so that there a question
+    for a companion mostly has the answer yes.
     """
     there = [(t.color, t.shape) for t in scene.things]
     distinct = list(dict.fromkeys(there))
@@ -269,15 +272,12 @@ def presence(scene: Busy, rng: np.random.Generator) -> Iterator[Question]:
 
 
 def reading(scene: Busy, rng: np.random.Generator) -> Iterator[Question]:
-    """The number on each sign."""
+    """Ask for the number on each sign."""
     for sign in scene.signs:
         text = f"what number is on the {sign.color} sign?"
         yield Question("reading", sign.color, text, sign.text, sign.glyphs)
 
 
 def values(scene: Bars, rng: np.random.Generator) -> Iterator[Question]:
-    """Yield questions about the value of each bar.
-
-    Which bar is highest does not rest on what digits stand together.
-    """
+    """Ask for the value of each bar: only values rest on which digits stand together."""
     return (question for question in charts(scene, rng) if question.variant == "value")
