@@ -24,8 +24,7 @@ TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w6 w8
 FASTV, PYRAMID = fopru.FastV(0.3), fopru.PyramidDrop(0.2)
 MASS = fopru.FoPru(0.25, weights="mass")
 NEAR = dict(atol=1e-3, rtol=1e-3)
-"""transformers' rule works in float32 whatever the model's type, in pieces of 64 tokens that begin
-elsewhere when some are gone; a wrong mask or position shows in the first decimal."""
+"""As `zoo.near`; a wrong mask or position shows in the first decimal."""
 
 
 def batch(family, padding_side="left"):
