@@ -30,7 +30,7 @@ the defaults of transformers' `Qwen3_5Config`). Their parameters are the publish
 
 Of gemma-4-12b (google/gemma-4-12B-it) the language model is as
 https://iamulya.one/posts/decoder-forward-pass-dimensions/ quotes its config.json, and the rest as
-transformers' defaults; the parameters are as many as its card says, 11.95 billion.
+transformers' defaults; it has 11.96 billion parameters, its card says 11.95.
 """
 
 MARGIN = 1.1
