@@ -21,6 +21,12 @@ def vipllava():
             vision_feature_layers=[-1, -2],  # as transformers 5.21 calls it
         ),
         SQUARES,
+        named={"image_token": "<image>"},
+        settings=dict(
+            patch_size=PATCH,
+            vision_feature_select_strategy="default",
+            num_additional_image_tokens=1,
+        ),
     )
 
 

@@ -3,6 +3,7 @@ it, and what cannot be done is refused in words."""
 
 from pathlib import Path
 
+import folders
 import others
 import pytest
 import reference
@@ -11,8 +12,11 @@ import torch
 import transformers as hf
 import zoo
 from test_pruner import SIZES, TEXTS, answers
+from typer.testing import CliRunner
 
 import fopru
+from fopru.cli import app
+from fopru.evaluation import Example
 from fopru.evaluation.controls import Oracle, Smaller
 from fopru.evaluation.evidence import cover
 from fopru.families import Family, Generic, Grid, View, coverage, generic
@@ -234,6 +238,28 @@ def test_uniform_keeps_evenly_spaced_tokens_in_reading_order():
     model, inputs = zoo.model("vipllava"), zoo.inputs("vipllava", pictures()[:1], TEXTS[:1])
     (image,) = fopru.Uniform(tokens=8).prune(model, inputs).images
     assert image.kept.tolist() == [4, 12, 20, 28, 36, 44, 52, 60]
+
+
+def test_a_saved_folder_is_loaded_evaluated_and_asked(tmp_path):
+    folder, photo = folders.save("vipllava", tmp_path), tmp_path / "photo.png"
+    picture = pictures()[0]
+    picture.save(photo)
+    model, processor = fopru.load(folder)
+    questions = [Example(f"q{i}", "words", picture, f"w{i} w9", "w20") for i in range(2)]
+    asked = dict(methods=["dpp"], retentions=[0.25], max_new_tokens=2)
+    both = fopru.evaluate(model, processor, questions, batch_size=2, **asked)
+    alone = fopru.evaluate(model, processor, questions[1:], **asked)
+    both = both[both.id == "q1"].sort_values("method")
+    torch.testing.assert_close(
+        torch.tensor(both.loglik.tolist()),
+        torch.tensor(alone.sort_values("method").loglik.tolist()),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+    told = ["ask", str(photo), "w1 w2", "--model", str(folder), "--method"]
+    assert CliRunner().invoke(app, [*told, "dpp"]).exit_code == 0
+    refused = CliRunner().invoke(app, [*told, "fopru"])
+    assert refused.exit_code == 2 and "Methods that work" in " ".join(refused.output.split())
 
 
 # The whole table
