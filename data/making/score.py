@@ -43,8 +43,8 @@ def score(
     Returns:
         Rows of `fopru.evaluate`.
     """
-    net, processor = load(model)
     examples = [e for task in scenes.TASKS for e in sample(task, n, seed, world)]
+    net, processor = load(model)
     parts = []
     for positions in POSITIONS:
         blind = tuple(BLIND) if positions == POSITIONS[0] else ()
