@@ -10,6 +10,9 @@ PORT ?= 8000
 # The quick tests, spread over the cores; each of them on one thread.
 QUICK := OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n auto --maxprocesses 4
 
+# The transformers that is installed in a folder, with its version.
+transformers = $$(basename $(1)/transformers-*.dist-info)
+
 help:
 	@echo "make test   quick tests        make book   build the site into book/_build/html"
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
@@ -31,8 +34,13 @@ fuzz: export FOPRU_FUZZ_DRAWS ?= 300
 fuzz: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
-oldest newest: %: .venv-%/.ready
-	PYTHONPATH=.venv-$@ $(QUICK) tests/test_*.py
+oldest: .venv-oldest/.ready
+	PYTHONPATH=.venv-oldest $(QUICK) tests/test_*.py
+
+newest: .venv-newest/.ready
+	@if [ $(call transformers,.venv-newest) = $(call transformers,.venv/lib/python*/site-packages) ]; \
+	  then echo "the newest is the one that make test runs with: nothing is left to test"; \
+	  else PYTHONPATH=.venv-newest $(QUICK) tests/test_*.py; fi
 
 lmms: .venv-lmms/.ready
 	$(LMMS)/pytest -q tests/test_lmms.py

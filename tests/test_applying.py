@@ -159,6 +159,8 @@ def test_drafted_tokens_change_nothing(family, pruner):
     model, inputs = zoo.model(family), asked(family, text=text)
     if family in zoo.LINEAR:
         pytest.skip("transformers drafts no tokens for models with a state")
+    if family == "paligemma":
+        pytest.skip("transformers' own drafts change its answers, pruned or not")
     with pruner(model):
         plain = logits(model, inputs, max_new_tokens=12)
         found = logits(model, inputs, max_new_tokens=12, prompt_lookup_num_tokens=3)

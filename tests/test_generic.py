@@ -259,7 +259,7 @@ def test_a_saved_folder_is_loaded_evaluated_and_asked(tmp_path):
     told = ["ask", str(photo), "w1 w2", "--model", str(folder), "--method"]
     assert CliRunner().invoke(app, [*told, "dpp"]).exit_code == 0
     refused = CliRunner().invoke(app, [*told, "fopru"])
-    assert refused.exit_code == 2 and "Methods that work" in " ".join(refused.output.split())
+    assert refused.exit_code == 2 and "Methods work that read" in " ".join(refused.output.split())
 
 
 # The whole table

@@ -289,8 +289,20 @@ def test_the_readme_has_the_families_and_the_refusals():
     assert zoo.refusals() in readme
 
 
-@pytest.mark.parametrize("family", zoo.EVERY)
-@pytest.mark.parametrize("name", sorted(fopru.METHODS))
+EACH = ("fopru", "cls", "divprune", "mmtok", "random", "tome", "visionzip", "pool", "fastv")
+"""A method of each kind: by what it reads, and by how it acts."""
+WHOLE = ("llava", "llava_next", "qwen3_vl", "gemma4_unified")
+"""Types on which the quick tests run every method."""
+
+
+def every_method():
+    for family in zoo.EVERY:
+        for name in sorted(fopru.METHODS):
+            quick = name in EACH or family in WHOLE
+            yield pytest.param(name, family, marks=() if quick else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name, family", every_method())
 def test_every_method_runs_or_says_why_not(name, family):
     model, inputs = zoo.model(family), batch(family)
     pruner = fopru.METHODS[name](0.25)

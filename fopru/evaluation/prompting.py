@@ -223,8 +223,11 @@ class Prompts:
     @cached_property
     def roomy(self) -> bool:
         """Whether the language model's cache holds all of prompts and what follows them, and can go
-        back to where it was: they are shorter than any of its windows, and all its layers attend
-        (a state of linear attention only goes on, and padding between tokens would fade it)."""
+        back to where it was: they are shorter than any of its windows, all its layers attend (a
+        state of linear attention only goes on, and padding between tokens would fade it), and the
+        prompt looks back only (PaliGemma numbers what `generate` takes up in another way)."""
+        if not self.family.looks_back:
+            return False
         length = self.inputs["input_ids"].shape[1] + self.follow
         layers = self.family.decoder.layers
         return all(attends(layer) and length < (window(layer) or math.inf) for layer in layers)

@@ -33,12 +33,17 @@ def examples():
     return [fopru.pocket.sample(task, n=1, seed=3)[0] for task in ("reading", "charts")]
 
 
+@pytest.fixture(scope="module")
+def made(pocket, examples):
+    return Explorer(*pocket, examples, ["fopru", "fopru-row", "random", "divprune"])
+
+
 @pytest.fixture
-def explorer(pocket, examples):
-    widget = Explorer(*pocket, examples, ["fopru", "fopru-row", "random", "divprune"])
-    widget.sent = []
-    widget.send = widget.sent.append
-    return widget
+def explorer(made):
+    scenes, made.sent = list(made.scenes), []
+    made.send = made.sent.append
+    yield made
+    made.scenes = scenes
 
 
 def told(explorer, **message):
