@@ -175,10 +175,10 @@ class Explorer(anywidget.AnyWidget):
         tower = run_tower(
             model, inputs, [everywhere, FoPru(), *(cls() for cls in pruners.values())]
         )
-        (grid,) = tower.grids
-        if len(grid.views) > 1 or grid.views[0].newline:
+        grid = tower.grids[0]
+        if len(tower.grids) > 1 or len(grid.views) > 1 or grid.views[0].newline:
             raise ValueError(
-                f"model: {tower.family.title} sees a picture in several views or with newline "
+                f"model: {tower.family.title} sees a picture in several parts or with newline "
                 "tokens, and the explorer draws one grid of patches."
             )
         (view,) = grid.views
@@ -282,13 +282,20 @@ def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
     family, maps = tower.family, []
     blocks = range(family.block(None) + 1)
     for block in blocks:
-        (attention,) = tower.attention[block]
-        query, key, scaling, visible = attention  # (1, h, T, d)
-        for head in (slice(None), *(slice(h, h + 1) for h in range(query.shape[1]))):
-            found = attention_scores(
-                query[:, head], key[:, head], scaling, family.n_prefix, axes, visible=visible
-            )
-            maps += [found[axis][0] for axis in axes]  # (P,) each
+        calls = tower.attention[block]  # several where a block attends within windows
+        for head in (slice(None), *(slice(h, h + 1) for h in range(family.heads))):
+            found = [
+                attention_scores(
+                    call.query[:, head],  # (1, h, T, d)
+                    call.key[:, head],
+                    call.scaling,
+                    family.n_prefix,
+                    axes,
+                    visible=call.visible,
+                )
+                for call in calls
+            ]
+            maps += [torch.cat([call[axis][0] for call in found]) for axis in axes]  # (P,) each
     (table,) = family.tokens([torch.stack(maps, 1)], tower.inputs)  # (N, c)
     shape = (len(blocks), -1, len(axes), len(table))
     return table.T.reshape(shape).float().cpu()

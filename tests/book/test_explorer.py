@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import folders
 import pytest
 import tiny
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 import fopru
 from fopru.encoding import EncodedImage
 from fopru.evaluation import Example
+from fopru.evaluation.asking import prepare, prompts
 from fopru.families import Grid, View
 from fopru.plots import LOOKS
 from fopru.widgets import Explorer
@@ -161,7 +163,7 @@ def test_bad_arguments(pocket, examples):
         Explorer(*pocket, examples, ["fopro"])
     with pytest.raises(ValueError, match="methods='fastv'"):
         Explorer(*pocket, examples, ["fastv"])
-    with pytest.raises(ValueError, match="several views"):
+    with pytest.raises(ValueError, match="several parts"):
         Explorer(
             tiny.model("llava_next"),
             tiny.processor("llava_next"),
@@ -371,3 +373,22 @@ def test_without_anywidget_the_extra_is_named():
         "ModuleNotFoundError: fopru.widgets needs anywidget, which is not installed: "
         'pip install "fopru[widgets]".'
     )
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_5", "gemma4", "idefics3"])
+def test_models_of_other_families(family, tmp_path):
+    """Also where blocks attend within windows; a picture that is cut into parts is refused."""
+    model, processor = fopru.load(folders.save(family, tmp_path))
+    asked = [Example("q", "words", tiny.image(60, 40), "w1 w2", "w3")]
+    if family == "idefics3":
+        with pytest.raises(ValueError, match="sees a picture in several parts"):
+            Explorer(model, processor, asked, ["fopru"])
+        return
+    (scene,) = Explorer(model, processor, asked, ["fopru"]).scenes
+    encoded = fopru.encode(
+        model, prepare(processor, asked, prompts(processor, asked)), [fopru.FoPru()]
+    )
+    (image,) = encoded.images
+    maps = unpacked(scene).view(-1, len(image.features))
+    received = image.tap("received").float()
+    assert (maps - received).abs().amax(1).min() < 1e-6  # what FoPru ranks by is among them
