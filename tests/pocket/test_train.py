@@ -25,7 +25,6 @@ TINY = Recipe(
     stages=(Stage("tower", 2, 2, 1e-3, warmup=1), Stage("answers", 3, 2, 1e-3, decay=0.5)),
     width=32,
     layers=2,
-    compiled=False,
 )
 
 
@@ -107,7 +106,7 @@ import making.train
 from making.recipe import Recipe, Stage
 making.train.quick_accuracy = lambda *args: {{}}
 stages = (Stage("tower", 80, 4, 2e-3), Stage("answers", 120, 4, 2e-3, few=0.5, decay=0.5))
-recipe = Recipe(stages=stages, width=32, layers=2, compiled=False)
+recipe = Recipe(stages=stages, width=32, layers=2)
 making.train.train(sys.argv[1], sys.argv[1], recipe, save_every=float(sys.argv[2]))
 """
 
