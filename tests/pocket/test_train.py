@@ -221,7 +221,7 @@ def test_recipes_without_dense_labels_learn_from_captions(tmp_path):
     batch = Batches(processor, recipe)[0]
     assert batch.text.shape == (2, recipe.caption_tokens)
     told = processor.tokenizer.decode(batch.text[0][batch.labels[0] != IGNORE])
-    scene = scenes.scene((scenes.TRAINING, 0, 0, 0))
+    scene = scenes.scene((scenes.TRAINING, 0, 0, 0), world="second")
     assert told == f"{scene.caption}</s>".replace(",", " ,").replace("</s>", " </s>")
     train(tmp_path / "out", tmp_path / "checkpoints", recipe, evaluate_every=100)
     assert (tmp_path / "out" / "model.safetensors").is_file()
