@@ -163,7 +163,6 @@ def train(
     student.bfloat16()
     parameters = list(student.parameters())
     _copy(parameters, masters)
-    # not dynamic: what a shape is compiled to must not depend on which shapes came before
     forward = torch.compile(student, dynamic=False) if recipe.compiled else student
     optimizers = _optimizers(names, masters)
     if state is not None:
