@@ -7,8 +7,9 @@ READY := .venv/.ready
 LMMS := .venv-lmms/bin
 ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
 PORT ?= 8000
-# The quick tests, spread over the cores; each of them on one thread.
-QUICK := OMP_NUM_THREADS=1 $(BIN)/pytest -q -m "not slow" -n auto --maxprocesses 4
+# Tests spread over the cores, each of them on one thread; and the quick ones of them.
+SPREAD := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
+QUICK := $(SPREAD) -m "not slow"
 
 # The transformers that is installed in a folder, with its version.
 transformers = $$(basename $(1)/transformers-*.dist-info)
@@ -28,7 +29,8 @@ test: $(READY)
 	$(QUICK)
 
 slow: $(READY)
-	$(BIN)/pytest -q -m slow
+	$(SPREAD) -m slow tests/test_*.py
+	$(BIN)/pytest -q -m slow tests/book tests/pocket
 
 fuzz: export FOPRU_FUZZ_DRAWS ?= 300
 fuzz: $(READY)
