@@ -43,7 +43,7 @@ def test_retention_one_is_token_identical(family, method, attention):
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("pruner", [fopru.FoPru(0.25), fopru.FoPru(0.3, "row"), fopru.Random(0.1)])
+@pytest.mark.parametrize("pruner", [fopru.FoPru(0.1), fopru.FoPru(0.3, "row")])
 @pytest.mark.parametrize("family", zoo.NEW)
 def test_logits_equal_the_full_length_run_with_dropped_columns_masked(family, pruner, padding_side):
     from dataclasses import replace
@@ -90,7 +90,7 @@ def test_steps_of_ones_own_on_a_pruned_cache(family):
     assert torch.equal(torch.cat(tokens, 1), expected)
 
 
-@pytest.mark.parametrize("method", ["fopru", "fopru-row", "random", "divprune", "tome"])
+@pytest.mark.parametrize("method", ["fopru", "fopru-row", "divprune", "tome"])
 @pytest.mark.parametrize("family", zoo.NEW)
 def test_a_batch_equals_singles(family, method):
     if zoo.undefined(method, family):
