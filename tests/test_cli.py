@@ -528,12 +528,3 @@ def test_names_are_imported_when_they_are_used():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "module 'fopru' has no attribute 'prun'\n", done.stderr
-
-
-@pytest.mark.slow
-def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
-    out = tmp_path / "scores.parquet"
-    result = fopru_cli("pocket", "score", "--n", 4, "--out", out)
-    assert result.exit_code == 0, result.output
-    assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
-    assert len(pd.read_parquet(out)) > 100

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+import pytest
 from hatchling.builders.wheel import WheelBuilder
 from making.commands import app
 from typer.testing import CliRunner
@@ -51,3 +53,12 @@ def test_bad_input_ends_in_a_sentence(tmp_path):
     assert "must end in .parquet" in refused("score", "--out", tmp_path / "out.csv")
     assert "device='cuda:77'" in refused("train", tmp_path, "--device", "cuda:77")
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
+    out = tmp_path / "scores.parquet"
+    result = CliRunner().invoke(app, ["score", "--n", "4", "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
+    assert len(pd.read_parquet(out)) > 100
