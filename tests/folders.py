@@ -14,15 +14,20 @@ from transformers.utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
 
 
-def skip_without(family):
-    """Skip the test where the processor wants what is not installed."""
+def lacking(family):
+    """What the family's processor wants and is not installed, "" where it wants nothing."""
     kind = zoo.example(family).processor or type(zoo.config(family)).__name__
     there = {
         "SmolVLMConfig": ("num2words", importlib.util.find_spec("num2words") is not None),
         "PixtralProcessor": ("torchvision", is_torchvision_available()),
     }
     wanted, installed = there.get(kind, ("", True))
-    if not installed:
+    return "" if installed else wanted
+
+
+def skip_without(family):
+    """Skip the test where the processor wants what is not installed."""
+    if wanted := lacking(family):
         pytest.skip(f"the processor of {family} wants {wanted}, which is not installed")
 
 

@@ -12,7 +12,6 @@ import tempfile
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import folders
@@ -33,7 +32,7 @@ from fopru.cli import app
 from fopru.evaluation import Example, chat, evaluate, read_jsonl, read_rows
 from fopru.families import Family
 
-FAMILIES = [f for f in zoo.FAMILIES if f != "smolvlm" or find_spec("num2words")]
+FAMILIES = [family for family in zoo.FAMILIES if not folders.lacking(family)]
 PICTURES = ["plain", "other", "flat", "deep", "clear", "turned", "missing", "broken"]
 TEXTS = [
     "w1 w2",
