@@ -32,7 +32,12 @@ from fopru.cli import app
 from fopru.evaluation import Example, chat, evaluate, read_jsonl, read_rows
 from fopru.families import Family
 
-FAMILIES = [family for family in zoo.FAMILIES if not folders.lacking(family)]
+FAMILIES = [
+    family
+    for family in zoo.FAMILIES
+    if not folders.lacking(family)
+    and Family.registry[family].looks_back  # PaliGemma's processor adds labels to every prompt
+]
 PICTURES = ["plain", "other", "flat", "deep", "clear", "turned", "missing", "broken"]
 TEXTS = [
     "w1 w2",
