@@ -146,8 +146,7 @@ def evaluate(
         parts.append(
             (BLIND[control](examples), [replace(full, method=control, retention=share, blind=True)])
         )
-    groups = _batches if family.looks_back else _alone
-    work = [(batch, wanted) for part, wanted in parts for batch in groups(part, batch_size)]
+    work = [(batch, wanted) for part, wanted in parts for batch in _batches(part, batch_size)]
     work = work[processes.process_index :: processes.num_processes]
     conditions = keys.conditions(model, processor, max_new_tokens)
     with processes.main_process_first():
@@ -275,12 +274,6 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
         batch = [*batch, *group]
     if batch:
         yield batch
-
-
-def _alone(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
-    """Yield each question by itself, where a prompt is read both ways: padding and what another
-    question has in common with it would be read too."""
-    return ([e] for e in examples)
 
 
 def _loaded(examples: Sequence[Example]) -> tuple[list[Example], list[tuple[Example, str]]]:
