@@ -62,6 +62,8 @@ class Family:
     """Whether the beginning of a prompt, a picture and all, is the same whatever follows it."""
     merges: ClassVar[bool] = False
     """Whether several patches make one token, so that no one patch can be projected alone."""
+    stacked: ClassVar[bool] = False
+    """Whether the model takes the tokens of all pictures as one tensor, and no list."""
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -337,13 +339,8 @@ class Family:
 
         Made anew for each use: `generate` with beams edits it in place.
         """
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=list(features))}
-
-
-def in_one(features: list[Tensor]) -> Tensor:
-    """(n, g, d) all tokens as one tensor, for models that take no list.
-
-    g divides every picture's count, so `generate` can tell the rows of a batch apart for its beams.
-    """
-    size = math.gcd(*(len(tokens) for tokens in features))
-    return torch.cat(features).unflatten(0, (-1, size))
+        if not self.stacked:
+            return {self.modality: BaseModelOutputWithPooling(pooler_output=list(features))}
+        size = math.gcd(*map(len, features))  # by it `generate` tells rows apart for its beams
+        tokens = torch.cat(features).unflatten(0, (-1, size))  # (n, size, d)
+        return {self.modality: BaseModelOutputWithPooling(pooler_output=tokens)}

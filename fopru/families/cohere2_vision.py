@@ -10,9 +10,8 @@ import transformers as hf
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Family, in_one
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, SIDE, SQUARE, TEXT, VIT, Example
 from fopru.families.grid import Grid, View
 
@@ -21,6 +20,7 @@ class Cohere2Vision(Family, model_types=("cohere2_vision",)):
     title = "Command A Vision"
     notes = "each tile is a picture of its own, parted by text"
     merges = True
+    stacked = True
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -61,9 +61,6 @@ class Cohere2Vision(Family, model_types=("cohere2_vision",)):
         tiles = torch.stack(maps)  # (tiles, P, c)
         shuffled = self.projector.pixel_shuffle(tiles).flatten(1, 2)  # (tiles, N, P / N * c)
         return list(shuffled.unflatten(2, (-1, tiles.shape[-1])).mean(2))  # (N, c) each
-
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}
 
 
 TILE = " ".join(["<image>"] * 16)

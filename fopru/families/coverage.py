@@ -39,15 +39,3 @@ def table() -> str:
     rows = ["| `model_type` | adapter | notes |", "|---|---|---|"]
     rows += [f"| `{name}` | {words[kind]} | {why} |" for name, (kind, why) in coverage().items()]
     return "\n".join(rows)
-
-
-def summary() -> str:
-    """`coverage` in Markdown, one row for each kind of adapter and each reason for none."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for name, (kind, why) in coverage().items():
-        label = {OWN: "its own adapter", GENERIC: "the generic adapter", NONE: f"none: {why}"}[kind]
-        groups.setdefault((kind, label), []).append(f"`{name}`")
-    order = sorted(groups, key=lambda group: ((OWN, GENERIC, NONE).index(group[0]), group[1]))
-    rows = ["| types | adapter | |", "|---|---|---|"]
-    rows += [f"| {len(groups[g])} | {g[1]} | {', '.join(groups[g])} |" for g in order]
-    return "\n".join(rows)

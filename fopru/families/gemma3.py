@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Family, in_one
+from fopru.families.base import Family
 from fopru.families.example import END, IMAGE, SIDE, SQUARE, START, TEXT, VIT, Example
 from fopru.families.grid import Grid, View
 
@@ -20,6 +19,7 @@ class Gemma3(Family, model_types=("gemma3",)):
     title = "Gemma 3"
     notes = "each crop of pan-and-scan is a picture of its own"
     merges = True
+    stacked = True
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -65,6 +65,3 @@ class Gemma3(Family, model_types=("gemma3",)):
         side = self.projector.patches_per_image
         tables = tiles.transpose(1, 2).unflatten(2, (side, side))  # (tiles, c, H, W)
         return list(self.projector.avg_pool(tables).flatten(2).transpose(1, 2))  # (N, c) each
-
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}

@@ -13,9 +13,9 @@ from weakref import WeakSet
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import ModelOutput
 
-from fopru.families.base import Family, UnsupportedModelError, in_one
+from fopru.families.base import Family, UnsupportedModelError
 from fopru.families.grid import Grid, View, runs
 
 MAIN = ("pixel_values", "pixel_values_images")
@@ -163,9 +163,10 @@ class Generic(Family):
             )
         return super().features(output, sizes)
 
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        tokens = list(features) if self.model in _LISTS else in_one(features)
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=tokens)}
+    @property
+    def stacked(self) -> bool:
+        """Whether the model's own pictures came as one tensor when they were encoded."""
+        return self.model not in _LISTS
 
 
 Family.generic = Generic

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import in_one
 from fopru.families.example import IMAGE, PATCH, SIDE, TEXT, VIT, Example
 from fopru.families.grid import Grid, View, runs
 from fopru.families.llava import Llava
@@ -20,6 +18,7 @@ class InternVL(Llava, model_types=("internvl",)):
     title = "InternVL"
     notes = "each tile keeps its share; the thumbnail is the last view"
     merges = True
+    stacked = True
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -77,6 +76,3 @@ class InternVL(Llava, model_types=("internvl",)):
     def vision(self, seen: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         tokens = torch.cat(seen).flatten(0, 1)  # the projector gets tokens here, not patches
         return list(tokens.split([grid.n_tokens for grid in self.grids(inputs)]))
-
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 import transformers as hf
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llava_onevision.modeling_llava_onevision import image_size_to_num_patches
 
-from fopru.families.base import Family, in_one
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, PINPOINTS, SIDE, SQUARE, TEXT, VIDEO, VIT, Example
 from fopru.families.grid import Grid, View
 from fopru.families.llava_next import LlavaNext
@@ -23,6 +22,7 @@ class LlavaOnevisionVideo(Family):
 
     title = "LLaVA-OneVision"
     modality = "video"
+    stacked = True
     pixels = ("pixel_values_videos",)
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:
@@ -37,9 +37,6 @@ class LlavaOnevisionVideo(Family):
         newline = pooled.new_full((1, pooled.shape[-1]), torch.inf)
         videos = pooled.split(inputs["pixel_values_videos"].shape[1])
         return [torch.cat([video.flatten(0, 1), newline]) for video in videos]
-
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}
 
 
 class LlavaOnevision(LlavaNext, model_types=("llava_onevision",)):

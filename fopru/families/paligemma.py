@@ -7,9 +7,8 @@ from typing import Any
 
 import transformers as hf
 from torch import Tensor
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from fopru.families.base import Family, in_one
+from fopru.families.base import Family
 from fopru.families.example import IMAGE, SIDE, SQUARE, TEXT, VIT, Example
 from fopru.families.grid import Grid, View
 
@@ -18,6 +17,7 @@ class PaliGemma(Family, model_types=("paligemma",)):
     title = "PaliGemma"
     notes = "PaliGemma and PaliGemma 2; the picture sees the question, too"
     looks_back = False
+    stacked = True
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -44,6 +44,3 @@ class PaliGemma(Family, model_types=("paligemma",)):
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         return maps
-
-    def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
-        return {self.modality: BaseModelOutputWithPooling(pooler_output=in_one(features))}
