@@ -273,6 +273,42 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
     return table.groupby(["task", "method", "retention"], sort=False).mean().reset_index()
 
 
+def needing(
+    results: pd.DataFrame, downsampled: str = "smaller", value: str = "choice"
+) -> pd.DataFrame:
+    """Return the rows of questions that a smaller picture does not answer and the full one does.
+
+    What a smaller picture answers says nothing of how tokens are chosen: this is the filter of
+    VTC-Bench (arXiv 2510.07143). It is drawn anew at each retention, of what is kept there.
+
+    Args:
+        results: The table of `fopru.evaluate`, with the control `downsampled` among the methods.
+        downsampled: The method whose right answers take a question out.
+        value: The reading that decides what is answered.
+
+    Returns:
+        The rows of all methods at the retentions that `downsampled` was asked at; those of "full"
+        are repeated for each of them.
+
+    Raises:
+        ValueError: `downsampled` or "full" is not among the methods.
+    """
+    results = answered(results)
+    for name in (downsampled, "full"):
+        if not results["method"].eq(name).any():
+            raise ValueError(f"results: have no method {name!r}, which says what is easy.")
+    whole = results[results["method"] == "full"]
+    seen = set(whole.loc[whole[value] > 0.5, "id"])
+    parts = []
+    for retention, small in results[results["method"] == downsampled].groupby("retention"):
+        right = small.groupby("id")[value].mean()
+        wanted = seen & set(right.index[right <= 0.5])
+        here = results[(results["retention"] == retention) & (results["method"] != "full")]
+        here = pd.concat([here, whole.assign(retention=retention)])
+        parts.append(here[here["id"].isin(wanted)])
+    return pd.concat(parts, ignore_index=True)
+
+
 def area(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
     """Return the area under accuracy over the logarithm of tokens kept, divided by the width: a
     mean accuracy over budgets.

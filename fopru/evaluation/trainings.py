@@ -1,0 +1,105 @@
+"""What several trainings of one model say together: means, their spread, and what may be ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from fopru.evaluation.statistics import difference, means
+
+LEAST = 3
+"""The number of trainings from which on a ranking may be printed."""
+
+
+def over_trainings(
+    results: pd.DataFrame, by: Sequence[str] = ("task",), value: str = "exact"
+) -> pd.DataFrame:
+    """Return the mean of a column over trainings of one model, with the spread between them.
+
+    The interval of `fopru.evaluation.statistics.accuracy` says how far other pictures would move a
+    number of one training. This one says how far another training would move it, which is often
+    several times as far.
+
+    Args:
+        results: The tables of `fopru.evaluate`, one below the other, with the column "training".
+        by: Columns that cells are told apart by, beside method and retention.
+        value: The column to average, or "malformed".
+
+    Returns:
+        The keys, trainings (their number), kept, mean, spread (standard deviation over trainings,
+        in the units of the column), low and high: the 95 % interval of Student for the mean over
+        trainings, within [0, 1] for shares. All three are NaN where there is one training.
+
+    Raises:
+        ValueError: there is no column "training".
+    """
+    _check(results)
+    keys = [*by, "method", "retention"]
+    each = pd.concat([means(part, by, value) for _, part in results.groupby("training")])
+    cells = each.groupby(keys, sort=False, observed=True)
+    table = cells.agg(
+        trainings=("mean", "size"),
+        **({"kept": ("kept", "mean")} if "kept" in each else {}),
+        average=("mean", "mean"),
+        spread=("mean", "std"),
+    ).reset_index()
+    table = table.rename(columns={"average": "mean"})
+    n = table["trainings"].to_numpy()
+    width = np.full(len(n), np.nan)
+    many = n > 1
+    width[many] = t.ppf(0.975, n[many] - 1) * table["spread"][many] / np.sqrt(n[many])
+    low, high = table["mean"] - width, table["mean"] + width
+    if each["mean"].between(0, 1).all():
+        low, high = low.clip(lower=0), high.clip(upper=1)
+    return table.assign(low=low, high=high)
+
+
+def compared(
+    results: pd.DataFrame,
+    one: tuple[str, float],
+    other: tuple[str, float],
+    value: str = "choice",
+) -> pd.DataFrame:
+    """Return how far one (method, retention) is ahead of another in each training.
+
+    Args:
+        results: As `over_trainings` takes them.
+        one: The setting that may be ahead.
+        other: The setting that it is compared with, at the same cost.
+        value: The column that is compared; "choice" is what the model knows.
+
+    Returns:
+        Per training: difference, low and high, the 95 % interval over pictures.
+
+    Raises:
+        ValueError: there is no column "training", or a training lacks one of the settings.
+    """
+    _check(results)
+    rows = []
+    for training, part in results.groupby("training"):
+        gap, low, high = difference(part, one, other, value)
+        rows.append({"training": training, "difference": gap, "low": low, "high": high})
+    return pd.DataFrame(rows).set_index("training")
+
+
+def ranks(comparison: pd.DataFrame) -> bool:
+    """Return whether the first of two settings may be called better than the other on this model.
+
+    It may if it is ahead in each of at least `LEAST` trainings, by more than other pictures would
+    explain. Anything else is a number of one training.
+
+    Args:
+        comparison: What `compared` returned.
+    """
+    return len(comparison) >= LEAST and bool((comparison["low"] > 0).all())
+
+
+def _check(results: pd.DataFrame) -> None:
+    if "training" not in results:
+        raise ValueError(
+            'results: have no column "training", which says what weights gave each answer; add it '
+            "to each table before they are joined: table.assign(training=...)."
+        )

@@ -1,0 +1,74 @@
+"""Several trainings of one model: their spread, and what may be ranked."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import t
+
+from fopru.evaluation import statistics, trainings
+
+COLUMNS = ["id", "image", "task", "method", "retention", "seed", "exact", "choice"]
+FULL, ONE, OTHER = ("full", 1.0), ("one", 0.25), ("other", 0.25)
+
+
+def asked(right, training=None):
+    """Answers of settings -> the questions of 40, one a picture, that each gets right."""
+    rows = [
+        (f"q{i}", f"p{i}", "t", *setting, 0, i in there, i in there)
+        for setting, there in right.items()
+        for i in range(40)
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table if training is None else table.assign(training=training)
+
+
+def test_mean_and_spread_are_over_trainings():
+    shares = (20, 28, 24)
+    table = pd.concat(asked({ONE: range(n), OTHER: range(40)}, n) for n in shares)
+    found = trainings.over_trainings(table).set_index("method")
+    means = np.array(shares) / 40
+    assert found.loc["one", ["trainings", "mean"]].tolist() == [3, pytest.approx(0.6)]
+    assert found.loc["one", "spread"] == pytest.approx(means.std(ddof=1))
+    half = t.ppf(0.975, 2) * means.std(ddof=1) / 3**0.5
+    assert found.loc["one", ["low", "high"]].tolist() == pytest.approx([0.6 - half, 0.6 + half])
+    assert found.loc["other", ["spread", "low", "high"]].tolist() == [0, 1, 1]
+
+
+def test_one_training_has_no_spread():
+    (row,) = trainings.over_trainings(asked({ONE: range(10)}, "seed 0")).itertuples()
+    assert row.mean == 0.25 and np.isnan([row.spread, row.low, row.high]).all()
+
+
+def test_without_the_column_no_number_is_given():
+    with pytest.raises(ValueError, match='no column "training"'):
+        trainings.over_trainings(asked({ONE: range(10)}))
+    with pytest.raises(ValueError, match='no column "training"'):
+        trainings.compared(asked({ONE: range(10), OTHER: range(5)}), ONE, OTHER)
+
+
+def test_a_ranking_needs_every_training():
+    ahead = [asked({ONE: range(30), OTHER: range(10)}, seed) for seed in range(3)]
+    behind = asked({ONE: range(10), OTHER: range(30)}, 3)
+    level = asked({ONE: range(20), OTHER: range(1, 21)}, 3)
+    table = trainings.compared(pd.concat(ahead), ONE, OTHER)
+    assert table["difference"].tolist() == [0.5] * 3 and trainings.ranks(table)
+    assert not trainings.ranks(trainings.compared(pd.concat(ahead), OTHER, ONE))
+    assert not trainings.ranks(trainings.compared(pd.concat(ahead[:2]), ONE, OTHER))
+    for last in (behind, level):
+        joined = pd.concat([*ahead, last])
+        assert not trainings.ranks(trainings.compared(joined, ONE, OTHER))
+
+
+def test_questions_that_a_smaller_picture_answers_are_left_out():
+    right = {FULL: range(10, 40), ("smaller", 0.25): range(20), ("smaller", 0.1): range(12)}
+    right |= {("fopru", 0.25): range(30), ("fopru", 0.1): range(30)}
+    found = statistics.needing(asked(right))
+    ids = found.groupby(["method", "retention"])["id"].agg(set)
+    for retention, first in ((0.25, 20), (0.1, 12)):
+        wanted = {f"q{i}" for i in range(first, 40)}
+        assert ids["fopru", retention] == ids["full", retention] == wanted
+    table = statistics.means(found).set_index(["method", "retention"])["mean"]
+    assert table["smaller", 0.25] == 0 and table["full", 0.1] == 1
+    assert table["fopru", 0.25] == 0.5
+    with pytest.raises(ValueError, match="no method 'smaller'"):
+        statistics.needing(asked({FULL: range(40)}))
