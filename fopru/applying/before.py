@@ -21,7 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from fopru.applying.conversation import Conversation, cache_of, conversation, fitted, mark, n_past
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
-from fopru.attention import KERNELS, implementation, twinned, weighing
+from fopru.applying.weights import by_distance, check, stated
+from fopru.attention import twinned, weighing
 from fopru.choosing import choose
 from fopru.encoding import Encoded, encode
 from fopru.pruned import PrunedInputs, numbered, shortened
@@ -35,11 +36,13 @@ class Before(Session):
     logits processors, `prefix_allowed_tokens_fn`, streamers) sees them with the whole prompt in
     front, and so do the sequences that come back, so code for the unpruned model keeps working.
     Logits of a direct call have the shorter length. Weights travel in the attention mask, whose
-    values are then what each key weighs: so they follow their rows through beams and caches.
+    values are then what each key weighs: so they follow their rows through beams and caches. Those
+    that depend on distances (weights="restore") are made of these values in each forward pass.
 
     Raises:
-        UnsupportedModelError: there is no adapter for the model.
-        ValueError: weights="mass", and an attention kernel whose logits take no bias.
+        UnsupportedModelError: there is no adapter for the model; or weights="restore", and its
+            layers do not share one rotary embedding.
+        ValueError: weights that are not "none", and an attention kernel whose logits take no bias.
     """
 
     shortens = True
@@ -47,12 +50,8 @@ class Before(Session):
     def __init__(self, pruner: Any, model: PreTrainedModel):
         super().__init__(pruner, model)
         self.weighs = pruner.weights != "none" and pruner.retention != 1
-        kernel = implementation(self.family.decoder.config)
-        if self.weighs and kernel not in KERNELS:
-            raise ValueError(
-                f"weights={pruner.weights!r}: attention {kernel!r} takes no bias on its logits; "
-                f"load the model with attn_implementation={' or '.join(map(repr, KERNELS))}."
-            )
+        if self.weighs:
+            check(pruner.weights, self.family)
 
     @property
     def kept(self) -> list[Tensor]:
@@ -85,12 +84,12 @@ class Before(Session):
     def _weighted(self, pruned: PrunedInputs) -> PrunedInputs:
         """Return the inputs with the weight of each key as the value of the attention mask."""
         text = {name: pruned[name] for name in pruned if name != "mm_encoder_outputs"}
-        mask = text["attention_mask"]
+        mask = text["attention_mask"].long()  # a mask of bool has no room for weights
         if text.get("position_ids") is None:  # else made from the mask, whose values they are not
             text["position_ids"] = numbered(mask)
-        mass = torch.cat([image.mass for image in pruned.images]).to(mask)
+        weights = stated(self.pruner.weights, pruned.images).to(mask.device)
         visual = text["input_ids"] == pruned.family.image_token_id
-        text["attention_mask"] = mask.masked_scatter(visual, mass)
+        text["attention_mask"] = mask.masked_scatter(visual, weights)
         return PrunedInputs(text, pruned.family, pruned.features, pruned.images, pruned.columns)
 
     def _pruned(self, kwargs: dict[str, Any]) -> PrunedInputs:
@@ -211,7 +210,7 @@ class Before(Session):
         elif kwargs.get("mm_encoder_outputs"):
             known = self.conversation
             known = fitted(known, len(ids)) if known is not None else _conversation(kwargs)
-        with self._weighing(kwargs):
+        with self._weighing(kwargs, known):
             output = forward(**kwargs)
         mark(cache_of(output) or cache, known)
         return output
@@ -219,7 +218,7 @@ class Before(Session):
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Weigh the keys while transformers prepares a step; a static cache makes its masks
         there."""
-        with weighing(_two_dimensional(kwargs.get("attention_mask"))):
+        with weighing(self._weights(kwargs, self.conversation)):
             prepared = prepare(**kwargs)
         if isinstance(masks := prepared.get("attention_mask"), dict):  # one for each kind of layer
             prepared["attention_mask"] = {
@@ -228,13 +227,32 @@ class Before(Session):
             }
         return prepared
 
-    def _weighing(self, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+    def _weighing(
+        self, kwargs: dict[str, Any], known: Conversation | None
+    ) -> AbstractContextManager[None]:
         """Weigh the keys by the mask's values, and leave a mask of ones and zeros to the model."""
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None or not self.weighs or mask.dtype == torch.bool:
             return nullcontext()
+        weights = self._weights(kwargs, known)
         kwargs["attention_mask"] = mask.clamp(max=1)
-        return weighing(mask)
+        return weighing(weights)
+
+    def _weights(self, kwargs: Mapping[str, Any], known: Conversation | None) -> Tensor | None:
+        """Return what the keys weigh in this call, (B, K), or (B, Q, K) by their distances."""
+        mask = _two_dimensional(kwargs.get("attention_mask"))
+        if mask is None or self.pruner.weights != "restore" or not bool((mask > 1).any()):
+            return mask
+        places = None if known is None else fitted(known, len(mask)).positions
+        queries = kwargs.get("position_ids")
+        if places is None or queries is None:
+            raise ValueError(
+                f"weights={self.pruner.weights!r}: attention_mask holds weights of a pruned "
+                "prompt, and its position_ids are not known: give them with it, or go on with the "
+                "KV cache that the model returned."
+            )
+        new = mask.shape[1] - n_past(cache_of(kwargs))
+        return by_distance(self.family.decoder, mask, places, queries[..., -new:])
 
 
 def _two_dimensional(mask: Any) -> Tensor | None:
