@@ -11,7 +11,10 @@ import zoo
 from test_pruner import SIZES, TEXTS, answers
 
 import fopru
+from fopru.choosing import pruned_image
+from fopru.encoding import VISION
 from fopru.families import Family
+from fopru.in_llm import InLLMPruner
 from fopru.picking import owners
 from fopru.pruner import Merged
 
@@ -91,9 +94,44 @@ def test_logits_are_those_of_as_many_copies(family, attention, positions):
     equal_to_copies(replace(MASS, positions=positions), family, attention)
 
 
-@pytest.mark.parametrize("method", ["tome", "pool", "visionzip", "prumerge"])
+MERGING = [
+    name
+    for name, kind in fopru.METHODS.items()
+    if not issubclass(kind, InLLMPruner) and not kind.selects()
+]
+
+
+@pytest.mark.parametrize("method", MERGING)
 def test_merged_tokens_weigh_what_went_into_them(method):
     equal_to_copies(fopru.METHODS[method](0.25, weights="mass"), "llava")
+
+
+@pytest.mark.parametrize("method", MERGING)
+def test_masses_sum_to_the_tokens_that_went_in(method):
+    """A token went into a merged one if that one changes with it, be it by features or before the
+    projector; where it went into several, it counts once, in one of them."""
+    model, inputs = zoo.model("llava"), zoo.inputs("llava", pictures()[:1], TEXTS[:1])
+    pruner = fopru.METHODS[method](0.25, weights="mass")
+    (image,) = fopru.encode(model, inputs, [pruner]).images
+    mixed = "vision" in pruner.needs
+    source = (image.vision if mixed else image.features).detach().requires_grad_()
+    learned = {**image.learned, VISION: source} if mixed else image.learned
+    features = model.model.multi_modal_projector(source) if mixed else source
+    image = replace(image, learned=learned, features=features)
+    image = replace(image, significance=pruner.score(image))
+    (k,) = pruner.budgets(image.grid)
+    merged = pruner.merge(image, k)
+    went = torch.stack(
+        [
+            torch.autograd.grad(token.sum(), source, retain_graph=True)[0].abs().sum(1) > 0
+            for token in merged.features
+        ]
+    )  # (k, N)
+    pruned, _ = pruned_image(pruner, replace(image, significance=None))
+    assert pruned.mass.min() >= 1
+    assert pruned.mass.sum() == went.any(0).sum()
+    for place, owner in enumerate(pruned.owner.tolist()):
+        assert went[owner, place] if owner >= 0 else not went[:, place].any()
 
 
 def equal_to_copies(pruner, family, attention="sdpa"):
@@ -214,13 +252,16 @@ def test_restore_by_hand(family, positions, method, attention):
         torch.testing.assert_close(found[i].double(), expected, atol=near, rtol=near)
 
 
-@pytest.mark.parametrize("family", SOME)
-def test_batches_and_beams_equal_singles(family):
+@pytest.mark.parametrize(
+    ("family", "pruner"),
+    [*((f, MASS) for f in SOME), *((f, RESTORE) for f in ("llava", "qwen2_5_vl", "paligemma"))],
+)
+def test_batches_and_beams_equal_singles(family, pruner):
     model, images = zoo.model(family), pictures()
     both = zoo.inputs(family, images, TEXTS)
     alone = [zoo.inputs(family, images[:1], TEXTS[0]), zoo.inputs(family, images[1:], TEXTS[1])]
     for options in ({}, {"num_beams": 3}, {"cache_implementation": "static"}):
-        with MASS(model):
+        with pruner(model):
             found = answers(model, both, **options)
             for row, single in enumerate(alone):
                 assert torch.equal(found[row : row + 1], answers(model, single, **options))
@@ -246,17 +287,19 @@ def test_weights_stay_with_their_tokens_when_a_window_slides(window, cache):
     torch.testing.assert_close(torch.cat(found.logits), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("family", SOME)
-def test_retention_one_and_prompts_without_pictures_are_untouched(family):
+@pytest.mark.parametrize(
+    ("family", "weights"), [*((f, "mass") for f in SOME), ("llava", "restore")]
+)
+def test_retention_one_and_prompts_without_pictures_are_untouched(family, weights):
     model, inputs = zoo.model(family), zoo.inputs(family, pictures(), TEXTS)
     words = torch.tensor([[5, 9, 10, 11, 6]])
     said = model.generate(words, max_new_tokens=4, do_sample=False)
     expected = answers(model, inputs)
     before = Family.of(model).decoder.config._attn_implementation
-    with fopru.FoPru(1.0, weights="mass")(model):
+    with fopru.FoPru(1.0, weights=weights)(model):
         assert Family.of(model).decoder.config._attn_implementation == before
         assert torch.equal(answers(model, inputs), expected)
-    with MASS(model):
+    with replace(MASS, weights=weights)(model):
         answers(model, inputs)
         assert torch.equal(model.generate(words, max_new_tokens=4, do_sample=False), said)
     with pytest.raises(RuntimeError, match="mine"), MASS(model):

@@ -200,7 +200,7 @@ class Before(Session):
         if past:
             if not self.generating and self.shows(kwargs):
                 self._refuse_new_pictures(ids, kwargs)
-            known = conversation(cache, Conversation)
+            known = conversation(cache, Conversation) or self.conversation
             if known is not None and ids is not None:
                 kwargs = fitted(known, len(ids)).go_on(kwargs, past, ids.shape[1])
         elif self.shows(kwargs) and not self.generating:
@@ -218,7 +218,7 @@ class Before(Session):
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Weigh the keys while transformers prepares a step; a static cache makes its masks
         there."""
-        with weighing(self._weights(kwargs, self.conversation)):
+        with weighing(self._weights(kwargs, None)):
             prepared = prepare(**kwargs)
         if isinstance(masks := prepared.get("attention_mask"), dict):  # one for each kind of layer
             prepared["attention_mask"] = {
@@ -234,15 +234,19 @@ class Before(Session):
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None or not self.weighs or mask.dtype == torch.bool:
             return nullcontext()
-        weights = self._weights(kwargs, known)
+        weights = self._weights(kwargs, known, self.family.counts_from if self.generating else 0)
         kwargs["attention_mask"] = mask.clamp(max=1)
         return weighing(weights)
 
-    def _weights(self, kwargs: Mapping[str, Any], known: Conversation | None) -> Tensor | None:
-        """Return what the keys weigh in this call, (B, K), or (B, Q, K) by their distances."""
+    def _weights(
+        self, kwargs: Mapping[str, Any], known: Conversation | None, first: int = 0
+    ) -> Tensor | None:
+        """Return what the keys weigh in this call, (B, K), or (B, Q, K) by their distances; `first`
+        is where its position ids begin."""
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None or self.pruner.weights != "restore" or not bool((mask > 1).any()):
             return mask
+        known = known or self.conversation  # a model that drafts for itself sees no picture
         places = None if known is None else fitted(known, len(mask)).positions
         queries = kwargs.get("position_ids")
         if places is None or queries is None:
@@ -252,7 +256,7 @@ class Before(Session):
                 "KV cache that the model returned."
             )
         new = mask.shape[1] - n_past(cache_of(kwargs))
-        return by_distance(self.family.decoder, mask, places, queries[..., -new:])
+        return by_distance(self.family.decoder, mask, places + first, queries[..., -new:])
 
 
 def _two_dimensional(mask: Any) -> Tensor | None:
