@@ -9,14 +9,18 @@ import tiny
 import torch
 import zoo
 from test_pruner import SIZES, TEXTS, answers
+from transformers import DynamicCache
 
 import fopru
+from fopru.applying.conversation import cache_name, mark
+from fopru.applying.layers import in_place_of_one_rotary
 from fopru.choosing import pruned_image
 from fopru.encoding import VISION
 from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.picking import owners
 from fopru.pruner import Merged
+from fopru.versions import CHUNKS, INSTALLED
 
 MASS = fopru.FoPru(0.25, weights="mass")
 RESTORE = fopru.FoPru(0.25, weights="restore")
@@ -252,6 +256,56 @@ def test_restore_by_hand(family, positions, method, attention):
         torch.testing.assert_close(found[i].double(), expected, atol=near, rtol=near)
 
 
+@pytest.mark.parametrize("family", ["llava", "paligemma", "qwen3_5"])
+def test_distances_are_the_same_by_every_way_through_a_model(family):
+    """Caches of three kinds, chunks, drafts, inputs that were made before, text in the cache."""
+    model, inputs = zoo.model(family), zoo.inputs(family, pictures()[:1], TEXTS[0])
+    told = dict(max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    ways = {"static": {"cache_implementation": "static"}, "none": {"use_cache": False}}
+    if family == "llava":
+        ways["model"] = {"assistant_model": model}
+        ways["lookup"] = {"prompt_lookup_num_tokens": 3}
+        ways["text"] = {cache_name(model): DynamicCache(config=Family.of(model).decoder.config)}
+        if INSTALLED >= CHUNKS:
+            ways["chunks"] = {"prefill_chunk_size": 7}
+    if family == "qwen3_5":
+        del ways["none"]  # its position ids have gaps, which are refused without a cache
+    with RESTORE(model) as run, torch.no_grad():
+        expected = torch.stack(model.generate(**inputs, **told).logits)
+        for name, way in ways.items():
+            if name == "text":
+                model(input_ids=inputs["input_ids"][:, :1], **way)
+            found = torch.stack(model.generate(**inputs, **told, **way).logits)
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4, msg=name)
+        made = run.arguments(fopru.encode(model, inputs, [RESTORE]))
+        found = torch.stack(model.generate(**made, **told).logits)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_prompt_of_which_nothing_is_pruned_is_left_alone_in_any_batch():
+    """The formula is not 1 where each token stands for itself."""
+    model, images = zoo.model("qwen2_5_vl"), pictures()[:2]
+    texts = [TEXTS[0], TEXTS[0]]
+    both = zoo.inputs("qwen2_5_vl", images, texts)
+    least = min(grid.n_tokens for grid in Family.of(model).grids(both))
+    with fopru.FoPru(tokens=least, weights="restore")(model), torch.no_grad():
+        found = model(**both).logits[:, -1]
+        alone = [model(**zoo.inputs("qwen2_5_vl", [i], TEXTS[0])).logits[0, -1] for i in images]
+    torch.testing.assert_close(found, torch.stack(alone), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        plain = model(**both).logits[:, -1]
+    near = (found - plain).abs().amax(1) < 1e-4
+    assert sorted(near.tolist()) == [False, True]
+
+
+def test_a_mask_of_true_and_false_carries_weights_too():
+    model, inputs = zoo.model("llava"), zoo.inputs("llava", pictures(), TEXTS)
+    with MASS(model), torch.no_grad():
+        expected = model(**inputs).logits
+        found = model(**{**inputs, "attention_mask": inputs["attention_mask"].bool()}).logits
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("family", "pruner"),
     [*((f, MASS) for f in SOME), *((f, RESTORE) for f in ("llava", "qwen2_5_vl", "paligemma"))],
@@ -327,8 +381,8 @@ def test_inputs_cannot_carry_weights():
     model, inputs = tiny.model(), tiny.inputs()
     with pytest.raises(ValueError, match=r"weights='mass'.*use `with pruner\(model\):`"):
         MASS.prune(model, inputs)
-    with pytest.raises(ValueError, match=r"weights='mass'.*use `with pruner\(model\):`"):
-        MASS.compact(fopru.encode(model, inputs, [MASS]))
+    with pytest.raises(ValueError, match=r"weights='restore'.*use `with pruner\(model\):`"):
+        RESTORE.compact(fopru.encode(model, inputs, [RESTORE]))
 
 
 def test_new_tokens_that_nothing_went_into_have_no_weight():
@@ -347,19 +401,71 @@ def test_new_tokens_that_nothing_went_into_have_no_weight():
         model(**inputs)
 
 
+@pytest.mark.parametrize("weights", ["mass", "restore"])
 @pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
-def test_methods_inside_the_llm_have_no_weights(name):
-    with pytest.raises(ValueError, match=r"weights='mass': \w+ drops tokens inside the language"):
-        fopru.METHODS[name](0.5, weights="mass")
+def test_methods_inside_the_llm_have_no_weights(name, weights):
+    said = rf"weights='{weights}': \w+ drops tokens inside the language"
+    with pytest.raises(ValueError, match=said):
+        fopru.METHODS[name](0.5, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("family", "what"),
+    [
+        ("gemma3", "a rotary embedding for each kind of layer"),
+        ("gemma4", "a rotary embedding for each kind of layer"),
+        ("aya_vision", "layers of several kinds, of which some may have no rotary embedding"),
+    ],
+)
+def test_layers_that_do_not_share_a_rotary_embedding_have_no_distances(family, what):
+    model = zoo.model(family)
+    with (
+        pytest.raises(fopru.UnsupportedModelError, match=f"weights='restore': .* has {what}; use"),
+        RESTORE(model),
+    ):
+        pass
+    with fopru.FoPru(1.0, weights="restore")(model):  # weighs nothing
+        pass
+
+
+def test_decoders_without_a_rotary_embedding_have_no_distances():
+    model = tiny.model()
+    decoder = Family.of(model).decoder
+    assert in_place_of_one_rotary(decoder) is None
+    decoder.config.no_rope_layers = [1, 1, 0]  # as in SmolLM3
+    assert "layers of several kinds" in in_place_of_one_rotary(decoder)
+    decoder.config.no_rope_layers = [1, 1, 1]
+    decoder.rotary_emb.forward = lambda x, position_ids: position_ids * 1j  # as in Llama 4
+    assert "does not give cosines and sines" in in_place_of_one_rotary(decoder)
+    del decoder.rotary_emb
+    with (
+        pytest.raises(fopru.UnsupportedModelError, match="no rotary embedding that takes position"),
+        RESTORE(model),
+    ):
+        pass
+
+
+def test_weights_by_distance_need_the_position_ids_of_the_prompt():
+    model, inputs = tiny.model(), tiny.inputs()
+    with RESTORE(model) as run, torch.no_grad():
+        out = model(**inputs)
+        cache = out.past_key_values
+        mask = torch.nn.functional.pad(run.last["attention_mask"], (0, 1), value=1)
+        mark(cache, None)  # as of one that someone else has made
+        with pytest.raises(ValueError, match="weights='restore': .* position_ids are not known"):
+            model(input_ids=torch.tensor([[9]]), attention_mask=mask, past_key_values=cache)
 
 
 def test_unknown_weights_and_kernels_without_a_bias():
-    with pytest.raises(ValueError, match="weights='masses': must be one of 'none', 'mass'"):
+    allowed = "must be one of 'none', 'mass', 'restore'"
+    with pytest.raises(ValueError, match=f"weights='masses': {allowed}"):
         fopru.FoPru(weights="masses")
     model = tiny.model()
     model.model.language_model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ValueError, match="'flash_attention_2' takes no bias.*'sdpa' or 'eager'"):
-        MASS(model).__enter__()
+    for pruner in (MASS, RESTORE):
+        said = f"{pruner.weights}'.*'flash_attention_2' takes no bias.*'sdpa' or 'eager'"
+        with pytest.raises(ValueError, match=said):
+            pruner(model).__enter__()
     model.set_attn_implementation("sdpa")
     with MASS(model):
         answers(model, tiny.inputs())

@@ -9,16 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, PreTrainedModel
 
+from fopru.applying.callables import WholePrompts
 from fopru.applying.conversation import Conversation, cache_of, conversation, fitted, mark, n_past
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
 from fopru.applying.weights import by_distance, check, stated
@@ -109,7 +102,8 @@ class Before(Session):
         cache, config = cache_of(kwargs), self._config(kwargs)
         known = conversation(cache, Conversation) if n_past(cache) else None
         if known is None and not self.shows(kwargs):
-            with self.in_generate(None):
+            given = kwargs.get("position_ids") is not None and kwargs.get("mm_encoder_outputs")
+            with self.in_generate(_conversation(kwargs) if given else None):
                 return generate(**kwargs)
         self._refuse_gaps_without_cache(config, kwargs)
         _refuse_chunks(config, kwargs)
@@ -125,14 +119,14 @@ class Before(Session):
                 known = replace(known, positions=numbered(known.mask))
         else:
             kwargs = self._resumed(fitted(known, len(prompt)), kwargs, n_past(cache))
-        restored = _Restored(prompt, kwargs["input_ids"].shape[1])
-        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - restored.short)
-        kwargs |= restored.callables(kwargs)
+        whole = WholePrompts(prompt, kwargs["input_ids"].shape[1])
+        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - whole.short)
+        kwargs |= whole.callables(kwargs)
         with self.in_generate(known):
             output = generate(**kwargs)
         if isinstance(output, Tensor):
-            return restored(output)
-        output.sequences = restored(output.sequences)
+            return whole(output)
+        output.sequences = whole(output.sequences)
         return output
 
     def _config(self, kwargs: Mapping[str, Any]) -> GenerationConfig:
@@ -286,64 +280,3 @@ def _shorter_lengths(
     """`max_length` and `min_length` count the prompt: take off what pruning removed."""
     lengths = {name: option(name, config, kwargs) for name in ("max_length", "min_length")}
     return {name: max(value - removed, 0) for name, value in lengths.items() if value}
-
-
-class _Restored:
-    """Puts whole prompts in front: token ids (R, P + n) of shorter prompts become (R, L + n)."""
-
-    def __init__(self, prompt: Tensor, short: int):
-        self.prompt, self.short = prompt, short
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        prompts = self.prompt.to(ids.device)
-        prompts = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)  # beams
-        return torch.cat([prompts, ids[:, self.short :]], dim=1)
-
-    def callables(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the caller's functions of token ids, wrapped so that they get whole prompts."""
-        found: dict[str, Any] = {}
-        if criteria := kwargs.get("stopping_criteria"):
-            criteria = criteria if isinstance(criteria, list) else [criteria]
-            found["stopping_criteria"] = StoppingCriteriaList(_Stopping(c, self) for c in criteria)
-        if processors := kwargs.get("logits_processor"):
-            processors = processors if isinstance(processors, list) else [processors]
-            found["logits_processor"] = LogitsProcessorList(_Logits(p, self) for p in processors)
-        if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
-            found["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
-                row, torch.cat([self.prompt[row].to(ids.device), ids[self.short :]])
-            )
-        if (streamer := kwargs.get("streamer")) is not None:
-            found["streamer"] = _Streamer(streamer, self)
-        return found
-
-
-class _Stopping(StoppingCriteria):
-    def __init__(self, inner: StoppingCriteria, restored: _Restored):
-        self.inner, self.restored = inner, restored
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(self.restored(input_ids), scores, **kwargs)
-
-
-class _Logits(LogitsProcessor):
-    def __init__(self, inner: LogitsProcessor, restored: _Restored):
-        self.inner, self.restored = inner, restored
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.inner(self.restored(input_ids), scores)
-
-
-class _Streamer(BaseStreamer):
-    """Shows a streamer the whole prompt in place of the shorter one, which comes first."""
-
-    def __init__(self, inner: BaseStreamer, restored: _Restored):
-        self.inner, self.restored = inner, restored
-        self.started = False
-
-    def put(self, value: Tensor) -> None:
-        if not self.started:
-            value, self.started = self.restored(value.view(-1, self.restored.short)), True
-        self.inner.put(value)
-
-    def end(self) -> None:
-        self.inner.end()
