@@ -51,8 +51,8 @@ def weighing(weights: Tensor | None) -> Iterator[None]:
 
     Args:
         weights: (B, K) one weight for each key from the first of the sequence on, at least 1 (0 for
-            padding); keys after the last one have weight 1. None adds nothing, and neither do
-            weights of 1: masks are then the model's own.
+            padding), or (B, Q, K) one for each query and key; keys after the last one have weight
+            1. None adds nothing, and neither do weights of 1: masks are then the model's own.
     """
     token = _WEIGHTS.set(weights if weights is not None and bool((weights > 1).any()) else None)
     try:
@@ -137,10 +137,10 @@ def _weighed(plain: Callable[..., Tensor], weights: Tensor, kwargs: dict[str, An
         raise moved("attention masks are made without kv_length, kv_offset and dtype")
     mask = plain(**(kwargs | {"allow_is_causal_skip": False}))
     start, length, dtype = kwargs["kv_offset"], kwargs["kv_length"], kwargs["dtype"]
-    weights = F.pad(weights, (0, max(0, start + length - weights.shape[1])), value=1)
-    weights = weights[:, start : start + length].to(mask.device)
-    logs = weights.clamp(min=1).float().log().to(dtype)  # (B, K)
+    weights = F.pad(weights, (0, max(0, start + length - weights.shape[-1])), value=1)
+    weights = weights[..., start : start + length].to(mask.device)
+    logs = weights.clamp(min=1).float().log().to(dtype)
+    logs = logs[:, None] if logs.dim() == 3 else logs[:, None, None]  # (B, 1, Q or 1, K)
     if mask.dtype == torch.bool:
-        least = torch.finfo(dtype).min
-        return logs[:, None, None].expand(mask.shape).masked_fill(~mask, least)
-    return mask + logs[:, None, None]
+        return logs.expand(mask.shape).masked_fill(~mask, torch.finfo(dtype).min)
+    return mask + logs

@@ -39,7 +39,7 @@ class PrunedImage:
     """Where the N tokens lie in the picture."""
     owner: Tensor
     """(N,) int64: for each visual token the kept one that it went into, as a place in `kept`, or -1
-    where it was dropped. With `weights="mass"` a method that selects drops none: each goes to the
+    where it was dropped. With `weights` a method that selects drops none: each goes to the
     kept token that is most like it."""
 
     def __repr__(self) -> str:

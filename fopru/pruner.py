@@ -44,7 +44,7 @@ METHODS = Methods()
 """Every registered method, by its name. Each class accepts `retention=`."""
 
 POSITIONS = ("reindex", "preserve")
-WEIGHTS = ("none", "mass")
+WEIGHTS = ("none", "mass", "restore")
 PER = ("view", "clip")
 RETENTION = 0.25
 """The share that is kept where neither `retention` nor `tokens` is given."""
@@ -72,10 +72,14 @@ class Pruner:
         weights: "mass" lets the language model attend to each kept token as to all those that it
             stands for: of a method that selects, those that are most like it
             (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
-            proportional attention (Bolya et al., ICLR 2023, section 3). This works in
-            `with pruner(model)` only, and not for methods inside the language model. Layers with
-            linear attention (Qwen3.5 has three for each other one) have no keys to weigh: they
-            read each kept token once.
+            proportional attention (Bolya et al., ICLR 2023, section 3). "restore" lets this count
+            grow with the distance between query and key, to about twice far away, as RESTORE does
+            (ICML 2026, arXiv 2606.01711), and is meant with positions="preserve": with "reindex"
+            distances are those of the new numbers. It needs one rotary embedding for all layers.
+            `fopru.applying.weights` has formulas and sources. Weights work in `with pruner(model)`
+            only, and not for methods inside the language model. A prompt of which nothing is pruned
+            is left as it is. Layers with linear attention (Qwen3.5 has three for each other one)
+            have no keys to weigh: they read each kept token once.
         per: What has a budget of its own. "view" gives one to each view of a picture and to each
             frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
             of a video share one, so that tokens compete across frames, and is refused for pictures.
@@ -159,9 +163,9 @@ class Pruner:
 
     @property
     def label(self) -> str:
-        """What tables call this pruner: its name, "-mass" where it is weighted, and arguments that
-        are not their defaults. Retention, tokens, position ids and seed have columns of their
-        own."""
+        """What tables call this pruner: its name, "-mass" or "-restore" where it is weighted, and
+        arguments that are not their defaults. Retention, tokens, position ids and seed have columns
+        of their own."""
         text = self.name if self.weights == "none" else f"{self.name}-{self.weights}"
         columns = ("retention", "tokens", "positions", "seed", "weights")
         for field in fields(self):
@@ -312,9 +316,10 @@ class Pruner:
         """`with pruner(model) as session:` prunes whatever goes through the model in the block.
 
         Raises:
-            UnsupportedModelError: there is no adapter for the model.
+            UnsupportedModelError: there is no adapter for the model; or weights="restore", and its
+                layers do not share one rotary embedding.
             RuntimeError: another pruner is at work on this model.
-            ValueError: weights="mass", and an attention kernel whose logits take no bias.
+            ValueError: there are weights, and an attention kernel whose logits take no bias.
         """
         return at_work(self.session(model))
 

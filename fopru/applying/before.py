@@ -9,19 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
-from transformers.generation.streamers import BaseStreamer
+from transformers import GenerationConfig, PreTrainedModel
 
+from fopru.applying.callables import WholePrompts
 from fopru.applying.conversation import Conversation, cache_of, conversation, fitted, mark, n_past
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
-from fopru.attention import KERNELS, implementation, twinned, weighing
+from fopru.applying.weights import by_distance, check, stated
+from fopru.attention import twinned, weighing
 from fopru.choosing import choose
 from fopru.encoding import Encoded, encode
 from fopru.pruned import PrunedInputs, numbered, shortened
@@ -35,11 +29,13 @@ class Before(Session):
     logits processors, `prefix_allowed_tokens_fn`, streamers) sees them with the whole prompt in
     front, and so do the sequences that come back, so code for the unpruned model keeps working.
     Logits of a direct call have the shorter length. Weights travel in the attention mask, whose
-    values are then what each key weighs: so they follow their rows through beams and caches.
+    values are then what each key weighs: so they follow their rows through beams and caches. Those
+    that depend on distances (weights="restore") are made of these values in each forward pass.
 
     Raises:
-        UnsupportedModelError: there is no adapter for the model.
-        ValueError: weights="mass", and an attention kernel whose logits take no bias.
+        UnsupportedModelError: there is no adapter for the model; or weights="restore", and its
+            layers do not share one rotary embedding.
+        ValueError: weights that are not "none", and an attention kernel whose logits take no bias.
     """
 
     shortens = True
@@ -47,12 +43,8 @@ class Before(Session):
     def __init__(self, pruner: Any, model: PreTrainedModel):
         super().__init__(pruner, model)
         self.weighs = pruner.weights != "none" and pruner.retention != 1
-        kernel = implementation(self.family.decoder.config)
-        if self.weighs and kernel not in KERNELS:
-            raise ValueError(
-                f"weights={pruner.weights!r}: attention {kernel!r} takes no bias on its logits; "
-                f"load the model with attn_implementation={' or '.join(map(repr, KERNELS))}."
-            )
+        if self.weighs:
+            check(pruner.weights, self.family)
 
     @property
     def kept(self) -> list[Tensor]:
@@ -85,12 +77,12 @@ class Before(Session):
     def _weighted(self, pruned: PrunedInputs) -> PrunedInputs:
         """Return the inputs with the weight of each key as the value of the attention mask."""
         text = {name: pruned[name] for name in pruned if name != "mm_encoder_outputs"}
-        mask = text["attention_mask"]
+        mask = text["attention_mask"].long()  # a mask of bool has no room for weights
         if text.get("position_ids") is None:  # else made from the mask, whose values they are not
             text["position_ids"] = numbered(mask)
-        mass = torch.cat([image.mass for image in pruned.images]).to(mask)
+        weights = stated(self.pruner.weights, pruned.images).to(mask.device)
         visual = text["input_ids"] == pruned.family.image_token_id
-        text["attention_mask"] = mask.masked_scatter(visual, mass)
+        text["attention_mask"] = mask.masked_scatter(visual, weights)
         return PrunedInputs(text, pruned.family, pruned.features, pruned.images, pruned.columns)
 
     def _pruned(self, kwargs: dict[str, Any]) -> PrunedInputs:
@@ -110,7 +102,8 @@ class Before(Session):
         cache, config = cache_of(kwargs), self._config(kwargs)
         known = conversation(cache, Conversation) if n_past(cache) else None
         if known is None and not self.shows(kwargs):
-            with self.in_generate(None):
+            given = kwargs.get("position_ids") is not None and kwargs.get("mm_encoder_outputs")
+            with self.in_generate(_conversation(kwargs) if given else None):
                 return generate(**kwargs)
         self._refuse_gaps_without_cache(config, kwargs)
         _refuse_chunks(config, kwargs)
@@ -126,14 +119,14 @@ class Before(Session):
                 known = replace(known, positions=numbered(known.mask))
         else:
             kwargs = self._resumed(fitted(known, len(prompt)), kwargs, n_past(cache))
-        restored = _Restored(prompt, kwargs["input_ids"].shape[1])
-        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - restored.short)
-        kwargs |= restored.callables(kwargs)
+        whole = WholePrompts(prompt, kwargs["input_ids"].shape[1])
+        kwargs |= _shorter_lengths(config, kwargs, prompt.shape[1] - whole.short)
+        kwargs |= whole.callables(kwargs)
         with self.in_generate(known):
             output = generate(**kwargs)
         if isinstance(output, Tensor):
-            return restored(output)
-        output.sequences = restored(output.sequences)
+            return whole(output)
+        output.sequences = whole(output.sequences)
         return output
 
     def _config(self, kwargs: Mapping[str, Any]) -> GenerationConfig:
@@ -201,7 +194,7 @@ class Before(Session):
         if past:
             if not self.generating and self.shows(kwargs):
                 self._refuse_new_pictures(ids, kwargs)
-            known = conversation(cache, Conversation)
+            known = conversation(cache, Conversation) or self.conversation
             if known is not None and ids is not None:
                 kwargs = fitted(known, len(ids)).go_on(kwargs, past, ids.shape[1])
         elif self.shows(kwargs) and not self.generating:
@@ -211,7 +204,7 @@ class Before(Session):
         elif kwargs.get("mm_encoder_outputs"):
             known = self.conversation
             known = fitted(known, len(ids)) if known is not None else _conversation(kwargs)
-        with self._weighing(kwargs):
+        with self._weighing(kwargs, known):
             output = forward(**kwargs)
         mark(cache_of(output) or cache, known)
         return output
@@ -219,7 +212,7 @@ class Before(Session):
     def prepare(self, prepare: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
         """Weigh the keys while transformers prepares a step; a static cache makes its masks
         there."""
-        with weighing(_two_dimensional(kwargs.get("attention_mask"))):
+        with weighing(self._weights(kwargs, None)):
             prepared = prepare(**kwargs)
         if isinstance(masks := prepared.get("attention_mask"), dict):  # one for each kind of layer
             prepared["attention_mask"] = {
@@ -228,13 +221,36 @@ class Before(Session):
             }
         return prepared
 
-    def _weighing(self, kwargs: dict[str, Any]) -> AbstractContextManager[None]:
+    def _weighing(
+        self, kwargs: dict[str, Any], known: Conversation | None
+    ) -> AbstractContextManager[None]:
         """Weigh the keys by the mask's values, and leave a mask of ones and zeros to the model."""
         mask = _two_dimensional(kwargs.get("attention_mask"))
         if mask is None or not self.weighs or mask.dtype == torch.bool:
             return nullcontext()
+        weights = self._weights(kwargs, known, self.family.counts_from if self.generating else 0)
         kwargs["attention_mask"] = mask.clamp(max=1)
-        return weighing(mask)
+        return weighing(weights)
+
+    def _weights(
+        self, kwargs: Mapping[str, Any], known: Conversation | None, first: int = 0
+    ) -> Tensor | None:
+        """Return what the keys weigh in this call, (B, K), or (B, Q, K) by their distances; `first`
+        is where its position ids begin."""
+        mask = _two_dimensional(kwargs.get("attention_mask"))
+        if mask is None or self.pruner.weights != "restore" or not bool((mask > 1).any()):
+            return mask
+        known = known or self.conversation  # a model that drafts for itself sees no picture
+        places = None if known is None else fitted(known, len(mask)).positions
+        queries = kwargs.get("position_ids")
+        if places is None or queries is None:
+            raise ValueError(
+                f"weights={self.pruner.weights!r}: attention_mask holds weights of a pruned "
+                "prompt, and its position_ids are not known: give them with it, or go on with the "
+                "KV cache that the model returned."
+            )
+        new = mask.shape[1] - n_past(cache_of(kwargs))
+        return by_distance(self.family.decoder, mask, places + first, queries[..., -new:])
 
 
 def _two_dimensional(mask: Any) -> Tensor | None:
@@ -264,64 +280,3 @@ def _shorter_lengths(
     """`max_length` and `min_length` count the prompt: take off what pruning removed."""
     lengths = {name: option(name, config, kwargs) for name in ("max_length", "min_length")}
     return {name: max(value - removed, 0) for name, value in lengths.items() if value}
-
-
-class _Restored:
-    """Puts whole prompts in front: token ids (R, P + n) of shorter prompts become (R, L + n)."""
-
-    def __init__(self, prompt: Tensor, short: int):
-        self.prompt, self.short = prompt, short
-
-    def __call__(self, ids: Tensor) -> Tensor:
-        prompts = self.prompt.to(ids.device)
-        prompts = prompts.repeat_interleave(len(ids) // len(prompts), dim=0)  # beams
-        return torch.cat([prompts, ids[:, self.short :]], dim=1)
-
-    def callables(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the caller's functions of token ids, wrapped so that they get whole prompts."""
-        found: dict[str, Any] = {}
-        if criteria := kwargs.get("stopping_criteria"):
-            criteria = criteria if isinstance(criteria, list) else [criteria]
-            found["stopping_criteria"] = StoppingCriteriaList(_Stopping(c, self) for c in criteria)
-        if processors := kwargs.get("logits_processor"):
-            processors = processors if isinstance(processors, list) else [processors]
-            found["logits_processor"] = LogitsProcessorList(_Logits(p, self) for p in processors)
-        if (allowed := kwargs.get("prefix_allowed_tokens_fn")) is not None:
-            found["prefix_allowed_tokens_fn"] = lambda row, ids: allowed(
-                row, torch.cat([self.prompt[row].to(ids.device), ids[self.short :]])
-            )
-        if (streamer := kwargs.get("streamer")) is not None:
-            found["streamer"] = _Streamer(streamer, self)
-        return found
-
-
-class _Stopping(StoppingCriteria):
-    def __init__(self, inner: StoppingCriteria, restored: _Restored):
-        self.inner, self.restored = inner, restored
-
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
-        return self.inner(self.restored(input_ids), scores, **kwargs)
-
-
-class _Logits(LogitsProcessor):
-    def __init__(self, inner: LogitsProcessor, restored: _Restored):
-        self.inner, self.restored = inner, restored
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        return self.inner(self.restored(input_ids), scores)
-
-
-class _Streamer(BaseStreamer):
-    """Shows a streamer the whole prompt in place of the shorter one, which comes first."""
-
-    def __init__(self, inner: BaseStreamer, restored: _Restored):
-        self.inner, self.restored = inner, restored
-        self.started = False
-
-    def put(self, value: Tensor) -> None:
-        if not self.started:
-            value, self.started = self.restored(value.view(-1, self.restored.short)), True
-        self.inner.put(value)
-
-    def end(self) -> None:
-        self.inner.end()

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
@@ -110,6 +112,47 @@ def waves_at(decoder: PreTrainedModel, i: int, like: Tensor, places: Tensor) -> 
     if "layer_type" in names:  # Gemma 3: the layers with a window have their own
         return rotary(like, places, decoder.config.layer_types[i])
     return rotary(like, position_ids=places)
+
+
+def in_place_of_one_rotary(decoder: PreTrainedModel) -> str | None:
+    """Say what a decoder has in place of one rotary embedding for all of its layers that attend;
+    None where it has just that."""
+    rotary, config = getattr(decoder, "rotary_emb", None), decoder.config
+    names = () if rotary is None else inspect.signature(rotary.forward).parameters
+    if "position_ids" not in names:
+        return "no rotary embedding that takes position ids"
+    if "layer_type" in names:
+        return "a rotary embedding for each kind of layer"
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"linear_attention"}
+    if len(kinds) > 1 or not all(getattr(config, "no_rope_layers", None) or ()):
+        return "layers of several kinds, of which some may have no rotary embedding"
+    place = torch.zeros(1, 1, dtype=torch.int64, device=decoder.device)
+    if not isinstance(rotary(place.float()[None], position_ids=place), tuple):
+        return "a rotary embedding that does not give cosines and sines"
+    return None
+
+
+def nearness(decoder: PreTrainedModel, keys: Tensor, queries: Tensor) -> Tensor:
+    """Return the mean over the rotary frequencies of the cosine of the angle between the positions
+    of each query and each key: (B, Q, P) float32.
+
+    It is made of the decoder's own cosines and sines, divided by their length: so it knows of axes
+    (M-RoPE), of scaled frequencies, and of no scale that attention is given with them. Features of
+    a head that are not turned do not count.
+
+    Args:
+        decoder: One whose layers share a rotary embedding, as `in_place_of_one_rotary` says.
+        keys: (..., B or 1, P) position ids; where there are 3 or 4 rows, the last three count.
+        queries: (..., B or 1, Q) position ids.
+    """
+    keys, queries = (p[-3:] if p.dim() == 3 else p for p in (keys, queries.to(keys.device)))
+    lead = torch.broadcast_shapes(keys.shape[:-1], queries.shape[:-1])
+    places = torch.cat([p.expand(*lead, -1) for p in (keys, queries)], -1)  # (..., B, P + Q)
+    like = torch.zeros(1, 1, 1, device=places.device)
+    waves = torch.cat(decoder.rotary_emb(like, position_ids=places), -1)  # (B, P + Q, 2 d)
+    waves = F.normalize(waves, dim=-1)
+    n = keys.shape[-1]
+    return waves[:, n:] @ waves[:, :n].transpose(1, 2)
 
 
 def attends(layer: nn.Module) -> bool:

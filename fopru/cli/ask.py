@@ -22,6 +22,7 @@ class Weights(StrEnum):
 
     none = "none"
     mass = "mass"
+    restore = "restore"
 
 
 class Positions(StrEnum):
@@ -62,7 +63,11 @@ def ask(
     ] = None,
     tokens: Annotated[int | None, typer.Option(help=TOKENS_HELP)] = None,
     weights: Annotated[
-        Weights, typer.Option(help="mass: a kept token counts as all those that it stands for.")
+        Weights,
+        typer.Option(
+            help="mass: a kept token counts as all those that it stands for; restore: more so, the "
+            "farther away it is."
+        ),
     ] = Weights.none,
     positions: Annotated[
         Positions | None, typer.Option(help="The family's default if not given.")

@@ -52,7 +52,7 @@ def evaluate(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
+        typer.Option(help="Of every method, once each: none, mass, restore; none if not given."),
     ] = None,
     positions: Annotated[
         str | None, typer.Option(help="reindex or preserve; the family's default if not given.")

@@ -42,7 +42,7 @@ def measure(
     ] = None,
     weights: Annotated[
         list[str] | None,
-        typer.Option(help="Of every method: none, mass, or both (given twice); none if not given."),
+        typer.Option(help="Of every method, once each: none, mass, restore; none if not given."),
     ] = None,
     batch: Annotated[list[int] | None, typer.Option(help="Once per batch size; 1 if none.")] = None,
     text: Annotated[int, typer.Option(help="Tokens of a shape's prompt beside the picture.")] = 44,

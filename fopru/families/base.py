@@ -58,6 +58,8 @@ class Family:
     spatial: ClassVar[bool] = False
     """Whether position ids have rows for time, height and width (M-RoPE): they cannot be
     numbered anew."""
+    counts_from: ClassVar[int] = 0
+    """What the model's `generate` adds to all position ids on their way to `forward`."""
     looks_back: ClassVar[bool] = True
     """Whether the beginning of a prompt, a picture and all, is the same whatever follows it."""
     merges: ClassVar[bool] = False

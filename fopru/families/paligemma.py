@@ -16,6 +16,7 @@ from fopru.families.grid import Grid, View
 class PaliGemma(Family, model_types=("paligemma",)):
     title = "PaliGemma"
     notes = "PaliGemma and PaliGemma 2; the picture sees the question, too"
+    counts_from = 1
     looks_back = False
     stacked = True
 

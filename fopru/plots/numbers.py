@@ -42,7 +42,7 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
             style_order=names,
             palette={name: color for name, (color, _) in looks.items()},
             markers={name: marker for name, (_, marker) in looks.items()},
-            dashes={name: (2, 1) if name.endswith("-mass") else "" for name in names},
+            dashes={name: DASHES.get(name.rpartition("-")[2], "") for name in names},
             errorbar=None,
             markeredgewidth=0,
             ax=ax,
@@ -60,6 +60,9 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
     ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small", title=None)
     return ax
 
+
+DASHES = {"mass": (2, 1), "restore": (1, 1)}
+"""The dashes of methods whose tokens are weighted."""
 
 LONE = {
     "full": "-",
