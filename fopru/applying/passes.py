@@ -124,14 +124,12 @@ class Pass:
             else:  # of the tokens that are here
                 there = owners[row][own]
                 went = torch.searchsorted(own, there).where(there >= 0, -1)
-            itself = torch.arange(len(went), device=went.device)
-            keep[row, places] = went == itself
+            keep[row, places] = went == torch.arange(len(went), device=went.device)
             columns = now.index[row, places]
             table = torch.arange(owner.shape[1], device=owner.device)  # (L,)
             table[columns] = columns[went].where(went >= 0, -1)
             owner[row] = table[owner[row]].where(owner[row] >= 0, -1)
-            if bool(((went >= 0) & (went != itself)).any()):
-                hidden = _averaged(hidden, row, places, went)
+            hidden = _averaged(hidden, row, places, went)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))  # (B, L')
         dead = ~keep.gather(1, order)
         index, visual = now.index.gather(1, order), now.visual.gather(1, order)
@@ -307,14 +305,18 @@ def _gather(table: Tensor, index: Tensor) -> Tensor:
 
 
 def _averaged(hidden: Tensor, row: int, places: Tensor, went: Tensor) -> Tensor:
-    """Return hidden states (B, L, d) in which the tokens of a row are averaged that went to one.
+    """Return hidden states (B, L, d) in which tokens of a row are averaged that share a slot.
 
     Args:
         places: (n,) int64: where the row's visual tokens stand.
-        went: (n,) int64: for each the one, among them, that it went to, or -1.
+        went: (n,) int64: for each the one, among them, whose slot it takes, or -1.
     """
-    slots, members, sizes = went[went >= 0].unique(return_inverse=True, return_counts=True)
-    old = wide(hidden[row, places[went >= 0]])
+    others = (went >= 0) & (went != torch.arange(len(went), device=went.device))
+    shared = torch.isin(went, went[others])
+    if not bool(shared.any()):
+        return hidden
+    slots, members, sizes = went[shared].unique(return_inverse=True, return_counts=True)
+    old = wide(hidden[row, places[shared]])
     sums = old.new_zeros(len(slots), old.shape[1]).index_add(0, members.to(old.device), old)
     hidden = hidden.clone()
     hidden[row, places[slots]] = (sums / sizes.to(old.device)[:, None]).to(hidden)
