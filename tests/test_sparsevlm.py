@@ -161,6 +161,17 @@ def test_groups_around_density_peaks(count):
     assert same.tolist()[: count - count // 7] == list(range(count - count // 7))
 
 
+@pytest.mark.parametrize("n", [1, 9, 30, 300])
+def test_a_tenth_of_the_best_three_tenths_are_centres(n):
+    torch.manual_seed(n)
+    scores, hidden = torch.rand(n), 3 * torch.randn(n, 4)
+    best = sorted(largest(scores, range(n), math.floor(3 * n / 10) + 1))
+    went, found = [-1] * n, peaks(hidden[best].double() / 2, len(best) // 10 + 1)
+    for i, centre in zip(best, found, strict=True):
+        went[i] = best[centre]
+    assert SparseVLM().clusters(scores, hidden).tolist() == went
+
+
 def test_raters_are_what_the_picture_votes_for():
     torch.manual_seed(0)
     hidden = torch.randn(60, 48)

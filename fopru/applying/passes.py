@@ -156,7 +156,7 @@ class Pass:
         (query, key, mask, scaling, softcap), self.heard = self.heard, None
         _, heads, length, _ = query.shape
         scores = torch.zeros(now.dead.shape, device=query.device)
-        asked = self.raters.gather(1, now.index) & ~now.dead  # (B, L')
+        asked = self.raters.gather(1, now.index)  # (B, L')
         places = torch.arange(length, device=query.device)
         for row in asked.any(1).nonzero().flatten().tolist():
             keys = key[row].float().repeat_interleave(heads // key.shape[1], 0)  # (h, L', d)
@@ -170,8 +170,8 @@ class Pass:
                     shown = mask[min(row, len(mask) - 1), :, some]  # (1, R, L')
                     shown = shown if shown.dtype == torch.bool else shown >= 0
                 else:
-                    shown = places <= some[:, None]
-                logits = logits.masked_fill(~shown | now.dead[row], -torch.inf)
+                    shown = (places <= some[:, None]) & ~now.dead[row]
+                logits = logits.masked_fill(~shown, -torch.inf)
                 found = found + wide(logits.softmax(-1).flatten(0, 1)).sum(0)
             scores[row] = (found / (heads * len(raters))).float()
         return scores
