@@ -125,7 +125,7 @@ def vision(turns: int, batch: int) -> None:
         "pixel_values": torch.randn(batch, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
     }
-    skipped = ("evs", "fastv", "pyramiddrop")
+    skipped = ("evs", "fastv", "pyramiddrop", "sparsevlm")
     pruners = [cls(0.25) for name, cls in fopru.METHODS.items() if name not in skipped]
     table = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
     eager = []

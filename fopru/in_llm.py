@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from fopru.applying import Inside, at_work
@@ -74,6 +76,30 @@ class InLLMPruner(Pruner):
     before: ClassVar[bool] = True
     """Where the scores come from: True for the attention of layer i - 1, if tokens leave on
     entering layer i, False for what layer i's own projections make of its input."""
+
+    def raters(self, hidden: Tensor, visual: Tensor) -> Tensor:
+        """Return by whose attention visual tokens are scored: (L,) bool, here the last token.
+
+        Args:
+            hidden: (L, d): what the language model's first layer gets for one prompt without its
+                padding.
+            visual: (L,) bool: True for visual tokens, of which there are some.
+        """
+        return torch.arange(len(visual), device=visual.device) == len(visual) - 1
+
+    recycle: ClassVar[bool] = False
+    """Whether `clusters` makes new tokens of those that would be dropped."""
+
+    def clusters(self, scores: Tensor, hidden: Tensor) -> Tensor:
+        """Return what becomes of the n tokens of one picture that do not go on: (n,) int64 places
+        among them. Each is averaged with all those that have the same place, and the mean takes the
+        slot of the token at that place; -1 is for those that are dropped.
+
+        Args:
+            scores: (n,) float32: the attention that they get.
+            hidden: (n, d): their hidden states.
+        """
+        raise NotImplementedError
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:
         """Raise ValueError: there are no shorter inputs, since tokens leave later."""

@@ -144,7 +144,12 @@ def first(values: Tensor) -> Tensor:
 
 
 def unit(features: Tensor) -> Tensor:
-    """Scale features (N, d) to length 1 in float64; a row of zeros stays as it is.
+    """Scale features (N, d) to length 1, as `wide` returns them; a row of zeros stays as it is."""
+    return F.normalize(wide(features), dim=1)
+
+
+def wide(features: Tensor) -> Tensor:
+    """Return features (N, d) in float64.
 
     They stay on their device, if that is known to have float64; else they come to the CPU, for
     Apple's GPUs have none.
@@ -159,7 +164,7 @@ def unit(features: Tensor) -> Tensor:
         )
     if features.device.type not in ("cpu", "cuda"):
         features = features.cpu()
-    return F.normalize(features.double(), dim=1)
+    return features.double()
 
 
 def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:

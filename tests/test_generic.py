@@ -115,6 +115,7 @@ def test_steps_on_a_pruned_cache_are_those_of_a_prompt_read_again(kind, weights)
         ("pool", "where in the picture a token sits"),
         ("fastv", "the layers of its language model"),
         ("pyramiddrop", "the layers of its language model"),
+        ("sparsevlm", "the layers of its language model"),
     ],
 )
 def test_methods_that_read_more_are_refused_with_those_that_work(method, what):
@@ -122,7 +123,7 @@ def test_methods_that_read_more_are_refused_with_those_that_work(method, what):
     said = f"model type 'vipllava'.* does not know {what}.*work that read the visual tokens"
     with pytest.raises(fopru.UnsupportedModelError, match=said):
         fopru.METHODS[method](0.25)(model)
-    if method not in ("fastv", "pyramiddrop"):
+    if method not in ("fastv", "pyramiddrop", "sparsevlm"):
         with pytest.raises(fopru.UnsupportedModelError, match=said):
             fopru.METHODS[method](0.25).prune(model, inputs)
 

@@ -1,5 +1,6 @@
-"""FastV and PyramidDrop against full-length runs with the dropped columns masked out."""
+"""FastV, PyramidDrop and SparseVLM against full-length runs with the dropped columns masked out."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -8,9 +9,12 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 import fopru
-from fopru.methods import FastV, PyramidDrop
+from fopru.methods import FastV, PyramidDrop, SparseVLM
 
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 w5 w6 w8 w9 ASSISTANT:"]
+METHODS = [FastV, PyramidDrop, SparseVLM]
+SELECTING = [FastV, PyramidDrop, partial(SparseVLM, recycle=False)]
+"""Those that make no new tokens, which no mask can."""
 
 
 def model(attention="sdpa"):
@@ -69,7 +73,7 @@ def columns(run, row, net, length):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("positions", ["preserve", "reindex"])
-@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+@pytest.mark.parametrize("method", SELECTING)
 def test_logits_are_those_of_a_masked_full_length_run(method, positions, attention):
     net, inputs = model(attention), batch(TEXTS[:1])
     length = inputs["input_ids"].shape[1]
@@ -85,7 +89,7 @@ def test_logits_are_those_of_a_masked_full_length_run(method, positions, attenti
 
 
 @pytest.mark.parametrize("padding_side", ["left", "right"])
-@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+@pytest.mark.parametrize("method", METHODS)
 def test_batches_with_padding_equal_their_members(method, padding_side):
     net = model()
     pruner = method(0.25)
@@ -107,7 +111,7 @@ def kept_length(counts, row, inputs):
     return int((mask & (ids != tiny.IMAGE_TOKEN_ID)).sum()) + counts[-1][row]
 
 
-@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+@pytest.mark.parametrize("method", SELECTING)
 def test_decoding_on_the_cache_equals_one_long_forward(method):
     """Each generated token is the first choice of a run in which the text so far was the prompt's
     end, as long as the same visual tokens stay: checked with the masked run."""
@@ -126,7 +130,7 @@ def test_decoding_on_the_cache_equals_one_long_forward(method):
         assert logits.argmax() == out[0, length + step]
 
 
-@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 def test_generation_in_batches_equals_generation_alone(method, options):
     net = model()
@@ -138,7 +142,7 @@ def test_generation_in_batches_equals_generation_alone(method, options):
             assert torch.equal(single[0, -5:], together[row, -5:])
 
 
-@pytest.mark.parametrize("method", [FastV, PyramidDrop])
+@pytest.mark.parametrize("method", METHODS)
 def test_keeping_all_changes_nothing_and_nothing_is_left_behind(method):
     net, inputs = model(), batch()
     before = net.model.language_model.config._attn_implementation
@@ -190,7 +194,7 @@ def test_text_alone_passes_through():
 
 def test_what_is_refused():
     net, inputs = model(), batch(TEXTS[:1])
-    for method in (FastV, PyramidDrop):
+    for method in METHODS:
         with pytest.raises(ValueError, match=f"'{method.name}' drops tokens inside .* use `with"):
             method(0.5).prune(net, inputs)
         with pytest.raises(ValueError, match="tokens=5: methods inside the language model take"):

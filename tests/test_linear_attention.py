@@ -202,6 +202,8 @@ def test_of_two_layers_equally_near_tokens_leave_at_the_later_one():
     assert list(placed({6: 0.5}, stack, before=True)) == [8]
     assert list(placed({31: 0.5}, stack, before=True)) == [28]  # 32 would be behind the last
     assert list(placed({1: 0.5}, stack, before=False)) == [7]  # layer 3 sees all tokens
+    steps = fopru.METHODS["sparsevlm"](0.5).stages(24)  # 2, 5 and 12, of which two are next to 4
+    assert list(placed(steps, decoder("llla" * 6), before=True)) == [4, 8, 12]
 
 
 def test_a_stage_that_moved_is_told():

@@ -389,7 +389,9 @@ def test_images_and_videos_in_one_prompt_are_refused():
 # Methods inside the language model, beyond LLaVA
 
 
-@pytest.mark.parametrize("name", ["fastv", "pyramiddrop"])
+@pytest.mark.parametrize(
+    "name", ["fastv", "pyramiddrop", pytest.param("sparsevlm", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("family", zoo.NEW)
 def test_inside_the_llm_batches_equal_singles_and_kernels_agree(name, family):
     inputs, images = batch(family), pictures()

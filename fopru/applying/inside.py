@@ -13,8 +13,9 @@ from transformers import Cache, PreTrainedModel
 
 from fopru.applying.conversation import cache_of, conversation, fitted, mark, n_past
 from fopru.applying.layers import listed, placed
-from fopru.applying.passes import AT_HAND, Layers, LayerTokens, Pass
+from fopru.applying.passes import AT_HAND, Pass
 from fopru.applying.session import During, Session, at_once, option
+from fopru.applying.tokens import Layers, LayerTokens, by_row
 from fopru.attention import twinned
 from fopru.encoding import Encoded
 from fopru.families import Grid, UnsupportedModelError
@@ -69,8 +70,9 @@ class Inside(Session):
             )
         self._refuse_ties()
         self.reindex = pruner.numbering(self.family) == "reindex"
-        self.prompt = Layers(0)
-        self.grids: list[Grid] = []
+        self.prompt = Layers(0, [])
+        self.encoded: list[Grid] = []
+        """The grids of pictures that were encoded before the model gets them."""
         self.hooks: list[int] = []
 
     def _refuse_ties(self) -> None:
@@ -123,22 +125,22 @@ class Inside(Session):
     def images(self) -> tuple[PrunedImage, ...]:
         """What the last layer saw of each picture of the last prompt, in the order of the
         prompt."""
-        images, row, start = [], 0, 0
-        totals = self.layers[0].visual.sum(1).tolist() if self.layers else []
-        kept = self.kept
-        for grid in self.grids if totals else ():
-            while start == totals[row]:
-                row, start = row + 1, 0
-            own = kept[row][(kept[row] >= start) & (kept[row] < start + grid.n_tokens)] - start
-            owner = torch.full((grid.n_tokens,), -1)
-            owner[own] = torch.arange(len(own))
-            images.append(PrunedImage(row, own, None, grid, owner))
-            start += grid.n_tokens
+        images: list[PrunedImage] = []
+        owners = self.prompt.owners(-1) if self.layers else []
+        for row, (grids, owner) in enumerate(zip(self.prompt.pictures, owners, strict=True)):
+            parts = owner.cpu().split([grid.n_tokens for grid in grids])
+            start = 0
+            for grid, part in zip(grids, parts, strict=True):
+                own = part - start
+                kept = (own == torch.arange(len(own))).nonzero().flatten()
+                places = torch.searchsorted(kept, own).where(part >= 0, -1)
+                images.append(PrunedImage(row, kept, None, grid, places))
+                start += grid.n_tokens
         return tuple(images)
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
         """Return the inputs with all visual tokens: they leave later; see `Session.arguments`."""
-        self.grids = [image.grid for image in encoded.images]
+        self.encoded = [image.grid for image in encoded.images]
         return during("compaction", lambda: whole(encoded))
 
     @contextmanager
@@ -179,9 +181,7 @@ class Inside(Session):
                 f"language model, and {reason}. Leave {name} out, or use a method that prunes "
                 "before the language model."
             )
-        family = self.family.reading(kwargs)
-        self.grids = family.grids(kwargs)
-        with self.in_generate(None):
+        with self.in_generate(self.family.reading(kwargs).grids(kwargs)):
             return generate(**kwargs)
 
     def forward(self, forward: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
@@ -207,8 +207,6 @@ class Inside(Session):
             mark(cache_of(output) or cache, None)
             return output
         else:
-            if self.shows(kwargs) and not self.generating:
-                self.grids = self.family.reading(kwargs).grids(kwargs)
             at_hand = self._begun(ids, kwargs, cache)
         with at_hand:
             output = forward(**kwargs)
@@ -238,11 +236,18 @@ class Inside(Session):
                 f"{self.pruner.name!r} chooses tokens between them: turn it off "
                 "(model.gradient_checkpointing_disable()) or call model.eval()."
             )
-        mask = kwargs.get("attention_mask")
+        mask, visual = kwargs.get("attention_mask"), self.visual(ids)
         dead = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
         index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-        start = LayerTokens(index, dead, self.visual(ids), bool(dead.any()))
-        return Pass(self, Layers(ids.shape[1]), start)
+        start = LayerTokens(index, dead, visual, bool(dead.any()), index.where(~dead, -1))
+        pictures = by_row(self._grids(kwargs), visual.sum(1).tolist())
+        return Pass(self, Layers(ids.shape[1], pictures), start)
+
+    def _grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
+        """Return the grids of the pictures of a new prompt."""
+        if self.generating:
+            return self.conversation
+        return self.family.reading(kwargs).grids(kwargs) if self.shows(kwargs) else self.encoded
 
     def _entering(self, i: int) -> Callable[..., Any]:
         """Return the hook that stands before layer i."""

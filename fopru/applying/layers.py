@@ -174,23 +174,23 @@ def listed(layers: Iterable[int]) -> str:
 def placed(stages: dict[int, float], decoder: PreTrainedModel, before: bool) -> dict[int, float]:
     """The stages of a method, each at the layer nearest to its own where tokens can be chosen: by
     the attention of the layer before, or by that of the layer itself. Of two layers equally near it
-    is the later one, so that tokens stay longer.
+    is the later one, so that tokens stay longer; a layer that has a stage already is passed over.
 
     Where all layers attend these are the stages themselves, and a stage keeps its share of the
     depth where a few do. The first layer that attends sees all tokens: by its keys the cache tells
     how long the prompt is.
 
     Raises:
-        UnsupportedModelError: there are fewer such layers than stages, or two stages meet at one.
+        UnsupportedModelError: there are too few such layers.
     """
     layers = list(decoder.layers)
     attending = [i for i, layer in enumerate(layers) if attends(layer)]
     there = [i + 1 for i in attending if i + 1 < len(layers)] if before else attending[1:]
-    found = {
-        min(there, key=lambda i: (abs(i - stage), -i)): share
-        for stage, share in stages.items()
-        if there
-    }
+    found: dict[int, float] = {}
+    for stage, share in sorted(stages.items()):
+        if there:
+            place = min(there, key=lambda i: (abs(i - stage), -i))
+            found[place], there = share, [i for i in there if i > place]
     if len(found) < len(stages):
         raise UnsupportedModelError(
             f"{len(attending)} of the {len(layers)} layers of {type(decoder).__name__} have "

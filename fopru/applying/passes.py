@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,62 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fopru.applying.layers import LayerCall, attends, waves_at, window
+from fopru.applying.tokens import Layers, LayerTokens
 from fopru.attention import heard, implementation
 from fopru.families import UnsupportedModelError
+from fopru.picking import BLOCK_ELEMENTS, remaining, top, wide
 from fopru.pruned import line_up
-
-
-@dataclass(frozen=True, eq=False)
-class LayerTokens:
-    """The tokens of the prompt that a layer sees."""
-
-    index: Tensor
-    """(B, L') int64: the column of the prompt that each token stands in."""
-    dead: Tensor
-    """(B, L') bool: True for padding, be it of the prompt or because rows keep unequal numbers."""
-    visual: Tensor
-    """(B, L') bool: True for visual tokens."""
-    padded: bool
-    """Whether any token is dead."""
-
-    def rows(self, index: Tensor) -> LayerTokens:
-        """Return the tokens of some rows of the batch, in the order of `index`."""
-        index = index.to(self.index.device)
-        return LayerTokens(self.index[index], self.dead[index], self.visual[index], self.padded)
-
-
-@dataclass(eq=False)
-class Layers:
-    """What is kept with the KV cache of a prompt of L tokens that lost some between layers."""
-
-    length: int
-    """L, the number of tokens in each row of the whole prompt."""
-    layers: list[LayerTokens] = field(default_factory=list)
-    """The tokens that each layer of the language model sees."""
-
-    @property
-    def n_rows(self) -> int:
-        """B, the number of rows."""
-        return len(self.layers[0].index)
-
-    def rows(self, index: Tensor) -> Layers:
-        """Return the same of some rows of the batch, in the order of `index`."""
-        done: dict[int, LayerTokens] = {}
-        for layer in self.layers:
-            done.setdefault(id(layer), layer.rows(index))
-        return Layers(self.length, [done[id(layer)] for layer in self.layers])
-
-    def visible(self, layer: int) -> list[Tensor]:
-        """Return the visual tokens that a layer sees of each row, as indices among the row's
-        own."""
-        first, here = self.layers[0], self.layers[layer]
-        rows = []
-        for row in range(len(first.index)):
-            visual = first.index[row][first.visual[row]]
-            visible = here.index[row][here.visual[row] & ~here.dead[row]]
-            rows.append(torch.searchsorted(visual.contiguous(), visible))
-        return rows
-
 
 AT_HAND: ContextVar[Pass | None] = ContextVar("fopru_pass", default=None)
 """The pass that this thread is in, or None."""
@@ -94,7 +42,9 @@ class Pass:
         self.prefill = current is not None
         self.current = current
         self.totals = [] if current is None else current.visual.sum(1).tolist()
-        self.heard: tuple[Tensor, Tensor, float] | None = None
+        self.raters: Tensor | None = None
+        """(B, L) bool: the tokens of the prompt by whose attention visual ones are scored."""
+        self.heard: tuple[Any, ...] | None = None
         self.listening: nn.Module | None = None
         self.shared: dict[Any, Any] = {}
         """Masks and rotary embeddings of this pass, which layers with the same tokens share."""
@@ -108,10 +58,22 @@ class Pass:
         self.listener.__exit__(*error)
         AT_HAND.reset(self.token)
 
-    def _note(self, module, query, key, value, attention_mask=None, *, scaling=None, **kwargs):
+    def _note(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        scaling: float | None = None,
+        softcap: float | None = None,
+        **kwargs: Any,
+    ) -> None:
         if module is self.listening:
             self.listening = None
-            self.heard = (query, key, scaling or query.shape[-1] ** -0.5)
+            scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+            self.heard = (query, key, attention_mask, scaling, softcap)
             if not self.pruner.before:
                 raise _Enough
 
@@ -123,6 +85,8 @@ class Pass:
                 return None
             return self._step(i, LayerCall(layer, args, kwargs))
         call = None
+        if i == 0 and self.session.chosen is None:
+            self.raters = self._raters(LayerCall(layer, args, kwargs).hidden)
         if i >= first:
             call = LayerCall(layer, args, kwargs)
             if i in self.session.stages:
@@ -133,28 +97,50 @@ class Pass:
             self.listening = layer.self_attn
         return None if call is None else (call.args, call.kwargs)
 
+    @torch.no_grad()
+    def _raters(self, hidden: Tensor) -> Tensor:
+        """Ask the method by whose attention it scores: (B, L) bool."""
+        now = self.current
+        raters = torch.zeros_like(now.dead)
+        for row, total in enumerate(self.totals):
+            alive = ~now.dead[row]
+            if total:
+                raters[row, alive] = self.pruner.raters(hidden[row, alive], now.visual[row, alive])
+        return raters
+
     def _drop(self, i: int, call: LayerCall) -> None:
         """Drop visual tokens on entering layer i."""
-        visible = self.known.visible(-1)
+        now, hidden = self.current, call.hidden
+        visible, visual = self.known.visible(-1), now.visual & ~now.dead
         if self.session.chosen is None:
-            best = self._best(i, visible, self._scores(i, call))
+            scores = self._scores(i, call)
         else:
-            best = self.session.chosen.prompt.visible(i)
-        now = self.current
-        visual = now.visual & ~now.dead
-        keep = ~now.visual & ~now.dead
-        for row, (own, chosen) in enumerate(zip(visible, best, strict=True)):
-            keep[row, visual[row]] = torch.isin(own, chosen)
+            owners = self.session.chosen.prompt.owners(i)
+        keep, owner = ~now.visual & ~now.dead, now.owner.clone()
+        for row, own in enumerate(visible):
+            (places,) = visual[row].nonzero(as_tuple=True)  # (n,)
+            if self.session.chosen is None:
+                went = self._went(i, row, own, scores[row, places], hidden[row, places])
+            else:  # of the tokens that are here
+                there = owners[row][own]
+                went = torch.searchsorted(own, there).where(there >= 0, -1)
+            keep[row, places] = went == torch.arange(len(went), device=went.device)
+            columns = now.index[row, places]
+            table = torch.arange(owner.shape[1], device=owner.device)  # (L,)
+            table[columns] = columns[went].where(went >= 0, -1)
+            owner[row] = table[owner[row]].where(owner[row] >= 0, -1)
+            hidden = _averaged(hidden, row, places, went)
         order = line_up(keep, pad_right=bool(now.dead[:, -1].any()))  # (B, L')
         dead = ~keep.gather(1, order)
-        self.current = LayerTokens(
-            now.index.gather(1, order), dead, now.visual.gather(1, order), bool(dead.any())
-        )
-        width = call.hidden.shape[-1]
-        call.hidden = call.hidden.gather(1, order[..., None].expand(-1, -1, width))  # (B, L', d)
+        index, visual = now.index.gather(1, order), now.visual.gather(1, order)
+        self.current = LayerTokens(index, dead, visual, bool(dead.any()), owner)
+        call.hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
 
+    @torch.no_grad()
     def _scores(self, i: int, call: LayerCall) -> Tensor:
-        """Return the attention of the last prompt token to each token, mean over heads: (B, L')."""
+        """Return the attention of the raters to each token, mean over them and over heads: (B, L')
+        float32."""
+        now = self.current
         if not self.pruner.before:
             self.listening = call.layer.self_attn
             probe = LayerCall(call.layer, call.args, call.kwargs)
@@ -167,26 +153,56 @@ class Pass:
                 f"layer {i} of {type(self.decoder).__name__} does not attend through transformers' "
                 f"attention interface: method {self.pruner.name!r} has no attention to choose by."
             )
-        (query, key, scaling), self.heard = self.heard, None
-        alive = ~self.current.dead  # (B, L')
-        last = alive.shape[1] - 1 - alive.flip(1).long().argmax(1)
-        rows = torch.arange(len(last), device=last.device)
-        q = query[rows, :, last].float()  # (B, h, d)
-        k = key.float().repeat_interleave(query.shape[1] // key.shape[1], 1)  # (B, h, L', d)
-        logits = torch.einsum("bhd,bhld->bhl", q, k) * scaling
-        logits = logits.masked_fill(self.current.dead[:, None], -torch.inf)
-        return logits.softmax(-1).mean(1)
+        (query, key, mask, scaling, softcap), self.heard = self.heard, None
+        _, heads, length, _ = query.shape
+        scores = torch.zeros(now.dead.shape, device=query.device)
+        asked = self.raters.gather(1, now.index)  # (B, L')
+        places = torch.arange(length, device=query.device)
+        for row in asked.any(1).nonzero().flatten().tolist():
+            keys = key[row].float().repeat_interleave(heads // key.shape[1], 0)  # (h, L', d)
+            found = 0
+            raters = asked[row].nonzero().flatten()
+            for some in raters.split(max(1, BLOCK_ELEMENTS // (heads * length))):
+                logits = query[row, :, some].float() @ keys.transpose(1, 2) * scaling  # (h, R, L')
+                if softcap is not None:
+                    logits = softcap * (logits / softcap).tanh()
+                if mask is not None and mask.dim() == 4:
+                    shown = mask[min(row, len(mask) - 1), :, some]  # (1, R, L')
+                    shown = shown if shown.dtype == torch.bool else shown >= 0
+                else:
+                    shown = (places <= some[:, None]) & ~now.dead[row]
+                logits = logits.masked_fill(~shown, -torch.inf)
+                found = found + wide(logits.softmax(-1).flatten(0, 1)).sum(0)
+            scores[row] = (found / (heads * len(raters))).float()
+        return scores
 
-    def _best(self, i: int, visible: list[Tensor], scores: Tensor) -> list[Tensor]:
-        """Return the visual tokens of each row that go on by their scores (B, L'), as indices among
-        its own."""
-        rows = []
-        for row, total in enumerate(self.totals):
-            (places,) = (self.current.visual[row] & ~self.current.dead[row]).nonzero(as_tuple=True)
-            k = min(self.pruner.count(total, self.session.stages[i]), len(places))
-            order = scores[row, places].sort(descending=True, stable=True).indices
-            rows.append(visible[row][order[:k]])
-        return rows
+    @torch.no_grad()
+    def _went(self, i: int, row: int, own: Tensor, scores: Tensor, hidden: Tensor) -> Tensor:
+        """Return what becomes of a row's n visual tokens on entering layer i: (n,) int64 places
+        among them, its own for one that goes on, that of another for one that is averaged into its
+        slot, -1 for one that is dropped.
+
+        Args:
+            own: (n,) int64: which of the row's visual tokens they are.
+            scores: (n,) their scores.
+            hidden: (n, d) their hidden states.
+        """
+        n = len(own)
+        went = torch.full_like(own, -1)
+        k = min(self.pruner.count(self.totals[row], self.session.stages[i]), n)
+        if not k:
+            return went
+        kept = top(scores, k).to(own.device)
+        went[kept] = kept
+        if self.pruner.recycle:
+            gone, start = remaining(kept, n), 0
+            for grid in self.known.pictures[row]:
+                here = (own[gone] >= start) & (own[gone] < start + grid.n_tokens)
+                start, some = start + grid.n_tokens, gone[here]
+                if len(some):
+                    slots = self.pruner.clusters(scores[some], hidden[some]).to(own.device)
+                    went[some] = some[slots].where(slots >= 0, -1)
+        return went
 
     def _fit(self, i: int, call: LayerCall) -> None:
         """Cut a layer's arguments at prefill down to the tokens that are left."""
@@ -286,3 +302,22 @@ def _gather(table: Tensor, index: Tensor) -> Tensor:
     """Pick rows (B, L') of a (B or 1, L, d) table."""
     table = table.expand(len(index), -1, -1)
     return table.gather(1, index[..., None].expand(-1, -1, table.shape[-1]))
+
+
+def _averaged(hidden: Tensor, row: int, places: Tensor, went: Tensor) -> Tensor:
+    """Return hidden states (B, L, d) in which tokens of a row are averaged that share a slot.
+
+    Args:
+        places: (n,) int64: where the row's visual tokens stand.
+        went: (n,) int64: for each the one, among them, whose slot it takes, or -1.
+    """
+    others = (went >= 0) & (went != torch.arange(len(went), device=went.device))
+    shared = torch.isin(went, went[others])
+    if not bool(shared.any()):
+        return hidden
+    slots, members, sizes = went[shared].unique(return_inverse=True, return_counts=True)
+    old = wide(hidden[row, places[shared]])
+    sums = old.new_zeros(len(slots), old.shape[1]).index_add(0, members.to(old.device), old)
+    hidden = hidden.clone()
+    hidden[row, places[slots]] = (sums / sizes.to(old.device)[:, None]).to(hidden)
+    return hidden

@@ -16,6 +16,7 @@ from fopru.methods.prunesid import PruneSID
 from fopru.methods.pyramiddrop import PyramidDrop
 from fopru.methods.random import Random
 from fopru.methods.scope import SCOPE
+from fopru.methods.sparsevlm import SparseVLM
 from fopru.methods.tome import ToMe
 from fopru.methods.uniform import Uniform
 from fopru.methods.visionzip import VisionZip
@@ -44,6 +45,7 @@ __all__ = [
     "PruneSID",
     "PyramidDrop",
     "Random",
+    "SparseVLM",
     "ToMe",
     "Uniform",
     "VScan",

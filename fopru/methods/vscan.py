@@ -25,9 +25,13 @@ class VScan(CLS, name="vscan"):
     same number from each window of the grid. The global ones are those of the rest that it attends
     to most in the block whose output the model uses. Each other token goes to the kept one that is
     most like it (cosine of the features that the language model would get), and each kept one
-    becomes the mean of itself and those. This is the paper's first stage, before the language
-    model; where the quota of the windows does not divide, the rule is that of the authors' code for
-    Qwen2.5-VL, which keeps exactly k. Views with newline tokens are refused.
+    becomes the mean of itself and those. Where the quota of the windows does not divide, the rule
+    is that of the authors' code for Qwen2.5-VL, which keeps exactly k. Views with newline tokens
+    are refused.
+
+    This is the paper's first stage only. The second one, half way through the language model, keeps
+    a third of these tokens by the attention of the last prompt token; it is not here. A published
+    budget is the mean over layers: "64" is 96 tokens, and 32 from layer 16 of 32 on.
 
     Where the tower has no CLS token, `attention` decides as in `fopru.CLS`, as the authors do for
     Qwen2.5-VL.

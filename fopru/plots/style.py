@@ -46,6 +46,7 @@ LOOKS = {
     "pool": (PINK, "s"),
     "fastv": (ORANGE, "o"),
     "pyramiddrop": (ORANGE, "s"),
+    "sparsevlm": (ORANGE, "D"),
     "random": (SKY, "o"),
     "uniform": (SKY, "s"),
     "oracle": (GREY, "^"),
