@@ -167,6 +167,8 @@ class Pruner:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in columns and value != field.default:
+                if isinstance(value, Pruner):
+                    value = f"({value.label})" if "," in value.label else value.label
                 text += f", {field.name}={value}"
         return text
 
@@ -269,7 +271,13 @@ class Pruner:
         return self.budgets(image.grid)
 
     def n_keep(self, grid: Grid) -> int:
-        """The number of tokens to keep of a picture with this grid, before anything is encoded."""
+        """The number of tokens to keep of a picture with this grid, before anything is encoded.
+
+        Raises:
+            ValueError: as `budgets`, or the number depends on the picture (`fixed_k` is False).
+        """
+        if not self.fixed_k:
+            raise ValueError(f"{self.label}: how many tokens are kept depends on the picture.")
         return sum(self.budgets(grid))
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:
