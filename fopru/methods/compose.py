@@ -61,7 +61,7 @@ def as_shares(image: EncodedImage) -> Tensor:
     Raises:
         ValueError: some are negative, or all are 0.
     """
-    scores = image.significance.double().cpu()
+    scores = image.significance.cpu().double()
     if not scores.min() >= 0 or not scores.any():
         raise ValueError(
             "budget: shares of the significance take scores of at least 0 that are not all 0; "
