@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from fopru.arguments import check_choice
@@ -17,7 +17,7 @@ from fopru.evaluation.asking import prepare, prompts
 from fopru.evaluation.controls import same_picture
 from fopru.evaluation.tasks import in_memory
 from fopru.methods.compose import Budget, Compose, as_shares
-from fopru.picking import RELATIVE, unit
+from fopru.picking import RELATIVE, first, unit
 from fopru.redundancy import effective_rank
 
 Picture = tuple[tuple[int, float], ...]
@@ -81,17 +81,18 @@ def factor(pictures: tuple[Picture, ...], share: float) -> float:
     The mean grows by steps as the factor does. What is returned lies in the middle between two
     steps, so that rounding in the measures changes nothing.
     """
-    mean, steps = 0.0, []
-    for picture in pictures:
-        weight = 1 / len(pictures) / sum(n for n, _ in picture)
-        mean += weight * len(picture)  # one token of each part stays in any case
-        steps += [((k + 0.5) / size, weight) for n, size in picture for k in range(1, n)]
-    best, below = (torch.inf, 0.0), 0.0
-    for at, weights in groupby(sorted(steps), key=lambda step: step[0]):
-        if at > below * (1 + RELATIVE):
-            best = min(best, (abs(mean - share), (below + at) / 2))
-        mean, below = mean + sum(weight for _, weight in weights), at
-    return min(best, (abs(mean - share), 2 * below))[1]
+    weights = [1 / len(pictures) / sum(n for n, _ in picture) for picture in pictures]
+    parts = [(*part, w) for p, w in zip(pictures, weights, strict=True) for part in p]
+    steps = torch.cat([(torch.arange(1, n).double() + 0.5) / size for n, size, _ in parts])  # (S,)
+    more = torch.cat([steps.new_full((n - 1,), weight) for n, _, weight in parts])
+    steps, order = steps.sort()
+    least = sum(weight for *_, weight in parts)  # one token of each part stays in any case
+    mean = F.pad(more[order].cumsum(0), (1, 0)) + least  # (S + 1,) before and after each step
+    low = F.pad(steps, (1, 0))
+    high = torch.cat([steps, 2 * low[-1:] + 1])
+    off = (mean - share).abs().where(high > low * (1 + RELATIVE), torch.inf)
+    best = first(-off[None])
+    return ((low[best] + high[best]) / 2).item()
 
 
 @torch.no_grad()

@@ -89,7 +89,7 @@ def test_logits_are_those_of_as_many_copies(family, attention, positions):
     equal_to_copies(replace(MASS, positions=positions), family, attention)
 
 
-@pytest.mark.parametrize("method", ["tome", "pool", "visionzip", "prumerge"])
+@pytest.mark.parametrize("method", ["tome", "pool", "visionzip", "prumerge", "cluster-mean"])
 def test_merged_tokens_weigh_what_went_into_them(method):
     equal_to_copies(fopru.METHODS[method](0.25, weights="mass"), "llava")
 
