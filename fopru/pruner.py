@@ -254,8 +254,11 @@ class Pruner:
         """The number of tokens to keep of each of the `parts` of a picture with this grid.
 
         Raises:
-            ValueError: `tokens` is more than the picture has, or less than its number of views.
+            ValueError: `tokens` is more than the picture has, or less than its number of views; or
+                `fixed_k` is False.
         """
+        if not self.fixed_k:
+            raise ValueError(f"{self.label}: how many tokens are kept depends on the picture.")
         sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]
@@ -274,10 +277,8 @@ class Pruner:
         """The number of tokens to keep of a picture with this grid, before anything is encoded.
 
         Raises:
-            ValueError: as `budgets`, or the number depends on the picture (`fixed_k` is False).
+            ValueError: as `budgets`.
         """
-        if not self.fixed_k:
-            raise ValueError(f"{self.label}: how many tokens are kept depends on the picture.")
         return sum(self.budgets(grid))
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:

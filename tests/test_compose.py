@@ -455,6 +455,8 @@ def test_budgets_that_depend_on_the_picture_say_so():
     grid = Grid((View(HEIGHT, WIDTH),))
     with pytest.raises(ValueError, match=r"Holds\(\): how many tokens are kept depends on the p"):
         composed(Top(), budget=Holds()).n_keep(grid)
+    with pytest.raises(ValueError, match="how many tokens are kept depends on the picture"):
+        composed(Top(), budget=Holds(), retention=1).budgets(grid)
     pruner = composed(Top(), budget=Adaptive())
     with pytest.raises(ValueError, match=r"rank'\): what the mean is taken over is not known; use"):
         kept(pruner, noise())

@@ -176,8 +176,10 @@ class Compose(Pruner):
         return [replace(part, significance=self.score(part)) for part in parts]
 
     def budgets_of(self, image: EncodedImage) -> list[int]:
-        if self.fixed_k or self.share == 1:
-            return self.budgets(image.grid)
+        if self.fixed_k:
+            return super().budgets_of(image)
+        if self.share == 1:
+            return [part.n_tokens for part in self.parts(image.grid)]
         return [
             self.budget.count(part, self.share) if part.grid.n_tokens > 1 else 1
             for part in self.scored(image)
