@@ -11,6 +11,7 @@ from typing import Any
 __version__ = version("fopru")
 
 _NAMES = {
+    "adaptive": ("Adaptive", "calibrate"),
     "checking": ("check",),
     "efficiency": ("measure",),
     "encoding": ("Encoded", "EncodedImage", "encode"),

@@ -236,6 +236,47 @@ def cosines_of(points: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return row
 
 
+def loneliest(points: Tensor) -> Tensor:
+    """Return the place of the token whose nearest other one is farthest away, (1,); ties go to the
+    lower index.
+
+    Args:
+        points: (N, d), a `unit`.
+    """
+    alike = []
+    for start, block in products(points, points):
+        rows = torch.arange(len(block), device=block.device)
+        block[rows, start + rows] = -torch.inf  # no token is its own neighbour
+        alike.append(block.amax(1))
+    return first(-torch.cat(alike)[None])
+
+
+def spread(
+    points: Tensor, taken: Tensor, k: int, worth: Tensor | None = None, unlike: float = 1.0
+) -> Tensor:
+    """Add tokens to those taken until there are k: each time the one that is least like any of
+    them.
+
+    Args:
+        points: (N, d), a `unit`.
+        taken: (t,) distinct places on the device of the points, from 1 to k of them.
+        worth: (N,) float64 on that device. Where it is given, each token added is the one whose
+            worth, less `unlike` times its largest cosine to those taken, is largest.
+
+    Returns:
+        (k,) int64, sorted. Ties go to the lower index.
+    """
+    row_of, waiting, kept = cosines_of(points), list(taken[:, None]), []
+    alike = points.new_full((len(points),), -torch.inf)  # (N,) largest cosine to those taken
+    alike[taken] = torch.inf
+    for _ in range(k):
+        values = -alike if worth is None else worth - unlike * alike  # (N,)
+        kept.append(waiting.pop(0) if waiting else first(values[None]))
+        alike = alike.maximum(row_of(kept[-1], values))
+        alike[kept[-1]] = torch.inf
+    return torch.cat(kept).sort().values
+
+
 def greedy_map(points: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
     """Pick k tokens, each the one that adds most to the determinant of the kept ones' kernel.
 

@@ -171,6 +171,8 @@ class Pruner:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in columns and value != field.default:
+                if isinstance(value, Pruner):
+                    value = f"({value.label})" if "," in value.label else value.label
                 text += f", {field.name}={value}"
         return text
 
@@ -256,8 +258,11 @@ class Pruner:
         """The number of tokens to keep of each of the `parts` of a picture with this grid.
 
         Raises:
-            ValueError: `tokens` is more than the picture has, or less than its number of views.
+            ValueError: `tokens` is more than the picture has, or less than its number of views; or
+                `fixed_k` is False.
         """
+        if not self.fixed_k:
+            raise ValueError(f"{self.label}: how many tokens are kept depends on the picture.")
         sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]
@@ -273,7 +278,11 @@ class Pruner:
         return self.budgets(image.grid)
 
     def n_keep(self, grid: Grid) -> int:
-        """The number of tokens to keep of a picture with this grid, before anything is encoded."""
+        """The number of tokens to keep of a picture with this grid, before anything is encoded.
+
+        Raises:
+            ValueError: as `budgets`.
+        """
         return sum(self.budgets(grid))
 
     def prune(self, model: PreTrainedModel, inputs: Mapping[str, Any]) -> PrunedInputs:

@@ -36,8 +36,22 @@ def neighbours(features: Tensor) -> Tensor:
 
 
 def spectrum(features: Tensor) -> Tensor:
-    """Return the singular values of the tokens' features as shares of their sum, (min(N, d),)."""
-    values = torch.linalg.svdvals(features.double())
+    """Return the singular values of the tokens' features as shares of their sum, (min(N, d),).
+
+    They are the roots of the eigenvalues of the smaller Gram matrix, which takes a small part of
+    the time of a singular value decomposition. What is below float64's rounding of the eigenvalues
+    (about 4e-7 of the largest singular value, of 576 tokens) counts as 0.
+
+    Raises:
+        ValueError: all features are 0.
+    """
+    table = features.double()
+    table = table if len(table) <= table.shape[1] else table.T
+    squares = torch.linalg.eigvalsh(table @ table.T).flip(0)  # (min(N, d),)
+    if squares[0] <= 0:
+        raise ValueError("features: all are 0, so that they have no direction.")
+    noise = squares[0] * len(squares) * torch.finfo(squares.dtype).eps
+    values = squares.where(squares > noise, 0).sqrt()
     return values / values.sum()
 
 

@@ -26,6 +26,7 @@ ROOMS = (
     ),
     *("tapping", "encoding", "pruned", "choosing", "applying", "pruner", "in_llm", "methods"),
     *("evaluation", "efficiency", "checking", "plots", "redundancy", "pocket", "loading"),
+    "adaptive",
     *("pocket.score", "evaluation.lmms_tasks", "evaluation.lmms", "widgets", "fopru", "cli"),
     "__main__",
 )

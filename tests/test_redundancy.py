@@ -94,3 +94,15 @@ def test_a_picture_in_tiles_is_refused(tmp_path):
     example = Example("q", "t", tiny.image(60, 40), "w1 w2", "w7 w9")
     with pytest.raises(fopru.UnsupportedModelError, match="take pictures of one view"):
         redundancy.Answers(model, processor, example)
+
+
+@pytest.mark.parametrize("shape", [(30, 50), (50, 30), (1, 8), (8, 1)])
+def test_the_spectrum_is_that_of_the_singular_values(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 3
+    values = torch.linalg.svdvals(x.double())
+    torch.testing.assert_close(redundancy.spectrum(x), values / values.sum(), atol=1e-9, rtol=0)
+
+
+def test_features_without_a_direction():
+    with pytest.raises(ValueError, match="features: all are 0"):
+        redundancy.spectrum(torch.zeros(4, 3))

@@ -1,6 +1,8 @@
 """One method, one dataclass, one file; importing this package registers them all."""
 
 from fopru.methods.cls import CLS
+from fopru.methods.cluster_mean import ClusterMean
+from fopru.methods.compose import Compose, Holds, Share
 from fopru.methods.dart import DART
 from fopru.methods.divprune import DivPrune
 from fopru.methods.dpp import DPP, CDPruner
@@ -10,6 +12,7 @@ from fopru.methods.fopru import FoPru, FoPruRow
 from fopru.methods.hiprune import HiPrune
 from fopru.methods.holov import HoloV
 from fopru.methods.mmtok import MMTok
+from fopru.methods.picks import MMR, Cells, Halves, MaxMin, Pick, Top
 from fopru.methods.pool import Pool
 from fopru.methods.prumerge import PruMerge, PruMergePlus
 from fopru.methods.prunesid import PruneSID
@@ -30,23 +33,33 @@ __all__ = [
     "DPP",
     "EVS",
     "METHODS",
+    "MMR",
     "SCOPE",
     "CDPruner",
+    "Cells",
+    "ClusterMean",
+    "Compose",
     "DivPrune",
     "FastV",
     "FoPru",
     "FoPruRow",
+    "Halves",
     "HiPrune",
+    "Holds",
     "HoloV",
     "MMTok",
+    "MaxMin",
+    "Pick",
     "Pool",
     "PruMerge",
     "PruMergePlus",
     "PruneSID",
     "PyramidDrop",
     "Random",
+    "Share",
     "SparseVLM",
     "ToMe",
+    "Top",
     "Uniform",
     "VScan",
     "VisPruner",

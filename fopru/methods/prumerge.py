@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fopru.arguments import check_choice
 from fopru.encoding import VISION, EncodedImage, Tap
-from fopru.families import Family, Grid
+from fopru.families import Family
 from fopru.methods.cls import CLS
 from fopru.picking import ABSOLUTE, RELATIVE, products, remaining, spaced, top, unit
 from fopru.pruner import Merged
@@ -67,12 +67,6 @@ class PruMerge(CLS, name="prumerge"):
     def taps(self, family: Family) -> set[Tap]:
         there, block = super().taps(family), family.block(self.block)
         return {tap if tap == VISION else tap._replace(block=block) for tap in there}
-
-    def n_keep(self, grid: Grid) -> int:
-        """Raises ValueError with `adaptive=True`: the count depends on the picture."""
-        if self.adaptive:
-            raise ValueError("adaptive=True: how many tokens are kept depends on the picture.")
-        return super().n_keep(grid)
 
     def budgets_of(self, image: EncodedImage) -> list[int]:
         if not self.adaptive:

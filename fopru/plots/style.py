@@ -44,6 +44,7 @@ LOOKS = {
     "evs": (GREEN, "d"),
     "tome": (PINK, "o"),
     "pool": (PINK, "s"),
+    "cluster-mean": (PINK, "D"),
     "fastv": (ORANGE, "o"),
     "pyramiddrop": (ORANGE, "s"),
     "sparsevlm": (ORANGE, "D"),
