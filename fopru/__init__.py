@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from fopru.encoding import EncodedImage as EncodedImage
     from fopru.encoding import encode as encode
     from fopru.evaluation import evaluate as evaluate
+    from fopru.evaluation import evaluate_server as evaluate_server
     from fopru.families import UnsupportedModelError as UnsupportedModelError
     from fopru.loading import load as load
     from fopru.methods import *  # noqa: F403
@@ -29,7 +30,7 @@ _NAMES = {
     "checking": ("check",),
     "efficiency": ("measure",),
     "encoding": ("Encoded", "EncodedImage", "encode"),
-    "evaluation": ("evaluate",),
+    "evaluation": ("evaluate", "evaluate_server"),
     "families": ("UnsupportedModelError",),
     "loading": ("load",),
     "methods": ("METHODS",),
