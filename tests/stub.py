@@ -77,6 +77,10 @@ def handler(stub):
             self.wfile.write(data)
 
         def do_GET(self):
+            if self.path == "/metrics":
+                gauges = f'vllm:num_requests_running{{engine="0"}} {stub.busy}\n'
+                self.send(200, f'{gauges}vllm:kv_cache_usage_perc{{engine="0"}} 0.5\n'.encode())
+                return
             assert self.path == "/v1/models"
             names = [stub.model] if isinstance(stub.model, str) else stub.model
             self.send(200, {"data": [{"id": name} for name in names]})

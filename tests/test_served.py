@@ -1,12 +1,15 @@
 """Evaluation of a server, against one in this process that answers from a table."""
 
+import importlib.util
 import json
 import re
 import socket
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import tiny
 from stub import TOKENS, Stub, serving, text
@@ -388,3 +391,23 @@ def test_the_command_says_in_one_line_what_is_wrong(tmp_path):
     with serving(stub(questions())) as url:
         refused(fopru_cli(*told, url, "--model", "poket"), "Did you mean 'pocket'?")
     assert not out.exists()
+
+
+def test_the_load_of_a_server_is_measured():
+    path = Path(__file__).parents[1] / "benchmarks" / "serving.py"
+    spec = importlib.util.spec_from_file_location("serving", path)
+    serving_ = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(serving_)
+    known = Stub({"is there a red circle?": "yes"}, tricks={"is there a red circle?": 0.1})
+    asked = serving_.Questions("pocket", 32, 4)
+    with serving(known) as url:
+        found = serving_.cell(url, psutil.Process(), asked, 0.25, 3, 9)
+        known.tricks = {"is there a red circle?": (500, {"detail": "dead"})}
+        with pytest.raises(Unanswered, match="dead"):
+            serving_.cell(url, psutil.Process(), asked, None, 3, 9)
+    assert found["requests"] == 9 and found["prompt_tokens"] == 11 + TOKENS // 4
+    assert 0.1 < found["p50"] <= found["p95"] and found["per_second"] < 3 / 0.1
+    assert known.most == 3 and 1 <= found["running"] <= 3
+    assert found["cache_share"] == 0.5 / found["running"]
+    assert len({p.tobytes() for p in known.pictures}) == len(known.pictures)
+    assert all(request["ignore_eos"] for request in known.asked)
