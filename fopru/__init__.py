@@ -6,7 +6,23 @@ What stands here is imported when it is first used, since torch and transformers
 from importlib import import_module
 from importlib.metadata import version
 from pkgutil import iter_modules
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what editors and type checkers read
+    from fopru.checking import check as check
+    from fopru.efficiency import measure as measure
+    from fopru.encoding import Encoded as Encoded
+    from fopru.encoding import EncodedImage as EncodedImage
+    from fopru.encoding import encode as encode
+    from fopru.evaluation import evaluate as evaluate
+    from fopru.evaluation import evaluate_server as evaluate_server
+    from fopru.families import UnsupportedModelError as UnsupportedModelError
+    from fopru.loading import load as load
+    from fopru.methods import *  # noqa: F403
+    from fopru.pruned import PrunedImage as PrunedImage
+    from fopru.pruned import PrunedInputs as PrunedInputs
+    from fopru.pruner import Pruner as Pruner
+    from fopru.videos import Video as Video
 
 __version__ = version("fopru")
 
@@ -15,7 +31,7 @@ _NAMES = {
     "checking": ("check",),
     "efficiency": ("measure",),
     "encoding": ("Encoded", "EncodedImage", "encode"),
-    "evaluation": ("evaluate",),
+    "evaluation": ("evaluate", "evaluate_server"),
     "families": ("UnsupportedModelError",),
     "loading": ("load",),
     "methods": ("METHODS",),
@@ -33,10 +49,14 @@ def _methods() -> list[str]:
     return import_module("fopru.methods").__all__
 
 
+def _modules() -> list[str]:
+    return [module.name for module in iter_modules(__path__)]  # noqa: F405
+
+
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(f"fopru.{_HOMES[name]}"), name)
-    elif name in {module.name for module in iter_modules(__path__)}:
+    elif name in _modules():
         value = import_module(f"fopru.{name}")
     elif name == "__all__":
         value = sorted({*_HOMES, *_methods()})
@@ -49,5 +69,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    modules = (module.name for module in iter_modules(__path__))
-    return sorted({*globals(), *_HOMES, *_methods(), *modules})
+    return sorted({*globals(), *_HOMES, *_methods(), *_modules()})

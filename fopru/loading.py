@@ -150,11 +150,18 @@ def _kind(
     if name is None:
         images, _ = ImageProcessingMixin.get_image_processor_dict(source, **hub)
         name = images.get("processor_class")
-    if (kind := getattr(transformers, str(name), None)) is not None:
-        return kind
-    if type(config) not in PROCESSOR_MAPPING:
-        raise ValueError(f"its files name no class of transformers: processor_class={name!r}.")
-    return PROCESSOR_MAPPING[type(config)]
+    try:
+        if (kind := getattr(transformers, str(name), None)) is not None:
+            return kind
+        if type(config) not in PROCESSOR_MAPPING:
+            raise ValueError(f"its files name no class of transformers: processor_class={name!r}.")
+        return PROCESSOR_MAPPING[type(config)]
+    except ModuleNotFoundError as error:  # it names the class; what the class imports caused it
+        missing = error.__cause__.name if isinstance(error.__cause__, ImportError) else None
+        raise ImportError(
+            f"the processor of model type {config.model_type!r} wants {missing or 'a package'}, "
+            f"which is not installed ({error})"
+        ) from error
 
 
 class NoVideos:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import transformers
 from packaging.version import Version
 
-OLDEST = "5.21"
+OLDEST = "5.19"
 PROVEN = f"{OLDEST} to 5.24"
 """The versions of transformers on which the tests of fopru pass."""
 
 INSTALLED = Version(transformers.__version__)
+LISTS = Version("5.21")
+"""The first version of transformers whose Idefics models give and take a list, the tokens of each
+prompt's pictures, and not one tensor of all tiles."""
 CHUNKS = Version("5.23")
 """The first version of transformers that prefills pictures in chunks rightly."""
 

@@ -9,9 +9,15 @@ import torch
 import torch.nn.functional as F
 import transformers as hf
 import zoo
+from packaging.version import Version
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers.utils import is_torchvision_available
 from transformers.video_utils import VideoMetadata
+
+from fopru.versions import INSTALLED
+
+GEMMA4 = Version("5.21")
+"""The first version of transformers whose processors of Gemma 4 do without torchvision."""
 
 
 def lacking(family):
@@ -20,6 +26,8 @@ def lacking(family):
     there = {
         "SmolVLMConfig": ("num2words", importlib.util.find_spec("num2words") is not None),
         "PixtralProcessor": ("torchvision", is_torchvision_available()),
+        "Gemma4Config": ("torchvision", is_torchvision_available() or INSTALLED >= GEMMA4),
+        "Gemma4UnifiedConfig": ("torchvision", is_torchvision_available() or INSTALLED >= GEMMA4),
     }
     wanted, installed = there.get(kind, ("", True))
     return "" if installed else wanted

@@ -175,7 +175,7 @@ def aria():
     return Example(
         hf.AriaConfig(
             vision_config=hf.Idefics3VisionConfig(**VIT, **SQUARE),
-            text_config=dict(**TEXT, moe_num_experts=4, moe_topk=2),
+            text_config=hf.AriaTextConfig(**TEXT, moe_num_experts=4, moe_topk=2),
             image_token_index=IMAGE,
             projector_patch_to_query_dict={64: 16},
         ),

@@ -692,7 +692,7 @@ def test_a_renamed_layer_argument_is_an_error_that_names_the_version(pruner, nam
     with (
         pruner(model),
         pytest.raises(
-            fopru.UnsupportedModelError, match=f"called without .*{version}, .* proven on 5.21 to"
+            fopru.UnsupportedModelError, match=f"called without .*{version}, .* proven on 5.19 to"
         ),
     ):
         model.generate(**asked("llava"), max_new_tokens=2)

@@ -528,3 +528,17 @@ def test_names_are_imported_when_they_are_used():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "module 'fopru' has no attribute 'prun'\n", done.stderr
+
+
+def test_what_serving_needs_brings_no_tables_and_no_plots():
+    """Each process of a server imports it: beside transformers nothing heavy may come along."""
+    code = (
+        "import sys, transformers.modeling_utils\n"
+        "before = set(sys.modules)\n"
+        "import fopru.pruner, fopru.methods, fopru.significance, fopru.choosing\n"
+        "found = {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(sorted(found & {'pandas', 'scipy', 'matplotlib', 'pyarrow', 'typer', 'rich'}))\n"
+        "print(sorted({'pandas', 'matplotlib', 'pyarrow', 'typer'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n[]\n", done.stderr

@@ -176,6 +176,7 @@ def test_without_a_tower_what_the_projector_gets_and_videos():
 
 def test_without_a_tower_a_folder_loads_and_answers(tmp_path):
     """Its own image processor needs torchvision; Gemma 4's makes the same, a patch a token."""
+    folders.skip_without("gemma4_unified")
     folder = folders.save("gemma4_unified", tmp_path)
     file = folder / "preprocessor_config.json"
     settings = json.loads(file.read_text()) | {"patch_size": 4, "pooling_kernel_size": 2}

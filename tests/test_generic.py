@@ -20,7 +20,7 @@ from fopru.evaluation import Example
 from fopru.evaluation.controls import Oracle, Smaller
 from fopru.evaluation.evidence import cover
 from fopru.families import Family, Generic, Grid, View, coverage, generic
-from fopru.versions import PROVEN
+from fopru.versions import INSTALLED, LISTS, PROVEN
 
 pytestmark = pytest.mark.filterwarnings("ignore:fopru has no adapter")
 
@@ -40,13 +40,15 @@ def batch(kind, padding_side="left"):
 @pytest.mark.parametrize("kind", TYPES)
 def test_retention_one_is_token_identical(kind):
     model, inputs = zoo.model(kind), batch(kind)
-    expected, beams = answers(model, inputs), answers(model, inputs, num_beams=2)
+    expected = answers(model, inputs)
     for name in METHODS:
         pruned = fopru.METHODS[name](1.0).prune(model, inputs)
         assert isinstance(pruned.family, Generic)
         assert torch.equal(answers(model, pruned), expected)
     with fopru.DivPrune(1.0)(model):
         assert torch.equal(answers(model, inputs), expected)
+        beams = answers(model, inputs, num_beams=2)
+    if zoo.beams(kind):
         assert torch.equal(answers(model, inputs, num_beams=2), beams)
     assert torch.equal(answers(model, inputs), expected)
 
@@ -150,7 +152,7 @@ def test_the_generic_adapter_is_announced_once_a_type(monkeypatch):
         (hf.InstructBlipConfig, "an encoder and a decoder"),
         (hf.Ernie4_5_VLMoeConfig, "position ids are places in the picture"),
         (hf.Granite4VisionConfig, "deepstack"),
-        (hf.FuyuConfig, "reads last_hidden_state"),
+        (hf.FuyuConfig, "(reads last_hidden_state|takes no pictures by a usual name)"),
         (hf.Ovis2Config, "reads pooler_output, visual_indicator_features"),
         (hf.BertConfig, "no model of its type that answers questions about pictures"),
     ],
@@ -183,6 +185,7 @@ def test_a_picture_split_by_text_is_refused():
         fopru.DivPrune(0.5).prune(model, inputs)
 
 
+@pytest.mark.skipif(INSTALLED < LISTS, reason=f"tiles come apart before transformers {LISTS}")
 def test_pictures_that_are_encoded_together_with_text_between_them_are_refused():
     model, inputs = zoo.model("idefics2"), batch("idefics2")
     with pytest.raises(fopru.UnsupportedModelError, match="of 16, 32 .* into runs of 16, 16, 16"):

@@ -104,6 +104,18 @@ def test_nobody_asks_of_which_kind_a_pruner_is(room):
     assert found == []
 
 
+def test_type_checkers_see_the_names_that_users_get():
+    """`fopru` imports a name when it is used; what a type checker reads is beside it."""
+    (block,) = (
+        node
+        for node in ast.parse((ROOT / "__init__.py").read_text()).body
+        if isinstance(node, ast.If)
+    )
+    seen = {(node.module, alias.name) for node in block.body for alias in node.names}
+    told = {(f"fopru.{module}", name) for module, names in fopru._NAMES.items() for name in names}
+    assert seen == {*told, ("fopru.methods", "*")} - {("fopru.methods", "METHODS")}
+
+
 # Docstrings
 
 

@@ -8,7 +8,7 @@ from PIL import Image, features
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
-from fopru import pictures, versions
+from fopru import loading, pictures, versions
 from fopru.pictures import load_image
 
 
@@ -96,6 +96,19 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path):
             load_image(tmp_path / name)
 
 
+def test_what_a_processor_imports_and_is_not_installed_is_named(monkeypatch):
+    """As Gemma 4's wants torchvision before transformers 5.21."""
+
+    class Transformers:
+        def __getattr__(self, name):
+            cause = ModuleNotFoundError("No module named 'torchvision'", name="torchvision")
+            raise ModuleNotFoundError(f"Could not import module {name!r}.") from cause
+
+    monkeypatch.setattr(loading, "transformers", Transformers())
+    with pytest.raises(ImportError, match="type 'llava' wants torchvision, which is not installed"):
+        fopru.load("pocket")
+
+
 @pytest.mark.parametrize(
     "name", ["https://example.com/cat.jpg", Path("https://example.com/cat.jpg"), "s3://a/b.png"]
 )
@@ -121,5 +134,5 @@ def test_a_decompression_bomb(tmp_path, monkeypatch):
 
 
 def test_a_transformers_that_is_too_old_is_named_at_import():
-    with pytest.raises(ImportError, match=r"needs transformers 5\.21 or newer, and 5\.17\.0 is"):
+    with pytest.raises(ImportError, match=r"needs transformers 5\.19 or newer, and 5\.17\.0 is"):
         versions.check(Version("5.17.0"))

@@ -34,6 +34,9 @@ VIDEO = [
     for name in FAMILIES
     if Family.registry[name].video is not None and LATE.get(name, INSTALLED) <= INSTALLED
 ]
+BEAMS = dict.fromkeys(("qwen3_5", "exaone4_5", "aria"), Version("5.21"))
+"""The transformers whose own beams read the right pictures, where not always: before, it repeats
+the pictures of a batch row by row of their tensor, whichever prompt they belong to."""
 SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
 CLS = ["llava", "llava_next", "internvl"]
@@ -76,6 +79,11 @@ def model(family, attention="sdpa", dtype=torch.float32):
     net.generation_config.pad_token_id = 0
     net.generation_config.suppress_tokens = [IMAGE_TOKEN_ID, VIDEO_TOKEN_ID]
     return net.to(dtype).eval()
+
+
+def beams(family):
+    """Whether the model's own beams, with its own pictures, can be compared with."""
+    return BEAMS.get(family, INSTALLED) <= INSTALLED
 
 
 def image_processor(family):

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -117,9 +117,17 @@ def _is_provenance(path: Path) -> bool:
     return isinstance(found, dict) and {"fopru", "torch", "command"} <= found.keys()
 
 
-def keep(results: pd.DataFrame, out: Path) -> None:
-    """Write a table, and beside it how it was made."""
+def keep(results: pd.DataFrame, out: Path, **more: Any) -> None:
+    """Write a table, and beside it how it was made, with what more is known of that."""
     from fopru.evaluation.store import provenance
 
     results.to_parquet(out, index=False, compression="zstd")
-    out.with_suffix(".json").write_text(json.dumps(provenance(), indent=1) + "\n")
+    out.with_suffix(".json").write_text(json.dumps({**provenance(), **more}, indent=1) + "\n")
+
+
+def percent(cell: pd.DataFrame) -> str:
+    """Return a share, and below it its interval, which a single picture has none of."""
+    if cell["mean"].isna().all():
+        return "-"
+    mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
+    return f"{mean:.1f}\n" + (f"{low:.0f}-{high:.0f}" if low == low else "one picture")

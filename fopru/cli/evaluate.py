@@ -15,7 +15,16 @@ from rich.table import Column, Table
 
 import fopru
 from fopru.arguments import check_choice, hint
-from fopru.cli.common import TOKENS_HELP, check_out, device_of, keep, noted, one_sentence
+from fopru.cli import served
+from fopru.cli.common import (
+    TOKENS_HELP,
+    check_out,
+    device_of,
+    keep,
+    noted,
+    one_sentence,
+    percent,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +36,7 @@ TABLE = frozenset({"id", "method", "prediction", "loglik"})
 
 
 def evaluate(
+    context: typer.Context,
     tasks: Annotated[
         list[str],
         typer.Argument(
@@ -40,7 +50,13 @@ def evaluate(
             "all answers: a stopped run goes on."
         ),
     ],
-    model: Annotated[str, typer.Option(help="pocket, a Hugging Face id, or a folder.")] = "pocket",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="pocket, a Hugging Face id, or a folder; pocket if not given. With --server the "
+            "name that it has there."
+        ),
+    ] = None,
     method: Annotated[
         list[str] | None, typer.Option(help="Once per method; fopru, fopru-row, random if none.")
     ] = None,
@@ -69,48 +85,86 @@ def evaluate(
     dtype: Annotated[
         str, typer.Option(help="Of the weights, as bfloat16; auto is that of the files.")
     ] = "auto",
+    server: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask an OpenAI-compatible server, as http://localhost:8000, and measure its "
+            "latency. --retention then goes with each request; without, it is asked as it is."
+        ),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests to the server at a time.")] = 8,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds until a request to the server counts as unanswered.")
+    ] = 120.0,
+    add_special_tokens: Annotated[
+        bool,
+        typer.Option(
+            "--add-special-tokens",
+            help="Let the server begin prompts with what its tokenizer adds: for chat templates "
+            "without a first token, as pocket's.",
+        ),
+    ] = False,
+    key_from: Annotated[
+        str | None, typer.Option(help="The environment variable that holds the server's key.")
+    ] = None,
 ) -> None:
     """Accuracy against retention, with intervals, beside the full model."""
     with one_sentence(), stoppable(), noted():
         check_out(out, TABLE)
+        served.check_parameters(context)
         evaluation = fopru.evaluation  # torch with it, which help and bad input need not wait for
-        controls, settings = evaluation.controls, evaluation.settings
-        evaluation.store.check_results_file(out.with_suffix(".sqlite"))
-        allowed = {**fopru.METHODS, **controls.CONTROLS}
-        pruners = [
-            settings.as_pruner(name, allowed, weights=kind, positions=positions)
-            for kind in weights or ["none"]
-            for name in method or ["fopru", "fopru-row", "random"]
-        ]
-        retentions, budgets = retention or None, tokens or None
-        settings.settings(pruners, retentions, tokens=budgets)  # refused before a model is loaded
-        for control in blind or ():
-            check_choice("blind", control, tuple(controls.BLIND))
-        examples = [e for task in _questions(tasks, split) for e in task[:limit]]
-        processes = evaluation.runner.launched()
-        place = processes.device if device is None else device_of(device)
-        net, processor = fopru.load(model, dtype=dtype)
-        results = evaluation.evaluate(
-            net.to(place),
-            processor,
-            examples,
-            pruners,
-            retentions,
-            positions,
-            seeds=range(seeds),
-            blind=blind or (),
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            out=out.with_suffix(".sqlite"),
-            tokens=budgets,
-        )
-        processes.destroy_process_group()
-        if not processes.is_main_process:
-            return
-        keep(results, out)
+        store = out.with_suffix(".sqlite")
+        evaluation.store.check_results_file(store)
+        if server is not None:
+            results = evaluation.evaluate_server(
+                server,
+                _examples(tasks, split, limit),
+                retention or None,
+                model,
+                max_new_tokens,
+                concurrency,
+                timeout,
+                add_special_tokens,
+                served.key(key_from),
+                store,
+            )
+        else:
+            controls, settings = evaluation.controls, evaluation.settings
+            allowed = {**fopru.METHODS, **controls.CONTROLS}
+            pruners = [
+                settings.as_pruner(name, allowed, weights=kind, positions=positions)
+                for kind in weights or ["none"]
+                for name in method or ["fopru", "fopru-row", "random"]
+            ]
+            retentions, budgets = retention or None, tokens or None
+            settings.settings(pruners, retentions, tokens=budgets)  # before a model is loaded
+            for control in blind or ():
+                check_choice("blind", control, tuple(controls.BLIND))
+            examples = _examples(tasks, split, limit)
+            processes = evaluation.runner.launched()
+            place = processes.device if device is None else device_of(device)
+            net, processor = fopru.load(model or "pocket", dtype=dtype)
+            results = evaluation.evaluate(
+                net.to(place),
+                processor,
+                examples,
+                pruners,
+                retentions,
+                positions,
+                seeds=range(seeds),
+                blind=blind or (),
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                out=store,
+                tokens=budgets,
+            )
+            processes.destroy_process_group()
+            if not processes.is_main_process:
+                return
+        keep(results, out, **results.attrs)
     failed = results["error"].dropna().unique()
     if len(failed) < results["error"].nunique(dropna=False):
-        _show(results)
+        (_show if server is None else served.show)(results)
     typer.echo(f"{len(results)} answers: {out}")
     for reason in failed:
         typer.echo(f"fopru: {reason}", err=True)
@@ -146,18 +200,14 @@ def _show(results: pd.DataFrame) -> None:
     lines = Table(*whole[:3], *cells, whole[3], box=box.SIMPLE)
     lines.title = "percent, and 95 % intervals over pictures"
     for key, row in cells["said"].iterrows():
-        shown = [_percent(table.loc[[key]]) for table in cells.values()]
+        shown = [percent(table.loc[[key]]) for table in cells.values()]
         judged = (f"{s.metric} {100 * s.score:.1f}" for s in scores[key].itertuples())
         lines.add_row(key[0], key[1], f"{row.kept:.0f}", *shown, "\n".join(judged))
     Console(file=sys.stdout).print(lines)
 
 
-def _percent(cell: pd.DataFrame) -> str:
-    """Return a share, and below it its interval, which a single picture has none of."""
-    if cell["mean"].isna().all():
-        return "-"
-    mean, low, high = (100 * cell[name].item() for name in ("mean", "low", "high"))
-    return f"{mean:.1f}\n" + (f"{low:.0f}-{high:.0f}" if low == low else "one picture")
+def _examples(tasks: list[str], split: str, limit: int | None) -> list[Example]:
+    return [e for task in _questions(tasks, split) for e in task[:limit]]
 
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:

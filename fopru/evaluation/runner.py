@@ -129,7 +129,8 @@ def evaluate(
         check_choice("blind", control, tuple(BLIND))
     check_integer("batch_size", batch_size, minimum=1)
     check_integer("max_new_tokens", max_new_tokens, minimum=1)
-    _check_examples(examples, cells, Family.of(model))
+    check_examples(examples)
+    _check_shown(examples, cells, Family.of(model))
     processes = launched()
     if out is not None:
         check_results_file(Path(out))
@@ -206,7 +207,12 @@ def _shared(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
 
 
-def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], family: Family) -> None:
+def check_examples(examples: Sequence[Example]) -> None:
+    """Check that there are questions, each with an id of its own and with choices that can be read.
+
+    Raises:
+        ValueError: There are none, or one is not like this.
+    """
     if isinstance(examples, str | Example) or not isinstance(examples, Sequence):
         raise ValueError(f"examples={examples!r}: must be a list of fopru.evaluation.Example.")
     if not examples:
@@ -215,6 +221,14 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], famil
         if not isinstance(e, Example):
             raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
         legal_answers(e)
+    counts = Counter(e.id for e in examples)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
+
+
+def _check_shown(examples: Sequence[Example], cells: Sequence[Setting], family: Family) -> None:
+    """Check that the model and the methods take what the questions are about."""
+    for e in examples:
         if e.modality == "video":
             family.reading({"pixel_values_videos": e.image})  # refused where there is no adapter
             continue
@@ -224,10 +238,7 @@ def _check_examples(examples: Sequence[Example], cells: Sequence[Setting], famil
                     f"methods={cell.method!r} takes videos, and question {e.id!r} is about a "
                     "picture: evaluate the two apart."
                 )
-    counts = Counter(e.id for e in examples)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(f"examples: id {twice[0]!r} stands there {counts[twice[0]]} times.")
-    lone = [e.id for group in _by_picture(examples) if len(group) == 1 for e in group]
+    lone = [e.id for group in by_picture(examples) if len(group) == 1 for e in group]
     later = [cell.method for cell in cells if cell.later]
     if later and lone:
         raise ValueError(
@@ -253,7 +264,8 @@ def _check_cell(model: PreTrainedModel, family: Family, cell: Setting) -> None:
             )
 
 
-def _by_picture(examples: Sequence[Example]) -> list[list[Example]]:
+def by_picture(examples: Sequence[Example]) -> list[list[Example]]:
+    """Return the questions in groups, each of them on one picture."""
     pictures: dict[Any, list[Example]] = {}
     for e in examples:
         pictures.setdefault(same_picture(e), []).append(e)
@@ -264,7 +276,7 @@ def _batches(examples: Sequence[Example], size: int) -> Iterator[list[Example]]:
     """Yield up to `size` questions at a time; all those on one picture stay together. A video is a
     batch of its own, since others may have more frames."""
     batch: list[Example] = []
-    for group in _by_picture(examples):
+    for group in by_picture(examples):
         if group[0].modality == "video":
             yield group
             continue
@@ -304,7 +316,7 @@ def _keys(
 ) -> dict[tuple[Any, ...], str]:
     """Return (question, cell) -> key, for questions whose pictures are in memory."""
     found = {}
-    for group in _by_picture(examples):
+    for group in by_picture(examples):
         pixels = keys.picture(group[0].image)
         together = [texts[e.id] for e in group]
         for e in group:

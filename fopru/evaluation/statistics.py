@@ -32,7 +32,7 @@ def answered(results: pd.DataFrame) -> pd.DataFrame:
     for column, cell in kinds.items():
         if column not in results:
             continue
-        for (method, *_), values in results.groupby(cell, sort=False)[column]:
+        for (method, *_), values in results.groupby(cell, sort=False, dropna=False)[column]:
             found = values.unique().tolist()
             if len(found) > 1:
                 raise ValueError(
@@ -104,10 +104,10 @@ def means(
 
 def _means(results: pd.DataFrame, each: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Return the table of `means` from that of `_per_cell`."""
-    cells = each.groupby(keys, sort=False, observed=True)
+    cells = each.groupby(keys, sort=False, observed=True, dropna=False)
     table = cells["value"].agg(n="size", mean="mean")
     if "kept" in results:
-        kept = results.groupby(keys, sort=False, observed=True)["kept"].mean()
+        kept = results.groupby(keys, sort=False, observed=True, dropna=False)["kept"].mean()
         table.insert(1, "kept", kept.reindex(table.index))
     return table.reset_index()
 
@@ -116,7 +116,7 @@ def _per_cell(results: pd.DataFrame, keys: Sequence[str], value: str) -> pd.Data
     """Return one row per question and cell: the keys, image, id and value, the mean over seeds."""
     column = 1 - results["formed"].astype(float) if value == "malformed" else results[value]
     values = results.assign(value=column.astype(float)).dropna(subset=["value"])
-    groups = values.groupby([*keys, "image", "id"], sort=False, observed=True)
+    groups = values.groupby([*keys, "image", "id"], sort=False, observed=True, dropna=False)
     return groups["value"].mean().reset_index()
 
 
@@ -131,7 +131,7 @@ def accuracy(
     results = answered(results)
     keys = [*by, "method", "retention"]
     each = _per_cell(results, keys, value)
-    cells = each.groupby(keys, sort=False, observed=True)
+    cells = each.groupby(keys, sort=False, observed=True, dropna=False)
     ends = np.array([_share(cell["value"], cell["image"]) for _, cell in cells])
     return _means(results, each, keys).assign(low=ends[:, 0], high=ends[:, 1])
 
@@ -246,7 +246,7 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     keys = ["task", "method", "retention", "metric"]
-    for key, cell in answered(results).groupby(keys, sort=False):
+    for key, cell in answered(results).groupby(keys, sort=False, dropna=False):
         score = np.mean([METRICS[key[-1]].over(part) for _, part in cell.groupby("seed")])
         rows.append(dict(zip(keys, key, strict=True)) | {"score": score})
     return pd.DataFrame(rows)

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from fopru.families.base import Family
 from fopru.families.example import IMAGE, SIDE, SQUARE, TEXT, VIT, Example
 from fopru.families.grid import Grid, View
+from fopru.versions import INSTALLED, LISTS
 
 
 class Idefics3(Family, model_types=("idefics3", "smolvlm")):
@@ -22,6 +23,7 @@ class Idefics3(Family, model_types=("idefics3", "smolvlm")):
     notes = "each tile is a picture of its own, framed by text"
     options = ("pixel_attention_mask",)
     merges = True
+    stacked = INSTALLED < LISTS
 
     @classmethod
     def example(cls, model_type: str) -> Example:

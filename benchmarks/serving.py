@@ -1,0 +1,390 @@
+"""What pruning changes for the users of a vLLM server: `data/results/serving/`.
+
+    python benchmarks/serving.py load --python .venv-vllm/bin/python    # half an hour on two cores
+    python benchmarks/serving.py cache --python .venv-vllm/bin/python   # ten minutes
+
+The Python that is named has vLLM and fopru in it; servers run there, on loopback. `load` is a
+closed loop: as many clients as said, each of which asks as soon as its answer is there. Budgets
+take turns in one server of fopru's plug-in, and the stock engine answers such requests before or
+after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts how many requests fit.
+
+Every picture is new and the prefix cache is off. `mini` has random weights and the proportions of
+LLaVA-1.5-7B (576 visual tokens, a language model 17 times its tower): its speed says something, and
+its answers nothing. Server and clients run on cores of their own where there are two.
+"""
+
+import argparse
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+import fopru
+from fopru.cli.common import keep
+from fopru.evaluation.server import Server, ServerError
+
+FOLDER = Path(__file__).parents[1] / "data" / "results" / "serving"
+RETENTIONS = (1.0, 0.5, 0.25, 0.1)
+REQUESTS = {1: 16, 4: 32, 16: 64}
+"""Clients -> requests of one cell in one round."""
+SECONDS = 90
+"""After so long a cell begins no further request."""
+SIDES = {"pocket": 224, "mini": 336}
+"""The side of pictures that each model looks at, in pixels."""
+ANSWER = {"pocket": 4, "mini": 16}
+"""Tokens of every answer, whatever the model would say."""
+ARCHITECTURE = "FoPruLlavaForConditionalGeneration"
+BLOCKS, BLOCK = 64, 32
+"""The small KV cache of `cache`: its blocks, and their tokens."""
+
+
+# Models
+
+
+def mini(folder: Path) -> None:
+    """Write a LLaVA with random weights and the 7B's proportions, which reads pocket's words."""
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=192,
+        intermediate_size=768,
+        num_hidden_layers=7,
+        num_attention_heads=3,
+        image_size=336,
+        patch_size=14,
+    )
+    text = LlamaConfig(
+        vocab_size=fopru.load("pocket")[0].config.text_config.vocab_size,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=12,
+        head_dim=64,
+        max_position_embeddings=4096,
+    )
+    pocket = json.loads((fopru.pocket.folder() / "config.json").read_text())
+    text.update({k: v for k, v in pocket["text_config"].items() if k.endswith("_token_id")})
+    config = LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=pocket["image_token_index"],
+        image_seq_length=576,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    LlavaForConditionalGeneration(config).to(torch.bfloat16).save_pretrained(folder)
+    settings = json.loads((folder / "processor_config.json").read_text())
+    settings["image_processor"] |= {
+        "crop_size": {"height": 336, "width": 336},
+        "size": {"shortest_edge": 336},
+    }
+    (folder / "processor_config.json").write_text(json.dumps(settings))
+
+
+def model_folder(name: str, folder: Path) -> Path:
+    """Write a model as stock vLLM loads it: weights of the tower have `vision_model.` in their
+    names."""
+    folder = folder / name
+    folder.mkdir()
+    for file in fopru.pocket.folder().iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    if name == "mini":
+        mini(folder)
+    file = folder / "model.safetensors"
+    tower = re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)")
+    named = {tower.sub("vision_tower.vision_model.", k): v for k, v in load_file(file).items()}
+    save_file(named, file, metadata={"format": "pt"})
+    return folder
+
+
+# Servers
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@contextmanager
+def engine(
+    python: str, folder: Path, kind: str, log: Path, *options: str, start: float = 400
+) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a vLLM server: its address and its process. It ends with the block, children and all.
+
+    Args:
+        kind: "stock", or "fopru" with the plug-in.
+    """
+    port = free_port()
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", folder.name]
+    command += ["--block-size", str(BLOCK), "--no-enable-prefix-caching", *options]
+    command += ["--dtype", "float32" if folder.name == "pocket" else "bfloat16"]
+    if kind == "fopru":
+        over = {"architectures": [ARCHITECTURE], "fopru": {"retention": 1.0}}
+        command += ["--hf-overrides", json.dumps(over), "--trust-request-mm-kwargs"]
+    quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    quiet["VLLM_CPU_KVCACHE_SPACE"] = "1"
+    with log.open("w") as file:
+        process = psutil.Popen(
+            command, stdout=file, stderr=file, env=os.environ | quiet, start_new_session=True
+        )
+    cores = sorted(process.cpu_affinity())
+    if len(cores) > 1:
+        process.cpu_affinity(cores[:-1])
+        psutil.Process().cpu_affinity(cores[-1:])
+    url, end = f"http://127.0.0.1:{port}", time.monotonic() + start
+    try:
+        with closing(Server(url)) as server:
+            while not answers(server):
+                if process.poll() is not None or time.monotonic() > end:
+                    tail = log.read_text()[-2000:]
+                    raise SystemExit(f"the {kind} engine did not start:\n{tail}")
+                time.sleep(1)
+        yield url, process
+    finally:
+        psutil.Process().cpu_affinity(cores)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(30)
+        except psutil.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+def answers(server: Server) -> bool:
+    try:
+        return bool(server.models())
+    except ServerError:
+        return False
+
+
+def used(process: psutil.Process) -> dict[str, float]:
+    """CPU seconds of a server's processes so far: API server, engine core and workers."""
+    found = dict.fromkeys(("api", "engine", "worker"), 0.0)
+    for one in (process, *process.children(recursive=True)):
+        with suppress(psutil.Error):
+            line, times = " ".join(one.cmdline()), one.cpu_times()
+            part = "worker" if "Worker" in line else "engine" if "Engine" in line else "api"
+            found[part] += times.user + times.system
+    return found
+
+
+class Gauges:
+    """What a server's metrics say while a block runs: requests in flight and blocks in use."""
+
+    NAMES = ("num_requests_running", "kv_cache_usage_perc")
+
+    def __init__(self, url: str, every: float = 0.1):
+        self.url, self.every, self.seen = url, every, []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "Gauges":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(self.every):
+            with suppress(OSError), urllib.request.urlopen(f"{self.url}/metrics", timeout=5) as f:
+                self.seen.append(gauges(f.read(2**22).decode()))
+
+    def most(self) -> dict[str, float | None]:
+        """The most requests in flight, and the share of the cache that one of them held then."""
+        busy = [(s[self.NAMES[0]], s.get(self.NAMES[1])) for s in self.seen if s.get(self.NAMES[0])]
+        if not busy:
+            return {"running": None, "cache_share": None}
+        running = max(n for n, _ in busy)
+        shares = [share / n for n, share in busy if n == running and share is not None]
+        return {"running": running, "cache_share": float(np.median(shares)) if shares else None}
+
+
+def gauges(text: str) -> dict[str, float]:
+    """The values of vLLM's metrics of these names, from Prometheus' text."""
+    pattern = rf"^vllm:({'|'.join(Gauges.NAMES)})(?:\{{.*\}})? (\S+)$"
+    return {name: float(value) for name, value in re.findall(pattern, text, re.M)}
+
+
+# Clients
+
+
+class Questions:
+    """Requests about pictures none of which was shown before."""
+
+    def __init__(self, model: str, side: int, tokens: int):
+        self.model, self.side, self.tokens, self.seed = model, side, tokens, 0
+
+    def new(self, retention: float | None) -> dict[str, Any]:
+        self.seed += 1
+        rng = np.random.default_rng(self.seed)
+        noise = rng.integers(0, 256, (self.side // 8, self.side // 8, 3), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noise).resize((self.side, self.side), 0).save(file, "PNG")
+        shown = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": shown}},
+            {"type": "text", "text": "is there a red circle?"},
+        ]
+        request = {
+            "model": self.model,
+            "temperature": 0,
+            "max_tokens": self.tokens,
+            "ignore_eos": True,
+            "add_special_tokens": True,
+            "messages": [{"role": "user", "content": content}],
+        }
+        if retention is not None:
+            request["mm_processor_kwargs"] = {"fopru": {"retention": retention}}
+        return request
+
+
+def cell(
+    url: str,
+    process: psutil.Process,
+    questions: Questions,
+    retention: float | None,
+    clients: int,
+    n: int,
+    seconds: float = SECONDS,
+) -> dict[str, Any]:
+    """Ask up to n questions by so many clients, and return what was measured.
+
+    A request without an answer ends the benchmark: times beside failures say nothing.
+    """
+    waiting = [questions.new(retention) for _ in range(n)]
+    replies, failed = [], []
+    end = time.monotonic() + seconds
+
+    def client(server: Server) -> None:
+        while not failed and time.monotonic() < end:
+            try:
+                request = waiting.pop()
+            except IndexError:
+                return
+            try:
+                replies.append(server.chat(request))
+            except Exception as error:
+                failed.append(error)
+
+    with closing(Server(url)) as server, Gauges(url) as watch:
+        before, start = used(process), time.perf_counter()
+        threads = [threading.Thread(target=client, args=[server]) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        taken, after = time.perf_counter() - start, used(process)
+    if failed:
+        raise failed[0]
+    waited = [reply.seconds for reply in replies]
+    (prompt,) = {reply.prompt_tokens for reply in replies}
+    return {
+        "retention": 1.0 if retention is None else retention,
+        "concurrency": clients,
+        "requests": len(replies),
+        "per_second": len(replies) / taken,
+        "p50": float(np.quantile(waited, 0.5)),
+        "p95": float(np.quantile(waited, 0.95)),
+        "prompt_tokens": prompt,
+        "answer_tokens": questions.tokens,
+        **{f"{part}_cpu": (after[part] - before[part]) / len(replies) for part in before},
+        **watch.most(),
+    }
+
+
+# The two parts
+
+
+def load(python: str, turns: int, log: Path, folder: Path) -> pd.DataFrame:
+    rows = []
+    for name, side in SIDES.items():
+        model, questions = model_folder(name, folder), Questions(name, side, ANSWER[name])
+        for turn in range(turns):
+            kinds = ("stock", "fopru") if turn % 2 == 0 else ("fopru", "stock")
+            for kind in kinds:
+                shares = (None,) if kind == "stock" else RETENTIONS
+                with engine(python, model, kind, log, "--max-model-len", "1024") as (url, process):
+                    for share in shares:  # what is compiled or allocated once is not counted
+                        cell(url, process, questions, share, 4, 8)
+                    for clients, n in REQUESTS.items():
+                        for share in shares if turn % 2 == 0 else shares[::-1]:
+                            found = cell(url, process, questions, share, clients, n)
+                            rows.append({"model": name, "engine": kind, "turn": turn, **found})
+                            told(rows[-1])
+    table = pd.DataFrame(rows)
+    return table.assign(weights=table.model.map({"pocket": "trained", "mini": "random"}))
+
+
+def cache(python: str, log: Path, folder: Path, n: int = 48) -> pd.DataFrame:
+    model, questions = model_folder("pocket", folder), Questions("pocket", SIDES["pocket"], 48)
+    options = ["--max-model-len", "512", "--num-gpu-blocks-override", str(BLOCKS)]
+    rows = []
+    for kind, shares in {"stock": (None,), "fopru": RETENTIONS}.items():
+        with engine(python, model, kind, log, *options, "--max-num-seqs", "64") as (url, process):
+            for share in shares:
+                found = cell(url, process, questions, share, n, n, seconds=300)
+                held = found.pop("cache_share")
+                found["blocks"] = None if held is None else held * BLOCKS
+                rows.append({"model": "pocket", "engine": kind, "turn": 0, **found})
+                told(rows[-1])
+    return pd.DataFrame(rows).assign(weights="trained")
+
+
+def told(row: dict[str, Any]) -> None:
+    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+
+
+def versions(python: str) -> dict[str, str]:
+    """What the servers ran with."""
+    code = (
+        "import json, vllm, torch, transformers, fopru; print(json.dumps({m.__name__: "
+        "m.__version__ for m in (vllm, torch, transformers, fopru)}))"
+    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=["load", "cache"])
+    parser.add_argument("--python", required=True, help="the Python that has vLLM and fopru")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--log", type=Path, default=Path("serving.log"), help="what servers print")
+    arguments = parser.parse_args()
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.part == "load":
+            table = load(arguments.python, arguments.turns, arguments.log, Path(folder))
+        else:
+            table = cache(arguments.python, arguments.log, Path(folder))
+    out = FOLDER / f"{arguments.part}.parquet"
+    keep(table, out, servers=versions(arguments.python), cores=os.cpu_count())
+    columns = ["per_second", "p50", "p95", "worker_cpu", "running", "prompt_tokens"]
+    columns += [name for name in ("blocks",) if name in table]
+    print(table.groupby(["model", "engine", "concurrency", "retention"])[columns].median().round(3))
