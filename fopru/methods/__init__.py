@@ -10,6 +10,7 @@ from fopru.methods.fopru import FoPru, FoPruRow
 from fopru.methods.hiprune import HiPrune
 from fopru.methods.holov import HoloV
 from fopru.methods.mmtok import MMTok
+from fopru.methods.pixelprune import PixelPrune
 from fopru.methods.pool import Pool
 from fopru.methods.prumerge import PruMerge, PruMergePlus
 from fopru.methods.prunesid import PruneSID
@@ -38,6 +39,7 @@ __all__ = [
     "HiPrune",
     "HoloV",
     "MMTok",
+    "PixelPrune",
     "Pool",
     "PruMerge",
     "PruMergePlus",
