@@ -148,7 +148,7 @@ def undefined(name, family):
     if "view" not in method.shares:
         return "takes videos"
     if "pixels" in method.needs:
-        return None if adapter.packed else "before the vision tower"
+        return None if adapter.patchwise else "before the vision tower"
     if family not in FAMILIES and method.needs & {*AXES, "keys"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)

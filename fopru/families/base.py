@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from fopru.families.example import Example
 from fopru.families.grid import Grid
-from fopru.families.packed import unpacked
+from fopru.families.patchwise import taken_whole
 from fopru.versions import UnsupportedModelError
 
 
@@ -65,7 +65,7 @@ class Family:
     """Whether several patches make one token, so that no one patch can be projected alone."""
     stacked: ClassVar[bool] = False
     """Whether the model takes the tokens of all pictures as one tensor, and no list."""
-    packed: ClassVar[bool] = False
+    patchwise: ClassVar[bool] = False
     """Whether the tower takes single patches with their places, so that some can be left out."""
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
@@ -163,8 +163,8 @@ class Family:
             UnsupportedModelError: it does. Of models with an adapter of their own all is known, but
                 not how to leave "pixels" out before every tower.
         """
-        if "pixels" in needs and not (self.packed and self.modality == "image"):
-            raise unpacked(self)
+        if "pixels" in needs and not (self.patchwise and self.modality == "image"):
+            raise taken_whole(self)
 
     @staticmethod
     def images(source: str | Path, **hub: Any) -> BaseImageProcessor:

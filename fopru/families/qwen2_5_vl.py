@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from fopru.families.example import PATCH, TEXT, Example
-from fopru.families.packed import bounds
+from fopru.families.patchwise import bounds
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 

@@ -16,7 +16,7 @@ from transformers.vision_utils import get_vision_attention_seqlens, get_vision_p
 from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
 from fopru.families.grid import Grid, View
-from fopru.families.packed import bounds, check_takes
+from fopru.families.patchwise import bounds, check_takes
 
 TOWER: dict[str, Any] = dict(
     depth=4, num_heads=4, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2
@@ -32,7 +32,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     positions = "preserve"
     spatial = True
     merges = True
-    packed = True
+    patchwise = True
     placing: ClassVar[tuple[Callable[..., Any], ...]] = (
         get_vision_position_ids,
         get_vision_attention_seqlens,

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
-from fopru.families.packed import interpolated
+from fopru.families.patchwise import interpolated
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 KINDS = ["linear", "full", "full", "linear", "full", "linear", "full", "linear"]

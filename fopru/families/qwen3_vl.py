@@ -10,7 +10,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
-from fopru.families.packed import interpolated
+from fopru.families.patchwise import interpolated
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 

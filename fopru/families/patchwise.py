@@ -19,10 +19,10 @@ from transformers.vision_utils import get_vision_interpolation_indices_and_weigh
 from fopru.versions import UnsupportedModelError, moved
 
 
-def unpacked(family: Any) -> UnsupportedModelError:
+def taken_whole(family: Any) -> UnsupportedModelError:
     """Return the error for a family and a kind of prompt in which no patch can be left out."""
     what = "frames of a video" if family.modality == "video" else "pictures"
-    there = sorted({kind.title for kind in family.registry.values() if kind.packed})
+    there = sorted({kind.title for kind in family.registry.values() if kind.patchwise})
     return UnsupportedModelError(
         f"this method leaves patches out before the vision tower, and {what} go through that of "
         f"{family.title} whole; it is there for pictures of: {'; '.join(there)}."
