@@ -44,7 +44,7 @@ class LlavaNext(Llava, model_types=("llava_next",)):
 
     def tokens(self, maps: list[Tensor], inputs: Mapping[str, Any]) -> list[Tensor]:
         tiles = torch.stack(maps)  # (tiles, patches, c)
-        return list(self.patchwise(tiles.split(self.tile_counts(inputs)), inputs["image_sizes"]))
+        return list(self.packed(tiles.split(self.tile_counts(inputs)), inputs["image_sizes"]))
 
     def packed(self, pictures: tuple[Tensor, ...], sizes: Tensor) -> list[Tensor]:
         """The tiles of each picture, (tiles, patches, c), as its tokens, (N, c)."""
