@@ -99,7 +99,7 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
 
     def token_pixels(self, inputs: Mapping[str, Any]) -> list[Tensor]:
         """(N, c) per picture: the pixels of each token's patches, as the processor made them."""
-        tokens = inputs[self.pixels[0]].reshape(-1, self.side**2 * inputs[self.pixels[0]].shape[1])
+        tokens = inputs[self.pixels[0]].unflatten(0, (-1, self.side**2)).flatten(1)
         return list(tokens.split([grid.n_tokens for grid in self.grids(inputs)]))
 
     def pictures_of(self, inputs: Mapping[str, Any], kept: list[Tensor]) -> ModelOutput:
@@ -114,7 +114,8 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
             UnsupportedModelError: the installed transformers places patches in another way.
         """
         check_takes(self.tower, self.placing)
-        patches, sizes = self.shown(inputs).values()
+        shown = self.shown(inputs)
+        patches, sizes = (shown[name] for name in self.pixels)
         grids = self.grids(inputs)
         keep = [torch.zeros(grid.n_tokens, dtype=torch.bool) for grid in grids]
         for flags, places in zip(keep, kept, strict=True):
