@@ -48,7 +48,7 @@ def against_native(table: pd.DataFrame) -> pd.Series:
 def pocket(turns: int) -> None:
     model, processor = fopru.load("pocket")
     asked = prepare(processor, *_questions(processor, 1))
-    kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares]  # of pictures
+    kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares and cls.budgeted]
     pruners = [cls(r) for cls in kinds for r in RETENTIONS]
     table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def vision(turns: int, batch: int) -> None:
         "pixel_values": torch.randn(batch, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
     }
-    skipped = ("evs", "fastv", "pyramiddrop", "sparsevlm")
+    skipped = ("evs", "fastv", "pixelprune", "pyramiddrop", "sparsevlm")
     pruners = [cls(0.25) for name, cls in fopru.METHODS.items() if name not in skipped]
     table = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
     eager = []

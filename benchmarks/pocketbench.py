@@ -34,7 +34,9 @@ FOUR = (0.5, 0.25, 0.1, 0.05)
 ROWS = (1 / 16, 2 / 16, 3 / 16, 4 / 16)
 INSIDE = tuple(name for name, kind in fopru.METHODS.items() if issubclass(kind, InLLMPruner))
 BEFORE = tuple(
-    name for name, kind in fopru.METHODS.items() if name not in INSIDE and "view" in kind.shares
+    name
+    for name, kind in fopru.METHODS.items()
+    if name not in INSIDE and "view" in kind.shares and kind.budgeted
 )
 SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
 """What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens

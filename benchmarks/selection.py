@@ -90,7 +90,7 @@ def main() -> None:
     before = [
         name
         for name, cls in METHODS.items()
-        if not issubclass(cls, InLLMPruner) and "view" in cls.shares
+        if not issubclass(cls, InLLMPruner) and "view" in cls.shares and cls.budgeted
     ]
     parser.add_argument("--method", nargs="+", default=before, choices=before)
     arguments = parser.parse_args()

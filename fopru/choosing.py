@@ -11,7 +11,7 @@ from torch import Tensor
 from fopru.encoding import Encoded, EncodedImage
 from fopru.families import UnsupportedModelError
 from fopru.picking import owners
-from fopru.pruned import PrunedImage
+from fopru.pruned import PrunedImage, check_entered
 
 
 @torch.no_grad()
@@ -24,6 +24,7 @@ def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list
     """
     pairs = []
     for image in encoded.images:
+        check_entered(image, pruner.label if "pixels" in pruner.needs else None)
         if "text" in pruner.needs and image.text is None:
             image = replace(image, text=encoded.text(image.sample))
         pairs.append(pruned_image(pruner, image))
@@ -33,6 +34,8 @@ def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list
 
 def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]:
     """Return what a pruner keeps of one picture, and its (k, d) tokens."""
+    if image.entered is not None:
+        return _entered(pruner, image, image.entered.places)
     if not pruner.selects():
         _refuse_what_cannot_merge(pruner, image)
     parts = list(image.parts(pruner.parts(image.grid)))
@@ -74,6 +77,15 @@ def pruned_image(pruner: Any, image: EncodedImage) -> tuple[PrunedImage, Tensor]
     if image.deep is not None:
         features = torch.cat([features, image.deep[places.to(features.device)]], 1)
     return pruned, features
+
+
+def _entered(pruner: Any, image: EncodedImage, places: Tensor) -> tuple[PrunedImage, Tensor]:
+    """Return what was kept of a picture before the tower: all that went through it."""
+    k, n = len(places), image.grid.n_tokens
+    check_places(pruner, "enter", places, k, n)
+    owner = torch.full((n,), -1)
+    owner[places] = torch.arange(k)
+    return PrunedImage(image.sample, places, None, image.grid, owner), image.whole
 
 
 def _significance(pruner: Any, parts: list[EncodedImage]) -> Tensor | None:

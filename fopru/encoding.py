@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
 from fopru.families import Family, Grid, UnsupportedModelError
+from fopru.families.grid import filled, samples_of
 from fopru.significance import attention_scores
-from fopru.tapping import Attention, locked, skipped, tapped
+from fopru.tapping import Attention, locked, projected, skipped, tapped
 
 
 class Tap(NamedTuple):
@@ -28,6 +27,18 @@ class Tap(NamedTuple):
 
 VISION = Tap(-1, "vision")
 """The tap of the tower's features, as the projector gets them; it is not one of the attention."""
+
+ENTRY = Tap(-1, "entry")
+"""What a pruner asks for that says itself, by its `enter`, what goes through the tower at all."""
+
+
+class Entered(NamedTuple):
+    """What of a picture went through the tower, where a method left patches out before it."""
+
+    by: str
+    """The label of the method."""
+    places: Tensor
+    """(k,) int64, sorted: the places of the visual tokens whose patches went through it."""
 
 
 class Requests(Protocol):
@@ -46,7 +57,8 @@ class EncodedImage:
     sample: int
     """The batch row whose prompt holds the picture."""
     features: Tensor
-    """(N, d): the visual tokens as the language model would get them."""
+    """(N, d): the visual tokens as the language model would get them; (k, d) where only k
+    `entered`."""
     grid: Grid
     """Where the tokens lie in the picture."""
     learned: Mapping[Tap, Tensor]
@@ -58,6 +70,8 @@ class EncodedImage:
     """(T, d): the language model's embeddings of the prompt's text, for methods that need it."""
     significance: Tensor | None = field(default=None, kw_only=True)
     """(N,) float32: the scores by which a pruner ranks, or None where it has none."""
+    entered: Entered | None = field(default=None, kw_only=True)
+    """The tokens that `features` and `deep` are of, where they are not all."""
 
     def __repr__(self) -> str:
         return f"EncodedImage({len(self.features)} visual tokens, row {self.sample})"
@@ -94,6 +108,12 @@ class EncodedImage:
                 "encode(model, inputs, pruners=[...])."
             )
         return self.learned[VISION]
+
+    @property
+    def whole(self) -> Tensor:
+        """(N, d), or (N, d + c): the features, with the deep ones beside them where there are
+        any."""
+        return self.features if self.deep is None else torch.cat([self.features, self.deep], 1)
 
     def parts(self, grids: Iterable[Grid]) -> Iterator[EncodedImage]:
         """Each of these parts of the picture's grid, in order, as a picture of its own."""
@@ -161,11 +181,13 @@ def encode(
     Args:
         model: a vision-language model of transformers, of a family in `fopru.families`.
         inputs: what the model's processor returned; tensors on any device.
-        pruners: their taps are computed in this one pass; none means a plain pass.
+        pruners: their taps are computed in this one pass; none means a plain pass. One that leaves
+            patches out before the tower stands alone.
 
     Raises:
         UnsupportedModelError: no adapter for the model, or its tower has no attention to read.
-        ValueError: no images, or images and placeholders in `input_ids` do not match.
+        ValueError: no images, images and placeholders in `input_ids` that do not match, or a pass
+            of the tower that cannot be shared.
 
     Example:
         Two methods that share one pass of the vision tower:
@@ -189,24 +211,32 @@ class TowerPass:
     taps: set[Tap]
     attention: Mapping[int, list[Attention]]
     vision: list[Tensor]
+    entered: list[Entered] | list[None]
 
     @torch.no_grad()
     def scored(self) -> Encoded:
         """Compute the scores of each picture."""
         family, inputs, grids = self.family, self.inputs, self.grids
-        sizes = [grid.n_tokens for grid in grids]
+        there = zip(grids, self.entered, strict=True)
+        sizes = [grid.n_tokens if some is None else len(some.places) for grid, some in there]
         features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
-        learned = _learned(family, inputs, grids, self.taps - {VISION}, self.attention)
+        learned = _learned(family, inputs, grids, self.taps - {VISION, ENTRY}, self.attention)
         if VISION in self.taps:
-            learned[VISION] = _filled(family.vision(self.vision, inputs), grids)
+            learned[VISION] = filled(family.vision(self.vision, inputs), grids)
         gone = (*family.pixels, *family.options)
         text = {name: value for name, value in inputs.items() if name not in gone}
-        pictures = zip(self.samples, features, grids, deep, strict=True)
+        pictures = zip(self.samples, features, grids, deep, self.entered, strict=True)
         images = (
             EncodedImage(
-                family, sample, feature, grid, {tap: s[i] for tap, s in learned.items()}, deep=more
+                family,
+                sample,
+                feature,
+                grid,
+                {tap: s[i] for tap, s in learned.items()},
+                deep=more,
+                entered=some,
             )
-            for i, (sample, feature, grid, more) in enumerate(pictures)
+            for i, (sample, feature, grid, more, some) in enumerate(pictures)
         )
         return Encoded(family, text, tuple(images))
 
@@ -231,68 +261,42 @@ def run_tower(
             f"{', '.join(inputs)}), so there is nothing to prune."
         )
     grids = family.grids(inputs)
-    samples = _samples(family, inputs.get("input_ids"), [grid.n_tokens for grid in grids])
-    attention = taps - {VISION}
+    sizes = [grid.n_tokens for grid in grids]
+    samples = samples_of(inputs.get("input_ids"), family.image_token_id, sizes)
+    entered = _entered(family, inputs, grids, pruners)
+    attention = taps - {VISION, ENTRY}
     blocks = family.blocks if attention else ()
     deepest = max((tap.block for tap in attention), default=0)
     with (
         locked(family.tower),
         tapped(family.tower, {tap.block: blocks[tap.block] for tap in attention}) as noted,
         skipped(family.idle(deepest)),
-        _projected(family, VISION in taps) as vision,
+        projected(family.projector if VISION in taps else None) as vision,
     ):
-        output = family.pictures(inputs)
-    return TowerPass(family, inputs, grids, samples, output, taps, noted, vision)
+        if entered[0] is None:
+            output = family.pictures(inputs)
+        else:
+            output = family.pictures_of(inputs, [some.places for some in entered])
+    return TowerPass(family, inputs, grids, samples, output, taps, noted, vision, entered)
 
 
-def _samples(family: Family, input_ids: Tensor | None, sizes: list[int]) -> list[int]:
-    """Return the batch row of each picture, found by counting placeholders."""
-    if input_ids is None:
+def _entered(
+    family: Family, inputs: Mapping[str, Any], grids: list[Grid], pruners: Collection[Any]
+) -> list[Entered] | list[None]:
+    """Return what goes through the tower of each picture; None where it is all."""
+    alone = next((pruner for pruner in pruners if ENTRY in pruner.taps(family)), None)
+    if alone is None:
+        return [None] * len(grids)
+    if len(pruners) > 1:
         raise ValueError(
-            "`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
-            "not supported)."
+            f"pruners: method {alone.name!r} leaves patches out before the vision tower, so that "
+            f"{len(pruners) - 1} other(s) cannot share its pass: encode for it alone."
         )
-    counts = (input_ids == family.image_token_id).sum(1).tolist()
-    if not any(counts):
-        raise ValueError(
-            f"input_ids hold no image placeholder (token id {family.image_token_id}), yet inputs "
-            f"hold {len(sizes)} image(s): put the processor's image token into the text."
-        )
-    samples, row, free = [], 0, counts[0]
-    for size in sizes:
-        while free == 0 and row + 1 < len(counts):
-            row, free = row + 1, counts[row + 1]
-        if free < size:
-            break
-        samples.append(row)
-        free -= size
-    if len(samples) < len(sizes) or sum(sizes) != sum(counts):
-        raise ValueError(
-            f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
-            f"tokens, but rows of input_ids hold {counts} placeholders (token id "
-            f"{family.image_token_id})."
-        )
-    return samples
-
-
-@contextmanager
-def _projected(family: Family, wanted: bool) -> Iterator[list[Tensor]]:
-    """Note what the projector gets within the block: (tiles, P, d_v) at a time."""
-    noted: list[Tensor] = []
-    if not wanted:
-        yield noted
-        return
-    thread = threading.get_ident()  # in others, methods may project by themselves
-
-    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-        if threading.get_ident() == thread:
-            noted.append(next(iter((*args, *kwargs.values()))))
-
-    hook = family.projector.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield noted
-    finally:
-        hook.remove()
+    pixels = family.token_pixels(inputs)
+    return [
+        Entered(alone.label, alone.enter(some, grid).cpu())
+        for some, grid in zip(pixels, grids, strict=True)
+    ]
 
 
 def _learned(
@@ -323,24 +327,7 @@ def _learned(
             for axis, tiles in found.items():
                 maps[axis] += tiles[..., None]
         for axis, tiles in maps.items():
-            carried = _filled(family.tokens(tiles, inputs), grids)
+            carried = filled(family.tokens(tiles, inputs), grids)
             vectors = carried if axis == "keys" else [table.squeeze(1) for table in carried]
             learned[Tap(block, axis, kind)] = vectors
     return learned
-
-
-def _filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:
-    """Return one (N, c) table per picture, its newlines filled."""
-    return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
-
-
-def _fill_newlines(table: Tensor, grid: Grid) -> Tensor:
-    """Give each newline token the mean of its row, which the model's packing left infinite."""
-    parts = []
-    for view, part in zip(grid.views, table.split([v.n_tokens for v in grid.views]), strict=True):
-        if view.newline:
-            part = part.unflatten(0, (view.height, view.row_width))  # (H, W + 1, c)
-            means = part[:, :-1].sum(1, keepdim=True) / max(view.width, 1)
-            part = torch.cat([part[:, :-1], means], 1).flatten(0, 1)
-        parts.append(part)
-    return torch.cat(parts)

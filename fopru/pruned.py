@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fopru.encoding import Encoded
+from fopru.encoding import Encoded, EncodedImage
 from fopru.families import Family, Grid
 
 PER_TOKEN = {
@@ -225,14 +225,33 @@ def shortened(
 
 def whole(encoded: Encoded) -> PrunedInputs:
     """Return the inputs with all visual tokens, their pictures encoded."""
+    for image in encoded.images:
+        check_entered(image, None)
     grids = [image.grid for image in encoded.images]
     inputs = dict(encoded.inputs)
     inputs |= all_positions(encoded.family, inputs, grids)
-    features = [
-        image.features if image.deep is None else torch.cat([image.features, image.deep], 1)
-        for image in encoded.images
-    ]
-    return PrunedInputs(inputs, encoded.family, features, ())
+    return PrunedInputs(inputs, encoded.family, [image.whole for image in encoded.images], ())
+
+
+def check_entered(image: EncodedImage, label: str | None) -> None:
+    """Check that a picture went through the tower as a method wants it.
+
+    Args:
+        image: The picture, encoded.
+        label: The method's, if it leaves patches out before the tower; None for all others.
+
+    Raises:
+        ValueError: other patches, or none, were left out.
+    """
+    by = None if image.entered is None else image.entered.by
+    if by == label:
+        return
+    was = "with all its patches" if by is None else f"without the patches that {by!r} leaves out"
+    now = "all of them" if label is None else f"those that {label!r} does not leave out"
+    raise ValueError(
+        f"this picture was encoded {was}, and now {now} are needed: encode it anew, with the "
+        "pruner in encode(model, inputs, pruners=[...])."
+    )
 
 
 def all_positions(

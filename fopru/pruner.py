@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.choosing import check_places, choose
-from fopru.encoding import VISION, Encoded, EncodedImage, Tap, encode
+from fopru.encoding import ENTRY, VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
 from fopru.pruned import PrunedInputs, shortened
@@ -104,13 +104,17 @@ class Pruner:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
-    picture a token sits) and "layers" (the language model's). `encode` computes no more of it."""
+    picture a token sits), "layers" (the language model's) and "pixels" (the patches of each token,
+    of which `enter` says which go through the tower at all). `encode` computes no more of it."""
 
     shares: ClassVar[tuple[str, ...]] = PER
     """The values of `per` with which the method is defined. Without "view" it takes videos only."""
 
     fixed_k: ClassVar[bool] = True
     """Whether the number of kept tokens follows from sizes alone."""
+
+    budgeted: ClassVar[bool] = True
+    """Whether `retention` or `tokens` says how many are kept; if not, each picture does."""
 
     name: ClassVar[str]
     """What the method is called in `fopru.METHODS`, in tables and in errors."""
@@ -132,6 +136,12 @@ class Pruner:
             raise ValueError(
                 f"retention={self.retention} and tokens={self.tokens}: give one of them, not both."
             )
+        for argument in ("retention", "tokens") if not self.budgeted else ():
+            if (value := getattr(self, argument)) is not None:
+                raise ValueError(
+                    f"{argument}={value}: with method {self.name!r} the picture itself says how "
+                    "many tokens stay; leave it out."
+                )
         if self.tokens is not None:
             check_integer("tokens", self.tokens, minimum=1)
         if self.retention is not None:
@@ -149,8 +159,10 @@ class Pruner:
 
     @property
     def share(self) -> float | None:
-        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was."""
-        return RETENTION if self.retention is None and self.tokens is None else self.retention
+        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was, or if
+        the picture decides."""
+        given = self.retention is not None or self.tokens is not None or not self.budgeted
+        return self.retention if given else RETENTION
 
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""
@@ -234,7 +246,8 @@ class Pruner:
         """
         family.check(self.needs)
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
-        return taps | ({VISION} if "vision" in self.needs else set())
+        also = {"vision": VISION, "pixels": ENTRY}
+        return taps | {tap for need, tap in also.items() if need in self.needs}
 
     def parts(self, grid: Grid) -> tuple[Grid, ...]:
         """The parts of a picture or video with this grid that each have a budget, in order: every

@@ -109,6 +109,26 @@ def tapped(
         )
 
 
+@contextmanager
+def projected(projector: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Note what a projector gets within the block, (tiles, P, d_v) at a time; nothing of None."""
+    noted: list[Tensor] = []
+    if projector is None:
+        yield noted
+        return
+    thread = threading.get_ident()  # in others, methods may project by themselves
+
+    def note(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+        if threading.get_ident() == thread:
+            noted.append(next(iter((*args, *kwargs.values()))))
+
+    hook = projector.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield noted
+    finally:
+        hook.remove()
+
+
 def _shown(mask: Tensor) -> Tensor:
     """Return the keys that a mask (boolean, of ones, or added to the logits) leaves to queries."""
     return mask.bool() if mask.dim() == 2 or mask.dtype == torch.bool else mask == 0

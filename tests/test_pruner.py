@@ -375,7 +375,7 @@ def test_bad_layer(layer):
 
 @pytest.mark.parametrize("method", sorted(fopru.METHODS))
 def test_layer_is_for_methods_that_read_a_block(method):
-    reads = fopru.METHODS[method].needs - {"vision", "text", "grid", "layers"}
+    reads = fopru.METHODS[method].needs - {"vision", "text", "grid", "layers", "pixels"}
     if reads:
         assert fopru.METHODS[method](layer=2).layer == 2
     else:
@@ -383,7 +383,9 @@ def test_layer_is_for_methods_that_read_a_block(method):
             fopru.METHODS[method](layer=2)
 
 
-@pytest.mark.parametrize("method", [m for m, cls in sorted(fopru.METHODS.items()) if cls.selects()])
+@pytest.mark.parametrize(
+    "method", [m for m, cls in sorted(fopru.METHODS.items()) if cls.selects() and cls.budgeted]
+)
 def test_a_pruner_is_replaced_as_if_it_were_written_anew(method):
     """The default retention is not there as if it had been given."""
     kind = fopru.METHODS[method]

@@ -123,4 +123,5 @@ def method_cases():
         if (name, family) not in UNDEFINED
         and not issubclass(method, InLLMPruner)
         and "view" in method.shares
+        and method.budgeted
     ]

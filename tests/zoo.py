@@ -18,7 +18,7 @@ from packaging.version import Version
 from tiny import IMAGE_TOKEN_ID, SIDE, WORDS
 
 import fopru
-from fopru.families import Family
+from fopru.families import Family, coverage
 from fopru.families.llava_next import LlavaNext
 from fopru.significance import AXES
 from fopru.versions import INSTALLED
@@ -155,6 +155,8 @@ def undefined(name, family):
     method, adapter = fopru.METHODS[name], Family.registry[family]
     if "view" not in method.shares:
         return "takes videos"
+    if "pixels" in method.needs:
+        return None if adapter.patchwise else "before the vision tower"
     if family not in FAMILIES and method.needs & {*AXES, "keys"}:
         return "no stack of attention blocks"
     newlines = issubclass(adapter, LlavaNext)
@@ -189,6 +191,7 @@ def refusals():
 REASONS = {
     "no stack of attention block": "no vision tower, so that there is no attention to read",
     "first layer": "features for the LLM's first layers, which a new token does not have",
+    "before the vision tower": "towers that take pictures whole: no patch can be left out",
     "newline token": "newline tokens, which belong to no patch",
     "several patche": "tokens made of several patches: there is no new one before the projector",
 }
@@ -198,7 +201,7 @@ def write_readme():
     """Bring the README's generated tables up to date."""
     path = Path(__file__).parents[1] / "README.md"
     text = path.read_text()
-    for table in (Family.table(), refusals()):
+    for table in (coverage.families(), refusals()):
         head = table.splitlines()[0]
         text = re.sub(re.escape(head) + r"\n(\|.*\n)+", lambda _: f"{table}\n", text)  # noqa: B023
     path.write_text(text)

@@ -199,10 +199,11 @@ def show(result: dict[str, Any]) -> None:
     for column in ("tokens", *(name.removesuffix("_ms") for name in TIMES)):
         table.add_column(column, justify="right", no_wrap=True)
     weights = "" if result["weights"] == "none" else f" {result['weights']}"
-    kept = f"{result['retention']:g}" if result["tokens"] is None else f"{result['tokens']} tokens"
+    kept = f" {result['retention']:g}" if result["retention"] is not None else ""
+    kept = kept if result["tokens"] is None else f" {result['tokens']} tokens"
     names = {
         "full": "all tokens",
-        "pruned": f"{result['method']}{weights} {kept}",
+        "pruned": f"{result['method']}{weights}{kept}",
     }
     for key, name in names.items():
         row = result[key]

@@ -128,10 +128,13 @@ def _say(
     else:
         typer.echo(f"{name} on {device}")
     kept = dict.fromkeys(
-        str(cell.retention) if cell.budget is None else f"{cell.budget} tokens" for cell in cells
+        str(cell.retention) if cell.budget is None else f"{cell.budget} tokens"
+        for cell in cells
+        if cell.pruner.budgeted
     )
     for size in batches:
-        typer.echo(f"batch {size}: full, {', '.join(methods)} at {', '.join(kept)}")
+        budgets = f" at {', '.join(kept)}" if kept else ""
+        typer.echo(f"batch {size}: full, {', '.join(methods)}{budgets}")
 
 
 def _show(results: pd.DataFrame) -> None:

@@ -169,11 +169,15 @@ class Way:
             )
 
     def _share(self) -> float:
-        """The share of the pictures' visual tokens that the pruner was asked to keep."""
-        if self.pruner is None or self.pruner.tokens is None:
+        """The share of the pictures' visual tokens that the pruner was asked to keep, or kept where
+        each picture decides."""
+        if self.pruner is None or self.pruner.share is not None:
             return 1.0 if self.pruner is None else self.pruner.share
         grids = Family.of(self.model).reading(self.inputs).grids(self.inputs)
-        return self.pruner.tokens * len(grids) / sum(grid.n_tokens for grid in grids)
+        there = sum(grid.n_tokens for grid in grids)
+        if not self.pruner.budgeted:
+            return self.visual * len(self.inputs["input_ids"]) / there
+        return self.pruner.tokens * len(grids) / there
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield a row of the table for each stage."""
@@ -231,12 +235,12 @@ def measure(
     Returns:
         One row per pruner and stage ("vision", "scoring", "selection", "compaction", "prefill",
         "decode" per token, "end to end", "native prefill"): method, retention (the share that
-        was asked for), budget (the number of tokens, where that was asked for), attention (as in
-        `fopru.evaluate`), seconds (median), low and high (quartiles), unstable (they are more than
-        15 % of the median apart), flops, batch, visual and tokens (of each prompt, kept; inside the
-        LLM the mean over its layers), new_tokens, kv_bytes (the cache's own tensors), peak_bytes
-        (end to end: of CUDA's allocator, on a CPU resident memory), prompts_per_s. `attrs` say
-        machine, threads and clock.
+        was asked for; of a method without a budget, that it kept), budget (the number of tokens,
+        where that was asked for), attention (as in `fopru.evaluate`), seconds (median), low and
+        high (quartiles), unstable (they are more than 15 % of the median apart), flops, batch,
+        visual and tokens (of each prompt, kept; inside the LLM the mean over its layers),
+        new_tokens, kv_bytes (the cache's own tensors), peak_bytes (end to end: of CUDA's allocator,
+        on a CPU resident memory), prompts_per_s. `attrs` say machine, threads and clock.
 
     Raises:
         ValueError: `new_tokens` or `turns` below 1, inputs without images, or something else than

@@ -79,7 +79,9 @@ class Batch:
         away = [None] * len(self.examples) if setting.blind else self._divergence(log)
         for i, (e, evidence) in enumerate(zip(self.examples, self.prompts.evidence, strict=True)):
             kept, retention = prompted.kept[i], setting.retention
-            if setting.budget is not None:
+            if not setting.pruner.budgeted:
+                retention = len(kept) / len(evidence)
+            elif setting.budget is not None:
                 pictures = sum(image.sample == i for image in self.prompts.images)
                 retention = setting.budget * pictures / len(evidence)
             yield {

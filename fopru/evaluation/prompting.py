@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
 from fopru.families import Family
 from fopru.pruned import PER_TOKEN, numbered
+from fopru.pruner import Pruner
 
 
 @dataclass
@@ -74,25 +75,36 @@ class Prompts:
         if len(self.first) < len(examples):
             first = [examples[row] for row in self.first], [text[row] for row in self.first]
             shown = prepare(processor, *first).to(model.device)
-        encoded = encode(model, shown, [setting.pruner for setting in settings])
+        pruners = [setting.pruner for setting in settings]
+        alone = [pruner for pruner in pruners if "pixels" in pruner.needs]
         gone = (*self.family.pixels, *self.family.options)
         self.inputs = {name: value for name, value in whole.items() if name not in gone}
         self.also = {name: shown[name] for name in self.family.also if name in shown}
-        self.pictures = _with_pixels(encoded.images, shown[self.family.pixels[0]])
-        self.images = tuple(
-            image
-            for row, e in enumerate(examples)
-            for image in self._images_of(row, e, numbers[row])
-        )
+        together = [pruner for pruner in pruners if pruner not in alone]
+        self.pictures, self.images = self._encoded(examples, shown, together)
+        self.own = {one.label: self._encoded(examples, shown, [one]) for one in alone}
+        """What methods that leave patches out before the tower have in place of these two."""
         covered = [(image.learned[EVIDENCE] > 0.2).cpu() for image in self.images]
         self.evidence = [
             torch.cat([c for c, i in zip(covered, self.images, strict=True) if i.sample == row])
             for row in range(len(examples))
         ]
 
-    def _images_of(self, row: int, e: Example, number: int) -> Iterator[EncodedImage]:
+    def _encoded(
+        self, examples: Sequence[Example], shown: Mapping[str, Any], pruners: Sequence[Pruner]
+    ) -> tuple[tuple[EncodedImage, ...], tuple[EncodedImage, ...]]:
+        """Return the pictures, and those of each question, from one pass of the vision tower."""
+        encoded = encode(self.model, shown, pruners)
+        pictures = _with_pixels(encoded.images, shown[self.family.pixels[0]])
+        numbers = self.picture.tolist()
+        images = (self._images_of(row, e, pictures, numbers[row]) for row, e in enumerate(examples))
+        return pictures, tuple(chain.from_iterable(images))
+
+    def _images_of(
+        self, row: int, e: Example, pictures: Sequence[EncodedImage], number: int
+    ) -> Iterator[EncodedImage]:
         """Yield the picture of a question, or its tiles, with what is evidence to the question."""
-        images = [image for image in self.pictures if image.sample == number]
+        images = [image for image in pictures if image.sample == number]
         views = sum(len(image.grid.views) for image in images)
         shown = iter(frames(e.image, self.processor, views))
         for image in images:
@@ -121,10 +133,10 @@ class Prompts:
     def _prompts(self, session: Session, setting: Setting) -> Prompted:
         """Read the prompts of all questions, within the session's block."""
         pruner = setting.pruner
+        pictures, images = self.own.get(pruner.label, (self.pictures, self.images))
         if session.shortens and not pruner.asks and self.prefix is not None:
-            before = self._prefill(session, self.prefix, self.pictures, setting)
+            before = self._prefill(session, self.prefix, pictures, setting)
             return self._go_on(before, pruner.numbering(self.family))
-        images = self.images
         if setting.later:
             encoded = Encoded(self.family, self.inputs, images)
             images = tuple(replace(i, text=encoded.text(self._next[i.sample])) for i in images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,8 @@ def evaluate(
             `fopru.FoPru(layer=3)`, or `{"label": pruner}` to say what the table calls each. A
             pruner's retention and seed are replaced by those below.
         retentions: Shares of each picture's visual tokens to keep, in (0, 1]; 0.5, 0.25 and 0.1
-            where neither these nor `tokens` are given.
+            where neither these nor `tokens` are given. A method such as `fopru.PixelPrune`, in
+            which each picture says how many stay, is asked once.
         positions: As for `fopru.Pruner`; None leaves each pruner its own.
         seeds: Those of methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
@@ -93,14 +94,13 @@ def evaluate(
     Returns:
         One row per question and setting, in their order: id, task, variant, image, modality
         ("image" or "video", whatever is shown instead), method, retention (the share; where a
-        number of tokens was asked for, its mean share over the questions), budget (that number,
-        else missing), attention (whose scored the tokens, "cls" or "received", of methods with
-        that choice), positions ("reindex" or "preserve", as was done), seed, kept and tokens
-        (visual tokens, kept and in all; inside the language model, those that its last layer
-        sees), layer_weighted (mean over its layers of those seen),
-        evidence (patches under it), found (share of these among the kept, NaN where there are
-        none), prediction, answer, exact (the prediction is one of the right answers, in lower
-        case), begins (it begins with one, where a
+        number of tokens was asked for, or nothing, its mean over the questions), budget (that
+        number, else missing), attention (whose scored the tokens, "cls" or "received", of methods
+        with that choice), positions ("reindex" or "preserve", as was done), seed, kept and tokens
+        (visual tokens, kept and in all; inside the language model, those that its last layer sees),
+        layer_weighted (mean over its layers of those seen), evidence (patches under it), found
+        (share of these among the kept, NaN where there are none), prediction, answer, exact (the
+        prediction is one of the right answers, in lower case), begins (it begins with one, where a
         word ends), formed (it is one of the legal answers: the example's `choices`), choice (a
         right answer is the likeliest of the legal ones, their ends not scored) and margin (by how
         much it leads all wrong ones, in nats), metric and score (by the example's own metric),
@@ -184,7 +184,8 @@ def evaluate(
         order = [places[e.id, *s.cell] for _, wanted in parts for s in wanted]
         answers = [rows[place] if isinstance(place, str) else place for place in order]
         table += [{**row, "modality": e.modality} for row in answers]
-    return _shared(pd.DataFrame(table, columns=COLUMNS))
+    free = {cell.method for cell in cells if not cell.pruner.budgeted}
+    return _shared(pd.DataFrame(table, columns=COLUMNS), free)
 
 
 def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
@@ -200,11 +201,13 @@ def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[
         yield from batch.rows(setting, max_new_tokens)
 
 
-def _shared(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with one share for each number of tokens, to six digits: its questions' mean."""
+def _shared(table: pd.DataFrame, free: Collection[str]) -> pd.DataFrame:
+    """The table with one share for each number of tokens, and for each of the methods that no
+    budget binds, to six digits: its questions' mean."""
     budget, share = table["budget"].astype("Int64"), table["retention"].astype(float)
-    mean = share.groupby(budget).transform("mean").round(6)
-    return table.assign(retention=share.where(budget.isna(), mean), budget=budget)
+    cell = budget.astype("string").where(~table["method"].isin(free), "of " + table["method"])
+    mean = share.groupby(cell).transform("mean").round(6)
+    return table.assign(retention=share.where(cell.isna(), mean), budget=budget)
 
 
 def check_examples(examples: Sequence[Example]) -> None:

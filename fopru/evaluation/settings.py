@@ -25,7 +25,7 @@ class Setting:
     """What the table calls the method."""
     pruner: Pruner
     retention: float | None
-    """None where a number of tokens was asked for."""
+    """None where a number of tokens was asked for, or nothing."""
     seed: int = 0
     blind: bool = False
     """Whether the true picture is not shown."""
@@ -85,6 +85,8 @@ def settings(
     Args:
         methods, retentions, positions, seeds, tokens: As for `evaluate`.
 
+    A method in which each picture says itself how much is kept has one cell, without a budget.
+
     Raises:
         ValueError: An unknown method, two of one label, one with `tokens` of its own or that takes
             none, a retention outside (0, 1], tokens below 1, both of them, anything twice, or a
@@ -104,11 +106,12 @@ def settings(
                 "methods say how much is kept, `retentions` or `tokens`: leave it out."
             )
         seeded = "seed" in {field.name for field in fields(pruner)}
-        if not budgets or (seeded and not numbers):
-            empty = "seeds" if budgets else "retentions" if tokens is None else "tokens"
+        own = budgets if pruner.budgeted else [{}]
+        if not own or (seeded and not numbers):
+            empty = "seeds" if own else "retentions" if tokens is None else "tokens"
             raise ValueError(f"{empty}=[]: {name!r} needs at least one.")
         changes = {} if positions is None else {"positions": positions}
-        for budget in budgets:
+        for budget in own:
             for seed in numbers if seeded else (0,):
                 drawn = {"seed": int(seed)} if seeded else {}
                 cell = replace(pruner, **budget, **changes, **drawn)

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutpu
 
 from fopru.families.example import Example
 from fopru.families.grid import Grid
+from fopru.families.patchwise import taken_whole
 from fopru.versions import UnsupportedModelError
 
 
@@ -66,6 +67,8 @@ class Family:
     """Whether several patches make one token, so that no one patch can be projected alone."""
     stacked: ClassVar[bool] = False
     """Whether the model takes the tokens of all pictures as one tensor, and no list."""
+    patchwise: ClassVar[bool] = False
+    """Whether the tower takes single patches with their places, so that some can be left out."""
 
     def __init_subclass__(cls, model_types: tuple[str, ...] = (), **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -126,17 +129,6 @@ class Family:
             f"not fit: {why}. There are adapters for: {', '.join(sorted(Family.registry))}."
         )
 
-    @staticmethod
-    def table() -> str:
-        """The families there are, in Markdown."""
-        types: dict[type[Family], list[str]] = {}
-        for name, family in Family.registry.items():
-            types.setdefault(family, []).append(f"`{name}`")
-        lines = ["| family | `model_type` | notes |", "|---|---|---|"]
-        for family, names in types.items():
-            lines.append(f"| {family.title} | {', '.join(names)} | {family.notes} |")
-        return "\n".join(lines)
-
     @classmethod
     def example(cls, model_type: str) -> Example:
         """What a tiny random model of `model_type`, one of the adapter's, is made of.
@@ -170,8 +162,11 @@ class Family:
         """Refuse a method that needs (`Pruner.needs`) what is not known of this family.
 
         Raises:
-            UnsupportedModelError: it does. All is known of models with an adapter of their own.
+            UnsupportedModelError: it does. Of models with an adapter of their own all is known, but
+                not how to leave "pixels" out before every tower.
         """
+        if "pixels" in needs and not (self.patchwise and self.modality == "image"):
+            raise taken_whole(self)
 
     @staticmethod
     def images(source: str | Path, **hub: Any) -> BaseImageProcessor:
@@ -278,13 +273,17 @@ class Family:
 
     def pictures(self, inputs: Mapping[str, Any]) -> ModelOutput:
         """Run the model's own vision path."""
+        encode = getattr(self.model.base_model, f"get_{self.modality}_features")
+        return encode(**self.shown(inputs), return_dict=True)
+
+    def shown(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What describes the pictures, where the tower is."""
         names = [n for n in (*self.pixels, *self.options) if inputs.get(n) is not None]
         pixels = {n: torch.as_tensor(inputs[n]) for n in names}  # sizes may come as a list
         if not hasattr(self.model, "hf_device_map"):  # else accelerate's hooks move them
             device = next(self.tower.parameters()).device
             pixels = {n: x.to(device) for n, x in pixels.items()}
-        encode = getattr(self.model.base_model, f"get_{self.modality}_features")
-        return encode(**pixels, return_dict=True)
+        return pixels
 
     def features(self, output: ModelOutput, sizes: list[int]) -> list[Tensor]:
         """(N, d) per picture of these sizes, what the LLM would get, from `pictures`."""

@@ -10,6 +10,16 @@ from fopru.families.generic import Generic
 OWN, GENERIC, NONE = "own", "generic", "none"
 
 
+def families() -> str:
+    """The families with an adapter of their own, in Markdown."""
+    types: dict[type[Family], list[str]] = {}
+    for name, family in Family.registry.items():
+        types.setdefault(family, []).append(f"`{name}`")
+    rows = ["| family | `model_type` | notes |", "|---|---|---|"]
+    rows += [f"| {f.title} | {', '.join(names)} | {f.notes} |" for f, names in types.items()]
+    return "\n".join(rows)
+
+
 def coverage() -> dict[str, tuple[str, str]]:
     """For each type that AutoModelForImageTextToText knows: "own", "generic" or "none", and its
     adapter's notes or why there is none.

@@ -28,6 +28,7 @@ UNKNOWN = {
     "grid": "where in the picture a token sits",
     "keys": "the keys of its vision tower",
     "layers": "the layers of its language model",
+    "pixels": "which pixels its tokens are made of",
     "vision": "the features of its vision tower",
 }
 

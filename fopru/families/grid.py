@@ -73,3 +73,54 @@ def runs(ids: Tensor, token_id: int) -> list[int]:
     steps = torch.nn.functional.pad((ids == token_id).int(), (1, 1)).diff(dim=1)
     begins, ends = ((steps == step).nonzero()[:, 1] for step in (1, -1))
     return (ends - begins).tolist()
+
+
+def samples_of(ids: Tensor | None, token_id: int, sizes: list[int]) -> list[int]:
+    """Return the batch row of each picture of these sizes, found by counting placeholders.
+
+    Raises:
+        ValueError: there are no `input_ids`, or their placeholders are not those of the pictures.
+    """
+    if ids is None:
+        raise ValueError(
+            "`inputs` need input_ids: pruning shortens the prompt (inputs_embeds are "
+            "not supported)."
+        )
+    counts = (ids == token_id).sum(1).tolist()
+    if not any(counts):
+        raise ValueError(
+            f"input_ids hold no image placeholder (token id {token_id}), yet inputs "
+            f"hold {len(sizes)} image(s): put the processor's image token into the text."
+        )
+    samples, row, free = [], 0, counts[0]
+    for size in sizes:
+        while free == 0 and row + 1 < len(counts):
+            row, free = row + 1, counts[row + 1]
+        if free < size:
+            break
+        samples.append(row)
+        free -= size
+    if len(samples) < len(sizes) or sum(sizes) != sum(counts):
+        raise ValueError(
+            f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
+            f"tokens, but rows of input_ids hold {counts} placeholders (token id "
+            f"{token_id})."
+        )
+    return samples
+
+
+def filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:
+    """Give each newline token the mean of its row, which the model's packing left infinite: (N, c)
+    per picture."""
+    return [_fill_newlines(table, grid) for table, grid in zip(tables, grids, strict=True)]
+
+
+def _fill_newlines(table: Tensor, grid: Grid) -> Tensor:
+    parts = []
+    for view, part in zip(grid.views, table.split([v.n_tokens for v in grid.views]), strict=True):
+        if view.newline:
+            part = part.unflatten(0, (view.height, view.row_width))  # (H, W + 1, c)
+            means = part[:, :-1].sum(1, keepdim=True) / max(view.width, 1)
+            part = torch.cat([part[:, :-1], means], 1).flatten(0, 1)
+        parts.append(part)
+    return torch.cat(parts)

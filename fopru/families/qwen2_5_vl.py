@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import transformers as hf
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from fopru.families.example import PATCH, TEXT, Example
+from fopru.families.patchwise import bounds
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 
 class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
     title = "Qwen2.5-VL"
     notes = "as Qwen2-VL; scored in the last block that attends over the whole picture"
+    placing = (*Qwen2VL.placing, get_vision_window_index)
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -36,12 +39,28 @@ class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
             )
         return index
 
-    def in_order(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    def windows(self, sizes: Tensor) -> tuple[Tensor, Tensor]:
+        """The order in which the tower has the tokens, (tokens,), and where its windows begin and
+        end in that order, in patches."""
         config = self.config.vision_config
-        order, _ = get_vision_window_index(
-            self.sizes(inputs), config.spatial_merge_size, config.window_size, config.patch_size
+        return get_vision_window_index(
+            sizes, config.spatial_merge_size, config.window_size, config.patch_size
         )
+
+    def in_order(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        order, _ = self.windows(self.sizes(inputs))
         return tokens[order.argsort().to(tokens.device)]
+
+    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        order, ends = self.windows(sizes)
+        windows = (ends.diff() // self.side**2).tolist()
+        lengths = torch.stack([flags.sum() for flags in keep[order].split(windows)])
+        ranks = keep.cumsum(0) - 1  # of each token among those that are not left out
+        return {
+            **super().placed(sizes, keep, frames),
+            "window_index": ranks[order[keep[order]]],
+            "cu_window_seqlens": bounds(lengths[lengths > 0] * self.side**2),
+        }
 
 
 class Qwen25VLVideo(Qwen25VL):

@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch
 import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
 
 from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
 from fopru.families.grid import Grid, View
+from fopru.families.patchwise import bounds, check_takes
 
 TOWER: dict[str, Any] = dict(
     depth=4, num_heads=4, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2
@@ -29,6 +32,12 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     positions = "preserve"
     spatial = True
     merges = True
+    patchwise = True
+    placing: ClassVar[tuple[Callable[..., Any], ...]] = (
+        get_vision_position_ids,
+        get_vision_attention_seqlens,
+    )
+    """What the tower places its patches by; it takes the results from its caller too."""
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -87,6 +96,51 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
     def in_order(self, tokens: Tensor, inputs: Mapping[str, Any]) -> Tensor:
         """Tokens as the tower has them, in the order of the prompt."""
         return tokens
+
+    def token_pixels(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+        """(N, c) per picture: the pixels of each token's patches, as the processor made them."""
+        tokens = inputs[self.pixels[0]].unflatten(0, (-1, self.side**2)).flatten(1)
+        return list(tokens.split([grid.n_tokens for grid in self.grids(inputs)]))
+
+    def pictures_of(self, inputs: Mapping[str, Any], kept: list[Tensor]) -> ModelOutput:
+        """Run the tower with the patches of some tokens only, each where it is in its picture.
+
+        Args:
+            inputs: As for `pictures`.
+            kept: (k,) int64 per picture: the sorted places of its tokens that are not left out, at
+                least one of each picture.
+
+        Raises:
+            UnsupportedModelError: the installed transformers places patches in another way.
+        """
+        check_takes(self.tower, self.placing)
+        shown = self.shown(inputs)
+        patches, sizes = (shown[name] for name in self.pixels)
+        grids = self.grids(inputs)
+        keep = [torch.zeros(grid.n_tokens, dtype=torch.bool) for grid in grids]
+        for flags, places in zip(keep, kept, strict=True):
+            flags[places] = True
+        frames = [view.n_tokens for grid in grids for view in grid.views]
+        placed = self.placed(sizes.cpu(), torch.cat(keep), frames)
+        left = torch.cat(keep).repeat_interleave(self.side**2)  # (patches,) bool
+        patches = patches[left.to(patches.device)].type(self.tower.dtype)
+        placed = {name: table.to(patches.device) for name, table in placed.items()}
+        return self.tower(patches, grid_thw=sizes, return_dict=True, **placed)
+
+    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        """What the tower takes of its caller when it gets the patches of some tokens only.
+
+        Args:
+            sizes: (pictures, 3) patches in time, height and width.
+            keep: (tokens,) bool: False for those that are left out.
+            frames: The number of tokens of each frame.
+        """
+        side, patches = self.side, keep.repeat_interleave(self.side**2)
+        lengths = torch.stack([flags.sum() for flags in keep.split(frames)])
+        return {
+            "position_ids": get_vision_position_ids(sizes, side)[patches],
+            "cu_seqlens": bounds(lengths * side**2),
+        }
 
     def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:
         ids, kinds = inputs["input_ids"], inputs.get("mm_token_type_ids")

@@ -4,8 +4,11 @@ rule), whose cache is a state of fixed size in place of keys and values."""
 from __future__ import annotations
 
 import transformers as hf
+from torch import Tensor
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
+from fopru.families.patchwise import interpolated
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 KINDS = ["linear", "full", "full", "linear", "full", "linear", "full", "linear"]
@@ -19,6 +22,7 @@ class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
         "methods inside the LLM, are made in the others"
     )
     also = ()
+    placing = (*Qwen2VL.placing, get_vision_interpolation_indices_and_weights)
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -40,6 +44,9 @@ class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
             text |= dict(num_experts=4, num_experts_per_tok=2)
         vision |= dict(num_position_embeddings=64)
         return cls._example(kind, vision, text, frame="w3", twin=twin)
+
+    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        return super().placed(sizes, keep, frames) | interpolated(self.tower, sizes, keep)
 
 
 class Qwen35Video(Qwen35):

@@ -7,8 +7,10 @@ import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
+from fopru.families.patchwise import interpolated
 from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
 
 
@@ -16,6 +18,7 @@ class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
     title = "Qwen3-VL"
     notes = "as Qwen2-VL; the features for its first layers go with their tokens"
     also = ()
+    placing = (*Qwen2VL.placing, get_vision_interpolation_indices_and_weights)
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -34,8 +37,14 @@ class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
         return len(self.config.vision_config.deepstack_visual_indexes)
 
     def deep(self, output: ModelOutput, sizes: list[int]) -> list[Tensor | None]:
-        layers = [torch.cat(list(pictures)) for pictures in output.deepstack_features]
+        layers = [
+            layer if isinstance(layer, Tensor) else torch.cat(list(layer))  # (K, d)
+            for layer in output.deepstack_features
+        ]
         return list(torch.cat(layers, 1).split(sizes))  # (N, layers * d) per picture
+
+    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
+        return super().placed(sizes, keep, frames) | interpolated(self.tower, sizes, keep)
 
     def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
         width = self.config.get_text_config().hidden_size

@@ -13,6 +13,7 @@ from fopru.methods.hiprune import HiPrune
 from fopru.methods.holov import HoloV
 from fopru.methods.mmtok import MMTok
 from fopru.methods.picks import MMR, Cells, Halves, MaxMin, Pick, Top
+from fopru.methods.pixelprune import PixelPrune
 from fopru.methods.pool import Pool
 from fopru.methods.prumerge import PruMerge, PruMergePlus
 from fopru.methods.prunesid import PruneSID
@@ -50,6 +51,7 @@ __all__ = [
     "MMTok",
     "MaxMin",
     "Pick",
+    "PixelPrune",
     "Pool",
     "PruMerge",
     "PruMergePlus",

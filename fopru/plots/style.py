@@ -42,6 +42,7 @@ LOOKS = {
     "prunesid": (GREEN, "P"),
     "mmtok": (GREEN, "X"),
     "evs": (GREEN, "d"),
+    "pixelprune": (GREEN, "*"),
     "tome": (PINK, "o"),
     "pool": (PINK, "s"),
     "cluster-mean": (PINK, "D"),

@@ -109,7 +109,9 @@ class Explorer(anywidget.AnyWidget):
         methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
     ):
         allowed = tuple(
-            name for name, cls in METHODS.items() if cls.selects() and "view" in cls.shares
+            name
+            for name, cls in METHODS.items()
+            if cls.selects() and cls.budgeted and "view" in cls.shares
         )
         for method in methods:
             check_choice("methods", method, allowed)
