@@ -9,6 +9,8 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # what editors and type checkers read
+    from fopru.adaptive import Adaptive as Adaptive
+    from fopru.adaptive import calibrate as calibrate
     from fopru.checking import check as check
     from fopru.efficiency import measure as measure
     from fopru.encoding import Encoded as Encoded
@@ -50,7 +52,7 @@ def _methods() -> list[str]:
 
 
 def _modules() -> list[str]:
-    return [module.name for module in iter_modules(__path__)]  # noqa: F405
+    return [module.name for module in iter_modules(__path__)]
 
 
 def __getattr__(name: str) -> Any:
