@@ -52,7 +52,7 @@ def _methods() -> list[str]:
 
 
 def _modules() -> list[str]:
-    return [module.name for module in iter_modules(__path__)]
+    return [module.name for module in iter_modules(__path__)]  # noqa: F405
 
 
 def __getattr__(name: str) -> Any:
