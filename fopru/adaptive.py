@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.arguments import check_choice
+from fopru.arguments import check_choice, check_list
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
 from fopru.evaluation.asking import prepare, prompts
@@ -106,30 +106,35 @@ def calibrate(
 
     Args:
         examples: Such as `fopru.pocket.benchmark("validation")`: of pictures that look like those
-            to be pruned later. Each picture counts once, however many questions there are on it; of
-            a pruner that reads the question, each question counts once.
+            to be pruned later. A picture counts as often as it is asked about, so that the table of
+            `fopru.evaluate` on the same questions shows the promised mean.
         pruner: Such as `fopru.Compose(0.25, pick=fopru.MaxMin(), budget=fopru.Adaptive())`.
 
     Returns:
-        The same pruner, which keeps its retention in the mean over these pictures, to within half a
-        token; so it does with any other retention that it is given later.
+        The same pruner, which keeps its retention in the mean over these questions, to within half
+        a token; so it does with any other retention that it is given later.
 
     Raises:
-        ValueError: The pruner has no `Adaptive` budget, there are no examples, or a picture cannot
-            be read.
+        ValueError: The pruner has no `Adaptive` budget, there are no examples or what is none, or a
+            picture cannot be read.
         UnsupportedModelError: There is no adapter for the model, or the pruner is undefined on it.
     """
     if not isinstance(pruner, Compose) or not isinstance(pruner.budget, Adaptive):
         raise ValueError(f"pruner={pruner!r}: must be a fopru.Compose with an Adaptive budget.")
+    check_list("examples", examples)
     if not examples:
         raise ValueError("examples=[]: there is no picture to measure.")
+    for e in examples:
+        if not isinstance(e, Example):
+            raise ValueError(f"examples: {e!r} is no fopru.evaluation.Example.")
+    keys = [i if pruner.asks else same_picture(e) for i, e in enumerate(examples)]
     measured: dict[object, Picture] = {}
-    for number, e in enumerate(examples):
-        if (key := number if pruner.asks else same_picture(e)) not in measured:
-            measured[key] = _measured(
-                model, processor, replace(e, image=in_memory(e.image)), pruner
-            )
-    return replace(pruner, budget=replace(pruner.budget, pictures=tuple(measured.values())))
+    for key, e in zip(keys, examples, strict=True):
+        if key not in measured:
+            whole = replace(e, image=in_memory(e.image))
+            measured[key] = _measured(model, processor, whole, pruner)
+    pictures = tuple(measured[key] for key in keys)
+    return replace(pruner, budget=replace(pruner.budget, pictures=pictures))
 
 
 def _measured(
