@@ -1,5 +1,5 @@
-"""The newer methods, the other way of weighting, and methods put together, asked of the shipped pocket
-model on PocketBench's test questions: `data/results/newer.parquet`.
+"""The newer methods, `weights="restore"`, and methods put together, asked of the shipped model on
+PocketBench's test questions: `data/results/newer.parquet`.
 
     python benchmarks/newer.py               # about half an hour on one core
     python benchmarks/newer.py newer restore # these parts only
