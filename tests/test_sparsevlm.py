@@ -216,7 +216,14 @@ def test_beams_know_their_pictures():
 
 @pytest.mark.parametrize(
     "layers, after",
-    [(5, [1, 2, 3]), (24, [1, 4, 11]), (28, [2, 5, 13]), (32, [2, 6, 15]), (40, [3, 8, 19])],
+    [
+        (4, [0, 1, 2]),
+        (5, [1, 2, 3]),
+        (24, [1, 4, 11]),
+        (28, [2, 5, 13]),
+        (32, [2, 6, 15]),
+        (40, [3, 8, 19]),
+    ],
 )
 def test_stages_lie_as_deep_in_any_model(layers, after):
     stages = SparseVLM(0.125).stages(layers)
@@ -245,7 +252,7 @@ def test_what_cannot_be_done_is_refused():
     net = zoo.model("llava")
     with pytest.raises(ValueError, match=r"after_layers=\(1, 4\): must be below 4, the last of"):
         SparseVLM(0.5, after_layers=(1, 4))(net)
-    with pytest.raises(ValueError, match="at least 5 layers; this model has 3"):
+    with pytest.raises(ValueError, match="at least 4 layers; this model has 3"):
         SparseVLM(0.5)(tiny.model())
     with SparseVLM(0.5)(net), pytest.raises(ValueError, match="a prompt ends with its picture"):
         net(**asked("llava", "w1 <image>"))

@@ -44,7 +44,8 @@ class SparseVLM(InLLMPruner, name="sparsevlm"):
 
     Args:
         after_layers: The 0-based layers after which tokens leave, increasing. None is 2, 6 and 15
-            of 32 layers, and as deep in a model of another depth, after layer 1 at the earliest.
+            of 32 layers, and as deep in a model of another depth, but after different ones, and
+            after layer 0 in a model of four layers only.
         recycle: Whether part of what leaves is recycled.
 
     Raises:
@@ -70,11 +71,12 @@ class SparseVLM(InLLMPruner, name="sparsevlm"):
 
     def stages(self, n_layers: int) -> dict[int, float]:
         if self.after_layers is None:
-            if n_layers < 5:
-                raise ValueError(f"sparsevlm needs at least 5 layers; this model has {n_layers}.")
+            if n_layers < 4:
+                raise ValueError(f"sparsevlm needs at least 4 layers; this model has {n_layers}.")
             entered = [1]
-            for depth in DEPTHS:
-                entered.append(max(entered[-1] + 1, round(n_layers * depth / 32)))
+            for latest, depth in enumerate(DEPTHS, start=n_layers - 3):
+                place = max(entered[-1] + 1, round(n_layers * depth / 32))
+                entered.append(min(place, latest))
             entered = entered[1:]
         else:
             if self.after_layers[-1] > n_layers - 2:
