@@ -6,7 +6,8 @@
 The Python that is named has vLLM and fopru in it; servers run there, on loopback. `load` is a
 closed loop: as many clients as said, each of which asks as soon as its answer is there. Budgets
 take turns in one server of fopru's plug-in, and the stock engine answers such requests before or
-after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts how many requests fit.
+after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts how many requests
+fit.
 
 Every picture is new and the prefix cache is off. `mini` has random weights and the proportions of
 LLaVA-1.5-7B (576 visual tokens, a language model 17 times its tower): its speed says something, and
@@ -128,7 +129,7 @@ def free_port() -> int:
 
 @contextmanager
 def engine(
-    python: str, folder: Path, kind: str, log: Path, *options: str, start: float = 400
+    python: str, folder: Path, kind: str, log: Path, *options: str, start: float = 900
 ) -> Iterator[tuple[str, psutil.Process]]:
     """Run a vLLM server: its address and its process. It ends with the block, children and all.
 
