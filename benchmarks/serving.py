@@ -58,6 +58,9 @@ ARCHITECTURE = "FoPruLlavaForConditionalGeneration"
 BLOCKS, BLOCK = 64, 32
 """The small KV cache of `cache`: its blocks, and their tokens."""
 
+OWN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment of servers: the Python that is named has its own packages."""
+
 
 # Models
 
@@ -148,7 +151,7 @@ def engine(
     quiet["VLLM_CPU_KVCACHE_SPACE"] = "1"
     with log.open("w") as file:
         process = psutil.Popen(
-            command, stdout=file, stderr=file, env=os.environ | quiet, start_new_session=True
+            command, stdout=file, stderr=file, env=OWN | quiet, start_new_session=True
         )
     cores = sorted(process.cpu_affinity())
     if len(cores) > 1:
@@ -367,7 +370,7 @@ def versions(python: str) -> dict[str, str]:
         "import json, vllm, torch, transformers, fopru; print(json.dumps({m.__name__: "
         "m.__version__ for m in (vllm, torch, transformers, fopru)}))"
     )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=OWN)
     return json.loads(done.stdout.splitlines()[-1])
 
 
