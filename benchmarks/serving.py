@@ -6,7 +6,7 @@
 The Python that is named has vLLM and fopru in it; servers run there, on loopback. `load` is a
 closed loop: as many clients as said, each of which asks as soon as its answer is there. Budgets
 take turns in one server of fopru's plug-in, and the stock engine answers such requests before or
-after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts the requests that
+after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts how many requests
 fit.
 
 Every picture is new and the prefix cache is off. `mini` has random weights and the proportions of
@@ -57,6 +57,9 @@ ANSWER = {"pocket": 4, "mini": 16}
 ARCHITECTURE = "FoPruLlavaForConditionalGeneration"
 BLOCKS, BLOCK = 64, 32
 """The small KV cache of `cache`: its blocks, and their tokens."""
+
+OWN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+"""The environment of servers: the Python that is named has its own packages."""
 
 
 # Models
@@ -129,7 +132,7 @@ def free_port() -> int:
 
 @contextmanager
 def engine(
-    python: str, folder: Path, kind: str, log: Path, *options: str, start: float = 400
+    python: str, folder: Path, kind: str, log: Path, *options: str, start: float = 900
 ) -> Iterator[tuple[str, psutil.Process]]:
     """Run a vLLM server: its address and its process. It ends with the block, children and all.
 
@@ -148,7 +151,7 @@ def engine(
     quiet["VLLM_CPU_KVCACHE_SPACE"] = "1"
     with log.open("w") as file:
         process = psutil.Popen(
-            command, stdout=file, stderr=file, env=os.environ | quiet, start_new_session=True
+            command, stdout=file, stderr=file, env=OWN | quiet, start_new_session=True
         )
     cores = sorted(process.cpu_affinity())
     if len(cores) > 1:
@@ -367,7 +370,7 @@ def versions(python: str) -> dict[str, str]:
         "import json, vllm, torch, transformers, fopru; print(json.dumps({m.__name__: "
         "m.__version__ for m in (vllm, torch, transformers, fopru)}))"
     )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=OWN)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -16,8 +16,7 @@ from stub import TOKENS, Stub, serving, text
 from test_cli import fopru_cli, refused
 
 import fopru
-from fopru.evaluation import Example, read_jsonl, statistics
-from fopru.evaluation.served import PATIENCE
+from fopru.evaluation import Example, read_jsonl, served, statistics
 from fopru.evaluation.server import LARGEST, Server, ServerError, Unanswered
 
 
@@ -206,9 +205,13 @@ def test_what_no_question_can_mend_stops_the_run_and_loses_nothing(tmp_path):
         fopru.evaluate_server(nowhere, asked)
     known.tricks = {e.question: cut for e in asked[20:]}
     with serving(known, port) as url:
-        with pytest.raises(OSError, match=f"{PATIENCE} questions in a row: the server broke off"):
+        with pytest.raises(
+            OSError, match=f"{served.PATIENCE} questions in a row: the server broke off"
+        ):
             fopru.evaluate_server(url, asked, out=out, concurrency=1)
-        assert len(known.questions()) <= 20 + 2 * PATIENCE + 2  # a connection that was used twice
+        assert (
+            len(known.questions()) <= 20 + 2 * served.PATIENCE + 2
+        )  # a connection that was used twice
         known.tricks, known.asked = {}, []
         table = fopru.evaluate_server(url, asked, out=out, concurrency=1)
     assert set(known.questions()) == {e.question for e in asked[20:]}
@@ -237,47 +240,27 @@ def test_redirects_are_not_followed():
         fopru.evaluate_server(url, asked)
 
 
-def test_an_interrupted_run_keeps_what_is_answered(tmp_path):
+def test_an_interrupted_run_keeps_what_is_answered(tmp_path, monkeypatch):
+    """Ctrl-C while two slow answers are waited for: it ends at once."""
     asked, out = questions(6), tmp_path / "answers.sqlite"
-    known = stub(asked, tricks={e.question: 5 for e in asked[3:]})
-
-    class Stop:
-        def __init__(self):
-            self.seen = 0
-
-        def __call__(self, request):
-            self.seen += 1
-            return whole(request)
-
-    whole = known.completion
-    known.completion = Stop()
-    with serving(known) as url:
-        server = Server(url)
-        with pytest.raises(KeyboardInterrupt):
-            interrupted(url, asked, out, known.completion)
-        server.close()
-        known.tricks, known.asked = {}, []
-        table = fopru.evaluate_server(url, asked, out=out, concurrency=2)
-        assert sorted(known.questions()) == sorted(e.question for e in asked[3:])
-    assert table.error.isna().all()
-
-
-def interrupted(url, asked, out, seen):
-    """Ask until three answers are there, and press Ctrl-C while the others are waited for."""
-    from fopru.evaluation import served
-
-    keep = served.Run._keep
+    known = stub(asked, tricks={e.question: 60 for e in asked[3:]})
+    keep, pressed = served.Run._keep, []
 
     def stop(self, pending, done):
         found = keep(self, pending, done)
-        if seen.seen == 3 and len(self.store.done()) == 3 and pending:
-            seen.seen = 4
+        if not pressed and len(self.store.done()) == 3:
+            pressed.append(True)
             raise KeyboardInterrupt
         return found
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(served.Run, "_keep", stop)
-        fopru.evaluate_server(url, asked, out=out, concurrency=2)
+    monkeypatch.setattr(served.Run, "_keep", stop)
+    with serving(known) as url:
+        with pytest.raises(KeyboardInterrupt):
+            fopru.evaluate_server(url, asked, out=out, concurrency=2)
+        known.tricks, known.asked = {}, []
+        table = fopru.evaluate_server(url, asked, out=out, concurrency=2)
+    assert sorted(known.questions()) == sorted(e.question for e in asked[3:])
+    assert table.error.isna().all()
 
 
 def test_the_model_is_named_where_there_are_several():
@@ -296,6 +279,8 @@ def test_the_model_is_named_where_there_are_several():
         ("localhost:8000", {}, "url='localhost:8000': must be an address"),
         ("ftp://host", {}, "url='ftp://host': must be an address"),
         ("http://host:99999999", {}, "must be an address"),
+        ("http://[::1", {}, "must be an address"),
+        (None, {}, "url=None: must be an address"),
         ("http://me:secret@host", {}, "url of host: must be scheme, host, port"),
         ("http://host/?key=1", {}, "url of host: must be scheme, host, port"),
         ("http://host", {"retentions": [0.0]}, r"retentions=0.0: must be a number in \(0, 1\]"),

@@ -63,9 +63,9 @@ def show(results: pd.DataFrame) -> None:
     answered = statistics.answered(results).groupby(keys, sort=False, dropna=False)
     judged = statistics.scores(results).groupby(keys, sort=False, dropna=False)
     said = statistics.accuracy(results).groupby(keys, sort=False, dropna=False)
-    names = ("task", "retention", "prompt tokens", "said", "own metric", "p50 s", "p95 s")
+    names = ("task", "retention", "prompt", "said", "own metric", "p50", "p95")
     lines = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE)
-    lines.title = "percent, and 95 % intervals over pictures; seconds per request"
+    lines.title = "tokens of prompts; percent, 95 % intervals over pictures; seconds per request"
     for (key, rows), (_, scores), (_, cell) in zip(answered, judged, said, strict=True):
         task, share = key
         seconds = (f"{rows.seconds.quantile(q):.3f}" for q in (0.5, 0.95))

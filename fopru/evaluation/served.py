@@ -153,6 +153,8 @@ class Run:
         """Question and share -> the key of its row, or the row of one without an answer."""
         self.silent = 0
         """Questions without any answer since the last one that had one."""
+        self.last = ""
+        """Why the last of them has none."""
 
     def table(self, examples: Sequence[Example]) -> pd.DataFrame:
         """Ask what is not in the store yet, and return all rows."""
@@ -170,7 +172,7 @@ class Run:
                     self._collect(pending)
                 bar.update(total - bar.n)
             except BaseException:  # what is under way is broken off, what is answered is kept
-                self.server.close()
+                self.server.interrupt()
                 for future in pending:
                     future.cancel()
                 self._keep(pending, wait(pending).done)
@@ -256,8 +258,7 @@ class Run:
         if stop is not None:
             raise stop
         if self.silent >= PATIENCE:
-            last = [row["error"] for row in self.places.values() if isinstance(row, dict)][-1]
-            raise ServerError(f"{self.server.url}: {self.silent} questions in a row: {last}")
+            raise ServerError(f"{self.server.url}: {self.silent} questions in a row: {self.last}")
 
     def _keep(
         self,
@@ -276,7 +277,7 @@ class Run:
                 self.places[e.id, share], self.silent = key, 0
             except Unanswered as error:
                 self.places[e.id, share] = _row(e, share, error=str(error))
-                self.silent = 0 if error.refused else self.silent + 1
+                self.silent, self.last = 0 if error.refused else self.silent + 1, str(error)
             except ServerError as error:
                 stop = error
         self.store.add(rows)

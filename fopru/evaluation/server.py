@@ -60,12 +60,12 @@ class Server:
     """
 
     def __init__(self, url: str, timeout: float = 120.0, api_key: str | None = None):
-        parts = urlsplit(url)
         try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            parts = urlsplit(str(url))
+            port, fits = parts.port, parts.scheme in ("http", "https") and parts.hostname
+        except ValueError:  # a port that is none, or a bracket that is not closed
+            fits = False
+        if not fits:
             raise ValueError(f"url={url!r}: must be an address as http://localhost:8000.")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError(
@@ -87,13 +87,19 @@ class Server:
         self._open: set[http.client.HTTPConnection] = set()
         self._closed = False
 
-    def close(self) -> None:
+    def interrupt(self) -> None:
         """Break off all requests that are under way; none can be sent afterwards."""
         self._closed = True
         for connection in list(self._open):
             with suppress(OSError, AttributeError):  # it is closed already
                 connection.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close all connections, once no thread asks any more."""
+        self.interrupt()
+        for connection in self._open:
             connection.close()
+        self._open.clear()
 
     def models(self) -> list[str]:
         """Return the names of the models that it serves."""
