@@ -152,7 +152,7 @@ def test_weights_positions_and_dtypes_reach_the_model(picture):
     )
     image = fopru.pictures.load_image(picture)
     inputs = processor(images=image, text=prompt, return_tensors="pt")
-    for options in ({"weights": "mass"}, {"positions": "preserve"}):
+    for options in ({"weights": "mass"}, {"weights": "restore"}, {"positions": "preserve"}):
         with fopru.FoPru(0.05, **options)(model):
             out = model.generate(**inputs, max_new_tokens=32, do_sample=False)
         expected = processor.decode(
@@ -398,9 +398,10 @@ def test_measure_says_what_attention_is_not_installed():
 
 
 def test_measure_says_what_it_would_run():
-    result = fopru_cli("measure", "--dry-run", "--weights", "none", "--weights", "mass")
+    kinds = ("--weights", "none", "--weights", "mass", "--weights", "restore")
+    result = fopru_cli("measure", "--dry-run", *kinds)
     assert result.exit_code == 0, result.output
-    assert "batch 1: full, fopru, fopru-mass at 0.5, 0.25, 0.1" in result.stdout
+    assert "batch 1: full, fopru, fopru-mass, fopru-restore at 0.5, 0.25, 0.1" in result.stdout
     result = fopru_cli("measure", "--dry-run", "--tokens", 64, "--tokens", 9)
     assert "batch 1: full, fopru at 64 tokens, 9 tokens" in result.stdout
 

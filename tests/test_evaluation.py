@@ -259,11 +259,13 @@ def test_methods_may_be_names_pruners_and_labels():
         fopru.Random(),
         Kept(chosen=tuple(range(16))),
         fopru.FoPru(weights="mass"),
+        fopru.FoPru(weights="restore"),
         controls.Shuffled(fopru.FoPru()),
     ]
     found = evaluate(model, processor, asked, pruners, **arguments)
-    labels = ["fopru, layer=0", "random", f"Kept, chosen={tuple(range(16))}", "fopru-mass"]
-    assert found.method.unique().tolist() == ["full", *labels, "fopru-shuffled"]
+    labels = ["fopru, layer=0", "random", f"Kept, chosen={tuple(range(16))}"]
+    labels += ["fopru-mass", "fopru-restore", "fopru-shuffled"]
+    assert found.method.unique().tolist() == ["full", *labels]
     assert set(found.retention) == {0.25, 1.0}
     named = evaluate(
         model, processor, asked, {"a": fopru.FoPru(layer=0), "b": "random"}, **arguments

@@ -240,11 +240,13 @@ def drawn(ax):
 
 def test_a_method_looks_the_same_everywhere():
     assert plots.look("fopru") == plots.look("fopru-mass") == plots.look("fopru, layer=2")
+    assert plots.look("fopru-restore") == plots.look("fopru")
     assert plots.look("fopru-row-mass") == plots.look("fopru-row") != plots.look("fopru")
     assert len(set(plots.LOOKS.values())) == len(plots.LOOKS)
     assert set(fopru.METHODS) | {"oracle", "smaller"} <= set(plots.LOOKS)
     assert plots.look("mine") == plots.look("mine")
-    cells = swept({"fopru": [64, 32], "divprune": [64, 32], "fopru-mass": [64, 32]})
+    names = ("fopru", "divprune", "fopru-mass", "fopru-restore")
+    cells = swept({name: [64, 32] for name in names})
     for part in (cells, cells[cells.method != "fopru"]):
         for handle, name in zip(*plots.curves(part).get_legend_handles_labels(), strict=True):
             assert (handle.get_color(), handle.get_marker()) == plots.look(name)

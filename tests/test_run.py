@@ -170,7 +170,7 @@ def test_an_outer_loop_of_forward_calls_equals_generate(positions):
 
 
 @pytest.mark.parametrize("positions", ["reindex", "preserve"])
-@pytest.mark.parametrize("weights", ["none", "mass"])
+@pytest.mark.parametrize("weights", ["none", "mass", "restore"])
 def test_a_second_turn_goes_on_where_the_pruned_prompt_ended(positions, weights):
     model, inputs = tiny.model(), batch("llava")
     pruner = fopru.FoPru(0.25, positions=positions, weights=weights)

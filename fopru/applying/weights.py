@@ -8,16 +8,21 @@ ZeroMerge (arXiv 2503.10714) for merged entries of the KV cache. This project's 
 method that selects, the tokens are medoids, none is averaged, and each counts those of the others
 that are most like it (`fopru.picking.owners`).
 
-RESTORE (ICML 2026, arXiv 2606.01711) makes the weight depend on the distance between query and key:
-s (c - D), with c = 2 and D the mean over rotary frequencies of the cosine of the angle between the
-two positions, which is 1 at one place and about 0 far away. The authors number tokens as in the
-whole prompt (positions="preserve"); here distances are those of the position ids that the prompt is
-given, whatever they are. Their formula changes a prompt of which nothing was pruned, too, where s
-is 1: here such a prompt is left as it is.
+RESTORE (ICML 2026, arXiv 2606.01711, section 3.2) makes the weight depend on the distance between
+query and key: s (c - D), with c = 2 and D the mean over rotary frequencies of the cosine of the
+angle between the two positions, which is 1 at one place and about 0 far away. It is meant with the
+position ids of the whole prompt (positions="preserve"); distances are here those of the position
+ids that the prompt is given, whatever they are. Other departures:
+
+- The paper's equation 4 has c - D for all keys, and its code for those of the prompt while that is
+  read. Here visual keys have it, for every query, and text weighs 1.
+- There, s counts tokens that were averaged, so that one that was selected has s = 1, and the code
+  takes N / k for all in the first layer. Here s is what "mass" is, in all layers.
+- The formula also changes a prompt of which nothing was pruned. Here that is left as it is.
 
 A warning, reported there for LLaVA-1.5-7B with 64 tokens, in percent of what all tokens give: with
-renumbered tokens the calibration took 92.2 to 91.0, and with merging 93.5 to 92.9; with original
-position ids all parts together gave 96.5.
+renumbered tokens the calibration took selected tokens from 92.2 to 91.0, and with merging from 93.5
+to 92.9; with original position ids it took the latter from 90.1 to 96.5.
 """
 
 from __future__ import annotations
