@@ -42,7 +42,8 @@ class Entered(NamedTuple):
 
 
 class Requests(Protocol):
-    """What `encode` wants of a pruner: the taps it needs, given the family's adapter."""
+    """What `encode` wants of a pruner: the taps it needs, given the family's adapter. One that asks
+    for `ENTRY` has the methods of `fopru.PixelPrune` as well."""
 
     def taps(self, family: Family) -> set[Tap]:
         """Return what `encode` has to learn from the vision tower."""

@@ -44,9 +44,15 @@ def check_takes(tower: nn.Module, functions: tuple[Callable[..., Any], ...]) -> 
             )
 
 
-def bounds(lengths: Tensor) -> Tensor:
-    """Return where runs of these lengths begin and end: (n,) -> (n + 1,) int32."""
-    return F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+def bounds(ends: Tensor, keep: Tensor) -> Tensor:
+    """Return where runs of patches begin and end when some are left out, (runs + 1,) int32.
+
+    Args:
+        ends: (runs + 1,) where they do among all patches.
+        keep: (patches,) bool: False for those that are left out. A run of which none is left goes.
+    """
+    before = F.pad(keep.cumsum(0, dtype=torch.int32), (1, 0))  # (patches + 1,) that are left
+    return before[ends].unique_consecutive()
 
 
 def interpolated(tower: nn.Module, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
@@ -55,7 +61,7 @@ def interpolated(tower: nn.Module, sizes: Tensor, keep: Tensor) -> dict[str, Ten
     Args:
         tower: That of Qwen3-VL, or one like it.
         sizes: (pictures, 3) patches in time, height and width.
-        keep: (tokens,) bool: False for those that are left out.
+        keep: (patches,) bool: False for those that are left out.
 
     Raises:
         UnsupportedModelError: the installed transformers has other names.
@@ -70,5 +76,4 @@ def interpolated(tower: nn.Module, sizes: Tensor, keep: Tensor) -> dict[str, Ten
         )
     except AttributeError as error:
         raise moved(str(error)) from None
-    patches = keep.repeat_interleave(tower.spatial_merge_size**2)
-    return {"interp_indices": indices[patches], "interp_weights": weights[patches]}  # (patches, 4)
+    return {"interp_indices": indices[keep], "interp_weights": weights[keep]}  # (patches, 4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 import transformers as hf
 from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
@@ -51,15 +50,15 @@ class Qwen25VL(Qwen2VL, model_types=("qwen2_5_vl",)):
         order, _ = self.windows(self.sizes(inputs))
         return tokens[order.argsort().to(tokens.device)]
 
-    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
+    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
         order, ends = self.windows(sizes)
-        windows = (ends.diff() // self.side**2).tolist()
-        lengths = torch.stack([flags.sum() for flags in keep[order].split(windows)])
-        ranks = keep.cumsum(0) - 1  # of each token among those that are not left out
+        tokens = keep[:: self.side**2]  # (tokens,)
+        ranks = tokens.cumsum(0) - 1  # of each token among those that are not left out
+        there = tokens[order]
         return {
-            **super().placed(sizes, keep, frames),
-            "window_index": ranks[order[keep[order]]],
-            "cu_window_seqlens": bounds(lengths[lengths > 0] * self.side**2),
+            **super().placed(sizes, keep),
+            "window_index": ranks[order[there]],
+            "cu_window_seqlens": bounds(ends, there.repeat_interleave(self.side**2)),
         }
 
 

@@ -11,7 +11,11 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
-from transformers.vision_utils import get_vision_attention_seqlens, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_attention_seqlens,
+    get_vision_cu_seqlens,
+    get_vision_position_ids,
+)
 
 from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
@@ -116,30 +120,25 @@ class Qwen2VL(Family, model_types=("qwen2_vl",)):
         check_takes(self.tower, self.placing)
         shown = self.shown(inputs)
         patches, sizes = (shown[name] for name in self.pixels)
-        grids = self.grids(inputs)
-        keep = [torch.zeros(grid.n_tokens, dtype=torch.bool) for grid in grids]
-        for flags, places in zip(keep, kept, strict=True):
-            flags[places] = True
-        frames = [view.n_tokens for grid in grids for view in grid.views]
-        placed = self.placed(sizes.cpu(), torch.cat(keep), frames)
-        left = torch.cat(keep).repeat_interleave(self.side**2)  # (patches,) bool
-        patches = patches[left.to(patches.device)].type(self.tower.dtype)
+        flags = [torch.zeros(grid.n_tokens, dtype=torch.bool) for grid in self.grids(inputs)]
+        for some, places in zip(flags, kept, strict=True):
+            some[places] = True
+        keep = torch.cat(flags).repeat_interleave(self.side**2)  # (patches,)
+        patches = patches[keep.to(patches.device)].type(self.tower.dtype)
+        placed = self.placed(sizes.cpu(), keep)
         placed = {name: table.to(patches.device) for name, table in placed.items()}
         return self.tower(patches, grid_thw=sizes, return_dict=True, **placed)
 
-    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
-        """What the tower takes of its caller when it gets the patches of some tokens only.
+    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        """What the tower takes of its caller when some patches are left out.
 
         Args:
             sizes: (pictures, 3) patches in time, height and width.
-            keep: (tokens,) bool: False for those that are left out.
-            frames: The number of tokens of each frame.
+            keep: (patches,) bool: False for those that are left out, by whole tokens.
         """
-        side, patches = self.side, keep.repeat_interleave(self.side**2)
-        lengths = torch.stack([flags.sum() for flags in keep.split(frames)])
         return {
-            "position_ids": get_vision_position_ids(sizes, side)[patches],
-            "cu_seqlens": bounds(lengths * side**2),
+            "position_ids": get_vision_position_ids(sizes, self.side)[keep],
+            "cu_seqlens": bounds(get_vision_cu_seqlens(sizes), keep),
         }
 
     def position_ids(self, inputs: Mapping[str, Any], mask: Tensor, grids: list[Grid]) -> Tensor:

@@ -45,8 +45,8 @@ class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
         vision |= dict(num_position_embeddings=64)
         return cls._example(kind, vision, text, frame="w3", twin=twin)
 
-    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
-        return super().placed(sizes, keep, frames) | interpolated(self.tower, sizes, keep)
+    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        return super().placed(sizes, keep) | interpolated(self.tower, sizes, keep)
 
 
 class Qwen35Video(Qwen35):

@@ -43,8 +43,8 @@ class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
         ]
         return list(torch.cat(layers, 1).split(sizes))  # (N, layers * d) per picture
 
-    def placed(self, sizes: Tensor, keep: Tensor, frames: list[int]) -> dict[str, Tensor]:
-        return super().placed(sizes, keep, frames) | interpolated(self.tower, sizes, keep)
+    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        return super().placed(sizes, keep) | interpolated(self.tower, sizes, keep)
 
     def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
         width = self.config.get_text_config().hidden_size
