@@ -140,7 +140,7 @@ def engine(
         kind: "stock", or "fopru" with the plug-in.
     """
     port = free_port()
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = [python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", folder.name]
     command += ["--block-size", str(BLOCK), "--no-enable-prefix-caching", *options]
     command += ["--dtype", "float32" if folder.name == "pocket" else "bfloat16"]
@@ -370,7 +370,9 @@ def versions(python: str) -> dict[str, str]:
         "import json, vllm, torch, transformers, fopru; print(json.dumps({m.__name__: "
         "m.__version__ for m in (vllm, torch, transformers, fopru)}))"
     )
-    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=OWN)
+    done = subprocess.run(
+        [python, "-P", "-c", code], capture_output=True, text=True, check=True, env=OWN
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
