@@ -59,6 +59,7 @@ BLOCKS, BLOCK = 64, 32
 """The small KV cache of `cache`: its blocks, and their tokens."""
 
 OWN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+OWN["PYTHONSAFEPATH"] = "1"  # nor is this folder's fopru taken, by vLLM's subprocesses either
 """The environment of servers: the Python that is named has its own packages."""
 
 
@@ -140,7 +141,7 @@ def engine(
         kind: "stock", or "fopru" with the plug-in.
     """
     port = free_port()
-    command = [python, "-P", "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", folder.name]
     command += ["--block-size", str(BLOCK), "--no-enable-prefix-caching", *options]
     command += ["--dtype", "float32" if folder.name == "pocket" else "bfloat16"]
@@ -370,9 +371,7 @@ def versions(python: str) -> dict[str, str]:
         "import json, vllm, torch, transformers, fopru; print(json.dumps({m.__name__: "
         "m.__version__ for m in (vllm, torch, transformers, fopru)}))"
     )
-    done = subprocess.run(
-        [python, "-P", "-c", code], capture_output=True, text=True, check=True, env=OWN
-    )
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True, env=OWN)
     return json.loads(done.stdout.splitlines()[-1])
 
 
