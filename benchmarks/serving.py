@@ -59,6 +59,7 @@ BLOCKS, BLOCK = 64, 32
 """The small KV cache of `cache`: its blocks, and their tokens."""
 
 OWN = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+OWN["PYTHONSAFEPATH"] = "1"  # nor is this folder's fopru taken, by vLLM's subprocesses either
 """The environment of servers: the Python that is named has its own packages."""
 
 
