@@ -26,7 +26,15 @@ ROOMS = (
     ),
     *("tapping", "encoding", "pruned", "choosing", "applying", "pruner", "in_llm", "methods"),
     *("evaluation", "efficiency", "checking", "plots", "redundancy", "pocket", "loading"),
-    *("pocket.score", "evaluation.lmms_tasks", "evaluation.lmms", "widgets", "fopru", "cli"),
+    *(
+        "pocket.score",
+        "evaluation.lmms_tasks",
+        "evaluation.lmms",
+        "serving",
+        "widgets",
+        "fopru",
+        "cli",
+    ),
     "__main__",
 )
 """Rooms of the package from the lowest to the highest: a module imports from its own room and from
