@@ -103,9 +103,9 @@ def refusal(pruner: Any) -> str | None:
     if not pruner.selects():
         return "makes new tokens"
     if pruner.weights != "none":
-        return f"with weights={pruner.weights!r} changes the language model's attention"
+        return f"changes the language model's attention (weights={pruner.weights!r})"
     if pruner.per != "view":
-        return f"with per={pruner.per!r} takes videos"
+        return f"takes videos alone (per={pruner.per!r})"
     return None
 
 

@@ -57,8 +57,11 @@ def given(**changes):
         (fopru.METHODS["fastv"](0.5), "method 'fastv' drops tokens inside the language model"),
         (fopru.METHODS["cdpruner"](0.5), "method 'cdpruner' reads the question"),
         (fopru.METHODS["vispruner"](0.5), "method 'vispruner' reads the tower's features"),
-        (fopru.FoPru(0.5, weights="mass"), "with weights='mass' changes"),
-        (fopru.METHODS["evs"](0.5), "with per='clip' takes videos"),
+        (
+            fopru.FoPru(0.5, weights="mass"),
+            r"changes .*attention \(weights='mass'\)",
+        ),
+        (fopru.METHODS["evs"](0.5), r"takes videos alone \(per='clip'\)"),
         (fopru.FoPru(0.5, layer=1), "layer=1: the queries and keys say what is read"),
     ],
 )

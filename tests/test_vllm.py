@@ -4,10 +4,24 @@ One engine answers all of it. Its prompts are cut into chunks of 160 tokens, so 
 tokens of a picture are prefilled in parts, and those with a quarter of them at once.
 """
 
+import base64
+import io
+import json
 import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm")
 os.environ |= {
@@ -19,11 +33,15 @@ os.environ |= {
 }
 
 from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import TimingContext
+from vllm.multimodal.processing.inputs import ProcessorInputs
 
 import fopru
 from fopru.evaluation.asking import prepare, prompts
 from fopru.pocket import folder
-from fopru.serving.vllm.settings import pruner_of
+from fopru.serving.vllm.settings import adapter, check_blocks, check_engine, default, pruner_of
 from fopru.serving.vllm.watching import take, watch
 
 KINDS = {
@@ -45,6 +63,7 @@ OPTIONS = dict(
     block_size=32,
     limit_mm_per_prompt={"image": 3},
     enforce_eager=True,
+    enable_mm_embeds=True,
 )
 GREEDY = SamplingParams(temperature=0, max_tokens=6)
 
@@ -142,3 +161,338 @@ def test_kept_and_said_are_those_of_transformers(fresh, asks, questions, expecte
             (kept[i],) = log
     assert said == [answer for answer, _ in expected[kind]]
     assert kept == {i: expected[kind][i][1] for i in kept} and len(kept) >= 50
+
+
+def test_five_kinds_in_one_batch(fresh, asks, questions, expected):
+    kinds = [list(KINDS)[i % len(KINDS)] for i in range(len(questions))]
+    said = answers(fresh, [asks(i, kind) for i, kind in enumerate(kinds)])
+    assert said == [expected[kind][i][0] for i, kind in enumerate(kinds)]
+    assert answers(fresh, [asks(i) for i in range(len(questions))]) == [
+        answer for answer, _ in expected["rank-0.25"]
+    ]
+
+
+def test_one_picture_at_five_budgets_from_cold_and_warm_caches(fresh, asks, expected):
+    for warm in (False, True):
+        for kind in KINDS:
+            for i in range(6):
+                (out,) = fresh.generate([asks(i, kind)], GREEDY, use_tqdm=False)
+                assert list(out.outputs[0].token_ids) == expected[kind][i][0]
+                assert out.num_cached_tokens >= 32 * warm
+
+
+def test_two_pictures_that_share_a_prompt_are_not_taken_for_each_other(fresh, asks, questions):
+    ask = next(asks(i) for i, example in enumerate(questions) if example.task == "presence")
+    pictures = list({id(e.image): e.image for e in questions}.values())
+    requests = [ask | {"multi_modal_data": {"image": picture}} for picture in pictures]
+    said = answers(fresh, requests)
+    a, b = 0, next(i for i, answer in enumerate(said) if answer != said[0])
+    fresh.reset_prefix_cache()
+    fresh.apply_model(take)
+    cached = []
+    for i in (a, b, a, b):
+        (out,) = fresh.generate([requests[i]], GREEDY, use_tqdm=False)
+        assert list(out.outputs[0].token_ids) == said[i]
+        cached.append(out.num_cached_tokens)
+    assert cached[0] == cached[1] == 0 and min(cached[2:]) >= 32
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_pictures_in_a_prompt(fresh, pocket, questions, n):
+    _, processor = pocket
+    for i in range(4):
+        pictures = [questions[(7 * i + 31 * j) % len(questions)].image for j in range(n)]
+        text = "USER: " + "<image>\n" * n + questions[i].question + " ASSISTANT:"
+        asked = processor(images=pictures, text=[text], return_tensors="pt")
+        for kind in ("rank-1.0", "rank-0.5", "row-0.25"):
+            pruner = pruner_of(ENGINE | KINDS[kind])
+            answer, kept = said_by_transformers(pocket, asked, pruner)
+            request = {"prompt": text, "multi_modal_data": {"image": pictures}} | own(KINDS[kind])
+            assert answers(fresh, [request]) == [answer]
+            log = fresh.apply_model(take)[0]
+            assert [places for places in kept if places in log] == log  # others were seen before
+
+
+SERVED = ("cls", "divprune", "dart", "hiprune", "uniform", "random", "vispruner", "scope", "dpp")
+"""Methods beside FoPru that a picture's tokens, keys and attention are enough for."""
+
+
+@pytest.mark.parametrize("method", SERVED)
+def test_other_methods(fresh, pocket, questions, asks, method):
+    settings = {"method": method, "retention": 0.25}
+    pruner = pruner_of(settings)
+    fresh.apply_model(partial(use, settings))
+    try:
+        for i in range(0, 104, 10):
+            asked = prepare(pocket[1], [questions[i]], prompts(pocket[1], [questions[i]]))
+            answer, kept = said_by_transformers(pocket, asked, pruner)
+            assert answers(fresh, [asks(i)]) == [answer]
+            assert fresh.apply_model(take)[0] == kept
+    finally:
+        fresh.apply_model(partial(use, ENGINE))
+
+
+def use(settings, model):
+    model.use(pruner_of(settings))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"retention": 0}, r"retention=0: must be a number in \(0, 1\]"),
+        ({"retention": 7}, "retention=7: must be a number"),
+        ({"retention": 0.5, "tokens": 9}, "give one of them, not both"),
+        ({"tokens": 300}, "tokens=300: a picture of 256 visual tokens"),
+        ({"tokens": 7, "strategy": "row"}, "no multiple of this view's 16 a row"),
+        ({"strategy": "diag"}, "strategy='diag': must be one of 'rank', 'row'"),
+        ({"layer": 1}, "layer=1 is not a request's to set"),
+        ({"method": "cls"}, "method='cls' is not a request's to set"),
+        ({"retnetion": 0.5}, "Did you mean 'retention'"),
+        (3, "fopru=3: a request's settings must be a table"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence_and_the_engine_lives(
+    engine, asks, expected, asked, message
+):
+    with pytest.raises(ValueError, match=message):
+        answers(engine, [asks(0) | {"mm_processor_kwargs": {"fopru": asked}}])
+    assert answers(engine, [asks(0)]) == [expected["rank-0.25"][0][0]]
+
+
+def test_precomputed_embeddings_are_refused(engine, asks, expected):
+    request = asks(0) | {"multi_modal_data": {"image": torch.zeros(1, 64, 192)}}
+    with pytest.raises(ValueError, match="image embeddings were given.*send pictures"):
+        answers(engine, [request])
+    assert answers(engine, [asks(0)]) == [expected["rank-0.25"][0][0]]
+
+
+def test_tokens_are_a_budget_too(fresh, asks, expected):
+    request = asks(0) | {"mm_processor_kwargs": {"fopru": {"tokens": 64}}}
+    assert answers(fresh, [request]) == [expected["rank-0.25"][0][0]]
+    assert fresh.apply_model(take)[0] == [expected["rank-0.25"][0][1]]
+
+
+def test_text_without_a_picture_is_answered(engine):
+    (answer,) = answers(engine, ["USER: is there a red square? ASSISTANT:"])
+    assert answer
+
+
+def test_what_a_request_asks_for_is_part_of_what_caches_go_by():
+    def hashed(engine, asked):
+        options = {"hf_overrides": overrides(**engine), "dtype": "float32"}
+        config = EngineArgs(model=OPTIONS["model"], **options).create_model_config()
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        shown = processor.info.parse_mm_data({"image": Image.new("RGB", (64, 64))})
+        given = ProcessorInputs([2, 4, 83], shown, hf_processor_mm_kwargs=asked)
+        out = processor.apply(given, TimingContext(enabled=False))
+        return out["mm_hashes"]["image"][0]
+
+    half = hashed({"retention": 0.5}, {})
+    assert hashed({"retention": 0.25}, {}) != half
+    assert hashed({"retention": 0.25}, {"fopru": {"retention": 0.5}}) == half
+    assert hashed({"retention": 0.5}, {"fopru": {"strategy": "row"}}) != half
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "tome"}, "method 'tome' cannot be served: it makes new tokens"),
+        ({"method": "fastv"}, "method 'fastv' cannot be served: it drops tokens inside"),
+        ({"method": "cdpruner"}, "method 'cdpruner' cannot be served: it reads the question"),
+        ({"method": "evs"}, "method 'evs' cannot be served: it takes videos alone"),
+        ({"weights": "mass"}, "cannot be served: it changes the language model's attention"),
+        ({"method": "foprus"}, "method='foprus': must be one of.*Did you mean 'fopru'"),
+        ({"retnetion": 1}, "method 'fopru' takes no 'retnetion'.*Did you mean 'retention'"),
+        ({"layer": -1}, "reads block 4 of the vision tower, and vLLM builds blocks 0 to 3"),
+        ({"positions": "preserve"}, "positions='preserve': vLLM numbers visual tokens"),
+        (None, "start the engine with settings of a pruner"),
+    ],
+)
+def test_an_engine_that_cannot_be_is_refused(settings, message):
+    config = fopru.load("pocket")[0].config
+    config.fopru = settings
+    family = adapter(config)
+    with pytest.raises(ValueError, match=message):
+        pruner = pruner_of(default(config))
+        check_engine(pruner, family, "0.32.0")
+        check_blocks(pruner, pruner.taps(family), 4)
+
+
+def test_an_engine_of_another_version_is_told_what_proves_it():
+    pruner, family = fopru.FoPru(), adapter(fopru.load("pocket")[0].config)
+    with pytest.warns(UserWarning, match="this is 0.99.1: `fopru serve-check MODEL PICTURES`"):
+        check_engine(pruner, family, "0.99.1")
+
+
+def test_serving_imports_no_package_of_evaluation():
+    code = (
+        "import sys, fopru.serving, fopru.serving.vllm.settings as s; s.METHODS;"
+        "print([m for m in ('pandas', 'matplotlib', 'pyarrow') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+# More engines
+
+
+@contextmanager
+def another(**options):
+    llm = LLM(**OPTIONS | options)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"enforce_eager": False}, {"tensor_parallel_size": 2}])
+def test_other_engines(asks, expected, options, monkeypatch):
+    if "tensor_parallel_size" in options:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with another(hf_overrides=overrides(**ENGINE), **options) as llm:
+        llm.apply_model(watch)
+        for kind in ("rank-1.0", "rank-0.25", "row-0.5"):
+            some = range(0, 104, 4)
+            said, kept = [], {}
+            for i in some:
+                said += answers(llm, [asks(i, kind)])
+                first, *ranks = llm.apply_model(take)
+                assert all(rank == first for rank in ranks)
+                if first:
+                    (kept[i],) = first
+            assert said == [expected[kind][i][0] for i in some]
+            assert kept == {i: expected[kind][i][1] for i in kept} and len(kept) > 10
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """The pocket model with the names of weights that stock vLLM wants."""
+    copy = tmp_path_factory.mktemp("stock") / "pocket"
+    shutil.copytree(folder(), copy)
+    for file in copy.glob("*.safetensors"):
+        renamed = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): value
+            for name, value in load_file(file).items()
+        }
+        save_file(renamed, file, {"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.slow
+def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected, stock):
+    model, processor = pocket
+    with another(model=stock) as llm:
+        for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
+            for i in range(0, 104, 8):
+                asked = prepare(processor, [questions[i]], prompts(processor, [questions[i]]))
+                pruner = pruner_of(ENGINE | KINDS[kind])
+                (one,) = fopru.serving.embeddings(model, asked, pruner)
+                request = {"prompt": asks(i)["prompt"]}
+                request["multi_modal_data"] = {"image": one[None]}
+                assert answers(llm, [request]) == [expected[kind][i][0]]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server that tells requests apart by their budgets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = json.dumps(overrides(**ENGINE))
+    options = f"--model {folder()} --served-model-name pocket --dtype float32 --block-size 32"
+    options += f" --max-model-len 1024 --enforce-eager --host 127.0.0.1 --port {port}"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
+    command += ["--trust-request-mm-kwargs", "--hf-overrides", engine]
+    running = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            if running.poll() is not None:
+                raise RuntimeError("the server ended before it was ready")
+            try:
+                urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield url
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
+def posted(url, question, picture, **options):
+    """The request of a question about a picture, as clients send it."""
+    data = io.BytesIO()
+    picture.save(data, "png")
+    return request_of(url, question, data.getvalue(), **options)
+
+
+def request_of(url, question, data, **options):
+    shown = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": shown}}] if data else []
+    content += [{"type": "text", "text": question}]
+    body = {
+        "model": "pocket",
+        "temperature": 0,
+        "max_tokens": 6,
+        "add_special_tokens": True,  # pocket's chat template has none
+        "messages": [{"role": "user", "content": content}],
+    }
+    head = {"Content-Type": "application/json"}
+    return Request(f"{url}/v1/chat/completions", json.dumps(body | options).encode(), head)
+
+
+def reply(request):
+    with urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_over_http(server, pocket, questions, expected):
+    _, processor = pocket
+    for kind, settings in KINDS.items():
+        for i in range(0, 104, 8):
+            example = questions[i]
+            found = reply(posted(server, example.question, example.image, **own(settings)))
+            answer, kept = expected[kind][i]
+            said = processor.decode(answer, skip_special_tokens=True).strip()
+            assert found["choices"][0]["message"]["content"].strip() == said
+            text = found["usage"]["prompt_tokens"] - len(kept)
+            assert 0 < text < 30  # what is billed are kept tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (None, {"retention": 7}, "retention=7: must be a number in (0, 1]"),
+        (None, {"tokens": 300}, "tokens=300: a picture of 256 visual tokens"),
+        (None, {"layer": 2}, "layer=2 is not a request's to set"),
+        (b"no picture", {}, "image"),
+    ],
+)
+def test_bad_requests_over_http(server, questions, data, settings, message):
+    example = questions[0]
+    if data is None:
+        request = posted(server, example.question, example.image, **own(settings))
+    else:
+        request = request_of(server, example.question, data)
+    with pytest.raises(HTTPError) as refused:
+        reply(request)
+    assert refused.value.code == 400
+    assert message in json.load(refused.value)["error"]["message"]
+    assert reply(request_of(server, "is there a red square?", b""))["choices"]
+
+
+@pytest.mark.slow
+def test_a_client_that_goes_away_leaves_nothing_behind(server, questions):
+    example, long = questions[0], {"max_tokens": 600, "ignore_eos": True, "stream": True}
+    with urlopen(posted(server, example.question, example.image, **long), timeout=60) as answer:
+        answer.readline()
+    for _ in range(60):
+        with urlopen(f"{server}/metrics", timeout=60) as metrics:
+            text = metrics.read().decode()
+        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_run")]
+        if running and all(float(line.split()[-1]) == 0 for line in running):
+            return
+        time.sleep(1)
+    pytest.fail("the request still runs")

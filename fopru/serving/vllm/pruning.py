@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vllm import __version__
 from vllm.distributed import tensor_model_parallel_all_gather
@@ -18,8 +19,16 @@ from vllm.distributed import tensor_model_parallel_all_gather
 from fopru.choosing import pruned_image
 from fopru.encoding import VISION, EncodedImage, TowerPass
 from fopru.families import Grid, UnsupportedModelError
+from fopru.pruner import Pruner
 from fopru.serving.vllm.processing import NAME
-from fopru.serving.vllm.settings import adapter, budgeted, check_engine, default, pruner_of
+from fopru.serving.vllm.settings import (
+    adapter,
+    budgeted,
+    check_blocks,
+    check_engine,
+    default,
+    pruner_of,
+)
 from fopru.tapping import Attention
 
 
@@ -39,23 +48,24 @@ class Pruned:
                 "sees: adapt the language model alone."
             )
         self.family = adapter(self.config)
-        self.pruner = pruner_of(default(self.config))
-        check_engine(self.pruner, self.family, __version__)
-        self.taps = self.pruner.taps(self.family)
         self.noted: dict[int, tuple[Tensor, Tensor]] = {}
         self.projected: list[Tensor] = []
+        self.hooks: list[RemovableHandle] = []
+        self.use(pruner_of(default(self.config)))
+
+    def use(self, pruner: Pruner) -> None:
+        """Prune by this pruner from here on: note what it reads, and nothing else."""
+        check_engine(pruner, self.family, __version__)
+        self.pruner, self.taps = pruner, pruner.taps(self.family)
+        while self.hooks:
+            self.hooks.pop().remove()
         layers = self.attention_layers()
-        for block in sorted({tap.block for tap in self.taps - {VISION}}):
-            if block >= len(layers):
-                raise UnsupportedModelError(
-                    f"fopru: method {self.pruner.name!r} reads block {block} of the vision tower, "
-                    f"and vLLM builds blocks 0 to {len(layers) - 1}, up to the one whose output "
-                    "the model uses: leave `layer` out."
-                )
-            hook = partial(self._note, block)
-            layers[block].attn.register_forward_pre_hook(hook, with_kwargs=True)
+        self.blocks = check_blocks(pruner, self.taps, len(layers))
+        for block in self.blocks:
+            attention, note = layers[block].attn, partial(self._note, block)
+            self.hooks.append(attention.register_forward_pre_hook(note, with_kwargs=True))
         if VISION in self.taps:
-            self.projector().register_forward_pre_hook(self._note_projected)
+            self.hooks.append(self.projector().register_forward_pre_hook(self._note_projected))
 
     def attention_layers(self) -> Sequence[nn.Module]:
         """Return the attention layers of the vision tower's blocks, first to last."""
@@ -103,8 +113,7 @@ class Pruned:
         """
         grids: list[Grid] = self.family.grids(seen)
         output = BaseModelOutputWithPooling(pooler_output=tokens)
-        blocks = {tap.block for tap in self.taps - {VISION}}
-        calls = {block: self._calls(block, seen) for block in blocks}
+        calls = {block: self._calls(block, seen) for block in self.blocks}
         samples = [0] * len(grids)
         tower = TowerPass(
             self.family, seen, grids, samples, output, self.taps, calls, self.projected

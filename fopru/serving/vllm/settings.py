@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
 from fopru.arguments import check_choice, hint
 from fopru.choosing import refusal
+from fopru.encoding import VISION, Tap
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.methods import METHODS
 from fopru.pruner import Pruner
@@ -113,6 +114,27 @@ def check_engine(pruner: Pruner, family: Family, version: str) -> None:
             "`fopru serve-check MODEL PICTURES` says whether it prunes as transformers does.",
             stacklevel=2,
         )
+
+
+def check_blocks(pruner: Pruner, taps: Iterable[Tap], n_blocks: int) -> list[int]:
+    """Return the blocks of the vision tower that are read, in order.
+
+    Args:
+        pruner: The method that reads them.
+        taps: What it reads.
+        n_blocks: The number of blocks that vLLM builds.
+
+    Raises:
+        UnsupportedModelError: one of them is not built.
+    """
+    blocks = sorted({tap.block for tap in taps if tap != VISION})
+    if blocks and blocks[-1] >= n_blocks:
+        raise UnsupportedModelError(
+            f"fopru: method {pruner.name!r} reads block {blocks[-1]} of the vision tower, and vLLM "
+            f"builds blocks 0 to {n_blocks - 1}, up to the one whose output the model uses: leave "
+            "`layer` out."
+        )
+    return blocks
 
 
 def budget(pruner: Pruner, grid: Grid) -> Tensor:
