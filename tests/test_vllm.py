@@ -18,10 +18,13 @@ from functools import partial
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import numpy as np
 import pytest
 import torch
+import transformers as hf
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm")
 os.environ |= {
@@ -260,7 +263,7 @@ def test_a_bad_request_is_refused_in_one_sentence_and_the_engine_lives(
 
 
 def test_precomputed_embeddings_are_refused(engine, asks, expected):
-    request = asks(0) | {"multi_modal_data": {"image": torch.zeros(1, 64, 192)}}
+    request = asks(0) | {"multi_modal_data": {"image": torch.zeros(1, 64, 128)}}
     with pytest.raises(ValueError, match="image embeddings were given.*send pictures"):
         answers(engine, [request])
     assert answers(engine, [asks(0)]) == [expected["rank-0.25"][0][0]]
@@ -361,6 +364,180 @@ def test_other_engines(asks, expected, options, monkeypatch):
                     (kept[i],) = first
             assert said == [expected[kind][i][0] for i in some]
             assert kept == {i: expected[kind][i][1] for i in kept} and len(kept) > 10
+
+
+# LLaVA-NeXT
+
+
+@pytest.fixture(scope="module")
+def llava_next(pocket, tmp_path_factory):
+    """A folder with the pocket model as a LLaVA-NeXT: its pictures are cut into tiles too."""
+    net, processor = pocket
+    place, side = tmp_path_factory.mktemp("next"), net.config.vision_config.image_size
+    points = [[side, 2 * side], [2 * side, side]]
+    parts = dict(vision_config=net.config.vision_config, text_config=net.config.text_config)
+    config = hf.LlavaNextConfig(
+        **parts,
+        image_token_index=net.config.image_token_id,
+        vision_feature_layer=net.config.vision_feature_layer,
+        image_grid_pinpoints=points,
+    )
+    other = hf.LlavaNextForConditionalGeneration(config)
+    missing = other.load_state_dict(net.state_dict(), strict=False)
+    assert missing.missing_keys == ["model.image_newline"] and not missing.unexpected_keys
+    other.save_pretrained(place)
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    hf.LlavaNextProcessor(
+        hf.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=points),
+        processor.tokenizer,
+        patch_size=net.config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=processor.chat_template,
+    ).save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.slow
+def test_llava_next_keeps_a_share_of_each_view(llava_next, questions):
+    net, processor = fopru.load(llava_next)
+    asked, expected, kept = [], [], []
+    for i in range(0, 104, 9):
+        example = questions[i]
+        sizes = [(300, 150), (120, 360), (224, 224)]
+        pictures = [example.image.resize(sizes[i % 3])]
+        if i % 2:  # of other numbers of tiles in one request
+            pictures.append(questions[i - 1].image.resize(sizes[(i + 1) % 3]))
+        text = "USER: " + "<image>\n" * len(pictures) + example.question + " ASSISTANT:"
+        inputs = processor(images=pictures, text=[text], return_tensors="pt")
+        for settings in KINDS.values():
+            answer, places = said_by_transformers(
+                (net, processor), inputs, pruner_of(ENGINE | settings)
+            )
+            expected.append(answer)
+            kept += places
+            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruLlavaNextForConditionalGeneration"]
+    own = dict(model=llava_next, max_model_len=2048, max_num_batched_tokens=1024)
+    with another(hf_overrides=engine, **own) as llm:
+        llm.apply_model(watch)
+        said = [answers(llm, [one])[0] for one in asked]
+        (log,) = llm.apply_model(take)
+    assert all(places in log for places in kept)  # a picture that was seen is not seen again
+    assert said == expected
+
+
+# Qwen2.5-VL
+
+SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A folder with a tiny random Qwen2.5-VL that knows 55 words."""
+    place = tmp_path_factory.mktemp("qwen")
+    marks = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
+    words = ["<pad>", "<eos>", *marks, *(f"w{i}" for i in range(58))]
+    table = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    tokenizer = Tokenizer(table)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+    torch.manual_seed(0)
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=dict(
+            depth=4,
+            num_heads=2,
+            hidden_size=128,
+            intermediate_size=192,
+            out_hidden_size=128,
+            window_size=56,
+            fullatt_block_indexes=[1, 3],
+        ),
+        text_config=dict(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=64,
+            max_position_embeddings=4096,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=None,
+            rope_parameters=rope,
+        ),
+        image_token_id=4,
+        video_token_id=5,
+        vision_start_token_id=2,
+        vision_end_token_id=3,
+        tie_word_embeddings=False,
+    )
+    net = hf.Qwen2_5_VLForConditionalGeneration(config)
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.15 if "visual" in name else 0.12)
+    net.save_pretrained(place)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=marks,
+    ).save_pretrained(place)
+    pixels = {"shortest_edge": 784, "longest_edge": 200704}
+    for kind in ("Image", "Video"):
+        settings = {
+            f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "size": pixels,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # vLLM wants them in the file
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        }
+        name = "preprocessor_config.json"
+        (place / (name if kind == "Image" else f"video_{name}")).write_text(json.dumps(settings))
+    return str(place)
+
+
+def switched_on(worker):
+    """vLLM's runner for CPUs forgets this when it loads a model."""
+    worker.model_runner.is_multimodal_pruning_enabled = True
+
+
+@pytest.mark.slow
+def test_qwen_keeps_places_in_portrait_and_several_pictures(qwen):
+    net, processor = fopru.load(qwen)
+    draw = np.random.default_rng(1)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    asked, expected, kept = [], [], []
+    for i in range(18):
+        pictures = []
+        for j in range(1 + (i % 3 == 2)):
+            width, height = SIZES[(i + 3 * j) % len(SIZES)]
+            noise = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+            pictures.append(Image.fromarray(noise).resize((width, height), 0))
+        mark = " <|vision_start|> <|image_pad|> <|vision_end|>" * len(pictures)
+        text = f"w{i} w3{mark} w5 w{i + 20} w9"
+        inputs = processor(text=[text], images=pictures, return_tensors="pt")
+        for settings in (KINDS["rank-1.0"], KINDS["rank-0.5"], {}, KINDS["row-0.5"]):
+            pruned = pruner_of(ENGINE | settings).prune(net, inputs)
+            out = net.generate(**pruned, **options)
+            expected.append(out[0, pruned["input_ids"].shape[1] :].tolist())
+            kept += [image.kept.tolist() for image in pruned.images]
+            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruQwen2_5_VLForConditionalGeneration"]
+    own = dict(model=qwen, video_pruning_rate=1e-6, max_num_batched_tokens=64)
+    sampling = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
+        llm.collective_rpc(switched_on)
+        llm.apply_model(watch)
+        outs = [llm.generate([one], sampling, use_tqdm=False)[0] for one in asked]
+        assert llm.apply_model(take)[0] == kept
+        for warm in (outs, llm.generate(asked, sampling, use_tqdm=False)):
+            assert [list(out.outputs[0].token_ids) for out in warm] == expected
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 ARCHITECTURES = {
     "FoPruLlavaForConditionalGeneration": "llava:PrunedLlava",
+    "FoPruLlavaNextForConditionalGeneration": "llava_next:PrunedLlavaNext",
+    "FoPruQwen2_5_VLForConditionalGeneration": "qwen2_5_vl:PrunedQwen25VL",
 }
 """Each architecture that the plug-in adds -> its module and class."""
 

@@ -75,6 +75,10 @@ class Pruned:
         """Return what takes the tower's features to the language model's width."""
         return self.multi_modal_projector
 
+    def tiles(self, seen: Mapping[str, Any]) -> Tensor | slice:
+        """Return which of the tiles that the tower saw belong to pictures."""
+        return slice(None)
+
     def attention(self, query: Tensor, key: Tensor, scale: float, seen: Mapping) -> list[Attention]:
         """Return the calls of one attention layer, from (tiles, h, T, d) of all pictures."""
         return [Attention(query, key, scale)]
@@ -101,7 +105,7 @@ class Pruned:
                 x = x.unflatten(-1, (layer.attn.num_heads, -1))  # (tiles, T, h, d)
             if layer.tp_size > 1:  # all ranks must keep the same tokens
                 x = tensor_model_parallel_all_gather(x.contiguous(), dim=2)
-            found.append(x.transpose(1, 2))
+            found.append(x[self.tiles(seen)].transpose(1, 2))
         return self.attention(*found, layer.attn.scale, seen)
 
     def images(self, tokens: list[Tensor], seen: Mapping[str, Any]) -> tuple[EncodedImage, ...]:
@@ -115,9 +119,8 @@ class Pruned:
         output = BaseModelOutputWithPooling(pooler_output=tokens)
         calls = {block: self._calls(block, seen) for block in self.blocks}
         samples = [0] * len(grids)
-        tower = TowerPass(
-            self.family, seen, grids, samples, output, self.taps, calls, self.projected
-        )
+        vision = [x[self.tiles(seen)] for x in self.projected]
+        tower = TowerPass(self.family, seen, grids, samples, output, self.taps, calls, vision)
         return tower.scored().images
 
     def kept(self, images: Sequence[EncodedImage], budgets: Tensor) -> list[Tensor]:
