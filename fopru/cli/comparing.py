@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from fopru.arguments import check_choice
 from fopru.evaluation import chat
@@ -22,6 +22,9 @@ from fopru.serving.vllm.settings import pruner_of
 
 PREFIX = "FoPru"
 """What stands before the name of a model's architecture in the name of its pruned one."""
+
+OPTIONS = {"FoPruQwen2_5_VLForConditionalGeneration": {"video_pruning_rate": 1e-6}}
+"""Architecture -> what an engine has to be started with, where anything."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def compare(
     """
     pruners = [pruner_of({**settings, **budget}) for budget in budgets]
     LLM, sampling = _vllm()
-    net, processor = load(model, dtype=dtype)
+    net, _ = load(model, dtype=dtype)
+    source = str(folder()) if model == "pocket" else model
+    processor = AutoProcessor.from_pretrained(source)  # vLLM's: by torchvision, if there is any
     name = f"{PREFIX}{type(net).__name__}"
     check_choice(f"model={model!r}: architecture", name, ARCHITECTURES)
     text = processor.apply_chat_template(chat(question), add_generation_prompt=True)
@@ -100,11 +105,12 @@ def compare(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # which the engine wants for itself
     llm = LLM(
-        model=str(folder()) if model == "pocket" else model,
+        model=source,
         hf_overrides={"architectures": [name], "fopru": dict(settings)},
         dtype=dtype,
         max_model_len=longest,
         limit_mm_per_prompt={"image": 1},
+        **OPTIONS.get(name, {}),
     )
     asked = [
         {"prompt": text, "multi_modal_data": {"image": picture}}

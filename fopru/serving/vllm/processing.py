@@ -60,6 +60,9 @@ class PrunedProcessor:
         kwargs[NAME] = settled(self.info.get_hf_config(), kwargs.get(NAME, {}))
         return super().apply(replace(inputs, hf_processor_mm_kwargs=kwargs), timing_ctx)
 
+    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Any) -> Any:
+        return super()._call_hf_processor(hf_data, others(hf_kwargs))
+
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         if "image_embeds" in hf_inputs:
             raise ValueError(

@@ -47,6 +47,11 @@ class Pruned:
                 "fopru: enable_tower_connector_lora counts the kept tokens as those that the tower "
                 "sees: adapt the language model alone."
             )
+        if vllm_config.model_config.multimodal_config.mm_encoder_tp_mode == "data":
+            raise UnsupportedModelError(
+                'fopru: mm_encoder_tp_mode="data" gives each rank other pictures, and all of them '
+                'have to keep the same tokens: use "weights".'
+            )
         self.family = adapter(self.config)
         self.noted: dict[int, tuple[Tensor, Tensor]] = {}
         self.projected: list[Tensor] = []
