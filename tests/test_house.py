@@ -90,6 +90,17 @@ def test_no_circle():
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
 
 
+def test_what_serves_brings_no_package_for_tables_and_plots():
+    """vLLM imports it in each of its processes."""
+    reached, found = set(), [name for name in MODULES if room_of(name) == "serving"]
+    while found:
+        if (name := found.pop()) not in reached:
+            reached.add(name)
+            found += imports(MODULES[name])
+    heavy = re.compile(r"^\s*(?:import|from) (?:pandas|scipy|matplotlib|pyarrow)\b", re.M)
+    assert [name for name in sorted(reached) if heavy.search(MODULES[name].read_text())] == []
+
+
 def test_imports_are_found(tmp_path):
     file = tmp_path / "a.py"
     file.write_text(

@@ -44,7 +44,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 import fopru
 from fopru.evaluation.asking import prepare, prompts
 from fopru.pocket import folder
-from fopru.serving.vllm.settings import adapter, check_blocks, check_engine, default, pruner_of
+from fopru.serving.vllm.settings import pruner_of
 from fopru.serving.vllm.watching import take, watch
 
 KINDS = {
@@ -295,46 +295,6 @@ def test_what_a_request_asks_for_is_part_of_what_caches_go_by():
     assert hashed({"retention": 0.25}, {}) != half
     assert hashed({"retention": 0.25}, {"fopru": {"retention": 0.5}}) == half
     assert hashed({"retention": 0.5}, {"fopru": {"strategy": "row"}}) != half
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"method": "tome"}, "method 'tome' cannot be served: it makes new tokens"),
-        ({"method": "fastv"}, "method 'fastv' cannot be served: it drops tokens inside"),
-        ({"method": "cdpruner"}, "method 'cdpruner' cannot be served: it reads the question"),
-        ({"method": "evs"}, "method 'evs' cannot be served: it takes videos alone"),
-        ({"weights": "mass"}, "cannot be served: it changes the language model's attention"),
-        ({"method": "foprus"}, "method='foprus': must be one of.*Did you mean 'fopru'"),
-        ({"retnetion": 1}, "method 'fopru' takes no 'retnetion'.*Did you mean 'retention'"),
-        ({"layer": -1}, "reads block 4 of the vision tower, and vLLM builds blocks 0 to 3"),
-        ({"positions": "preserve"}, "positions='preserve': vLLM numbers visual tokens"),
-        (None, "start the engine with settings of a pruner"),
-    ],
-)
-def test_an_engine_that_cannot_be_is_refused(settings, message):
-    config = fopru.load("pocket")[0].config
-    config.fopru = settings
-    family = adapter(config)
-    with pytest.raises(ValueError, match=message):
-        pruner = pruner_of(default(config))
-        check_engine(pruner, family, "0.32.0")
-        check_blocks(pruner, pruner.taps(family), 4)
-
-
-def test_an_engine_of_another_version_is_told_what_proves_it():
-    pruner, family = fopru.FoPru(), adapter(fopru.load("pocket")[0].config)
-    with pytest.warns(UserWarning, match="this is 0.99.1: `fopru serve-check MODEL PICTURES`"):
-        check_engine(pruner, family, "0.99.1")
-
-
-def test_serving_imports_no_package_of_evaluation():
-    code = (
-        "import sys, fopru.serving, fopru.serving.vllm.settings as s; s.METHODS;"
-        "print([m for m in ('pandas', 'matplotlib', 'pyarrow') if m in sys.modules])"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
 
 
 # More engines

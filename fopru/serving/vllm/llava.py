@@ -15,7 +15,7 @@ from vllm.model_executor.models.llava import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from fopru.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from fopru.serving.vllm.processing import PrunedProcessor
 from fopru.serving.vllm.pruning import Pruned
 
 NAMES = WeightsMapper(
@@ -27,15 +27,13 @@ NAMES = WeightsMapper(
 wants."""
 
 
-class Info(PrunedInfo, LlavaProcessingInfo):
-    """The processing info of LLaVA-1.5."""
-
-
 class Processor(PrunedProcessor, LlavaMultiModalProcessor):
     """The processor of LLaVA-1.5."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
 class PrunedLlava(Pruned, LlavaForConditionalGeneration):
     """LLaVA-1.5 whose pictures keep their budget of visual tokens."""
 

@@ -16,19 +16,17 @@ from vllm.model_executor.models.llava_next import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from fopru.serving.vllm.llava import NAMES
-from fopru.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from fopru.serving.vllm.processing import PrunedProcessor
 from fopru.serving.vllm.pruning import Pruned
-
-
-class Info(PrunedInfo, LlavaNextProcessingInfo):
-    """The processing info of LLaVA-NeXT."""
 
 
 class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
     """The processor of LLaVA-NeXT."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(Processor, info=Info, dummy_inputs=LlavaDummyInputsBuilder)
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
 class PrunedLlavaNext(Pruned, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT whose pictures keep their budget of visual tokens."""
 

@@ -26,14 +26,6 @@ def others(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != NAME}
 
 
-class PrunedInfo:
-    """Mixin of a family's processing info: transformers' processor knows nothing of fopru."""
-
-    def get_hf_processor(self, **kwargs: Any) -> Any:
-        """Return transformers' processor, with its own arguments."""
-        return super().get_hf_processor(**others(kwargs))
-
-
 class PrunedProcessor:
     """Mixin of a family's processor: each picture gets its budget, and as many placeholders.
 
@@ -60,8 +52,8 @@ class PrunedProcessor:
         kwargs[NAME] = settled(self.info.get_hf_config(), kwargs.get(NAME, {}))
         return super().apply(replace(inputs, hf_processor_mm_kwargs=kwargs), timing_ctx)
 
-    def _call_hf_processor(self, hf_data: Any, hf_kwargs: Any) -> Any:
-        return super()._call_hf_processor(hf_data, others(hf_kwargs))
+    def _get_hf_mm_inputs(self, mm_items: Any, hf_kwargs: Any) -> Any:
+        return super()._get_hf_mm_inputs(mm_items, others(hf_kwargs))
 
     def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
         if "image_embeds" in hf_inputs:

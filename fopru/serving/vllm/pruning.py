@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -124,7 +125,7 @@ class Pruned:
         output = BaseModelOutputWithPooling(pooler_output=tokens)
         calls = {block: self._calls(block, seen) for block in self.blocks}
         samples = [0] * len(grids)
-        vision = [x[self.tiles(seen)] for x in self.projected]
+        vision = [torch.cat(self.projected)[self.tiles(seen)]] if self.projected else []
         tower = TowerPass(self.family, seen, grids, samples, output, self.taps, calls, vision)
         return tower.scored().images
 

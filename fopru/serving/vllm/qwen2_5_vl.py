@@ -23,7 +23,7 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from fopru.encoding import EncodedImage
-from fopru.serving.vllm.processing import PrunedInfo, PrunedProcessor
+from fopru.serving.vllm.processing import PrunedProcessor
 from fopru.serving.vllm.pruning import Pruned
 from fopru.tapping import Attention
 
@@ -33,10 +33,11 @@ PLACES = 4
 logger = init_logger(__name__)
 
 
-class Info(PrunedInfo, Qwen2_5_VLProcessingInfo):
+class Info(Qwen2_5_VLProcessingInfo):
     """The processing info of Qwen2.5-VL, without videos."""
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Return that a prompt may hold pictures, any number of them, and nothing else."""
         return {"image": None}
 
 
