@@ -1,10 +1,11 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow fuzz oldest newest lmms notebooks prose book serve lint clean
+.PHONY: help test slow fuzz oldest newest lmms vllm vllm-slow notebooks prose book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
 READY := .venv/.ready
 LMMS := .venv-lmms/bin
+VLLM := .venv-vllm/bin
 ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
 PORT ?= 8000
 # Tests spread over the cores, each of them on one thread; and the quick ones of them.
@@ -24,6 +25,8 @@ help:
 	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make prose  the numbers of the book's prose, counted again from data/results/"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
+	@echo "make vllm   the tests inside vLLM, on the CPU, in an environment of their own (.venv-vllm);"
+	@echo "            make vllm-slow those with more engines: HTTP, two ranks, not eager"
 
 test: $(READY)
 	$(QUICK)
@@ -47,6 +50,12 @@ newest: .venv-newest/.ready
 lmms: .venv-lmms/.ready
 	$(LMMS)/pytest -q tests/test_lmms.py
 
+vllm: .venv-vllm/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/pytest -q -m "not slow" tests/test_vllm.py
+
+vllm-slow: .venv-vllm/.ready
+	OMP_NUM_THREADS=1 $(VLLM)/pytest -q -m slow tests/test_vllm.py
+
 notebooks: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbmake --nbmake-timeout=600 notebooks
 
@@ -67,7 +76,7 @@ serve: $(READY)
 	$(BIN)/python -m http.server $(PORT) --bind 127.0.0.1 --directory book/_build/html
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .venv-lmms node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-oldest .venv-newest .venv-lmms .venv-vllm node_modules book/_build book/_static/vendor .jupyter_cache .pytest_cache .ruff_cache
 
 $(READY): requirements/ci.txt pyproject.toml
 	@set -e; for python in python3 python3.13 python3.12 python3.11; do \
@@ -91,6 +100,15 @@ $(READY): requirements/ci.txt pyproject.toml
 	$(LMMS)/python -m pip install -q --disable-pip-version-check $$(grep ^torch== requirements/lmms.txt)
 	$(LMMS)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/lmms.txt
 	$(LMMS)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv-vllm/.ready: requirements/vllm.txt requirements/torchvision_without_ops.py pyproject.toml | $(READY)
+	@$(VLLM)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv --clear .venv-vllm
+	$(VLLM)/python -m pip install -q --disable-pip-version-check $$(grep ^torch== requirements/vllm.txt)
+	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/vllm.txt
+	$(VLLM)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@cp requirements/torchvision_without_ops.py .venv-vllm/lib/python3*/site-packages
+	@echo "import torchvision_without_ops" > $$(echo .venv-vllm/lib/python3*/site-packages)/torchvision_without_ops.pth
 	@touch $@
 
 # MathJax and the widget manager come from npm: the system's, or that of a Python wheel. Without

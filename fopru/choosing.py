@@ -8,15 +8,112 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fopru.encoding import Encoded, EncodedImage
-from fopru.families import UnsupportedModelError
+from fopru.encoding import Encoded, EncodedImage, TowerPass
+from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import owners
 from fopru.pruned import PrunedImage, check_entered
+from fopru.tapping import Attention
+
+
+class Tower(Family):
+    """One attention block of any vision tower, each patch of which is a visual token: what there is
+    to ask where an engine has no model of transformers."""
+
+    title = "one attention block"
+    notes = "queries and keys, without a model"
+    heads = 0
+
+    def __init__(self, heads: int, n_prefix: int):
+        self.heads, self.n_prefix = heads, n_prefix
+
+    @property
+    def tower(self) -> Tower:
+        return self
+
+    def block(self, layer: int | None) -> int:
+        if layer is not None:
+            raise ValueError(f"layer={layer}: the queries and keys say what is read; leave it out.")
+        return 0
+
+    def nearest_block(self, share: float) -> int:
+        raise UnsupportedModelError("a method that reads several blocks was given one.")
+
+    def features(self, output: list[Tensor], sizes: list[int]) -> list[Tensor]:
+        return output
+
+    def tokens(self, maps: list[Tensor], inputs: Any) -> list[Tensor]:
+        return maps
 
 
 @torch.no_grad()
-def choose(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
-    """Return what a pruner keeps of each picture, and the (k, d) tokens of each.
+def choose(
+    pruner: Any,
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    n_prefix: int,
+    grid: Grid,
+    features: Tensor,
+) -> Tensor:
+    """Return the places that a pruner keeps of one picture, from queries and keys: no model is
+    needed, so that this works in any engine.
+
+    Args:
+        pruner: A method that selects tokens, from one block or from the features.
+        query, key: (h, T, d) of the block whose output the model uses, after whatever the layer
+            does to them (norms, rotary); T = n_prefix + N.
+        scaling: The factor on query . key.
+        n_prefix: The number of tokens before the patches: 1 for a CLS token, else 0.
+        grid: Where the N tokens sit: one view, without newline tokens.
+        features: (N, d): the tokens as the language model would get them.
+
+    Returns:
+        (k,) int64 on the CPU, sorted; k is `pruner.n_keep(grid)`.
+
+    Raises:
+        ValueError: the method needs something else, or the shapes do not match.
+
+    Example:
+        >>> grid = Grid((View(24, 24),))
+        >>> choose(fopru.FoPru(0.25), query, key, 64**-0.5, 1, grid, features)
+    """
+    why = refusal(pruner) or ("reads the tower's features" if "vision" in pruner.needs else None)
+    if why:
+        raise ValueError(f"pruner: method {pruner.name!r} {why}, which `choose` does not have.")
+    sizes = [query.shape[1] - n_prefix, key.shape[1] - n_prefix, len(features), grid.n_tokens]
+    if len(set(sizes)) > 1 or [view.newline for view in grid.views] != [False]:
+        raise ValueError(
+            "query, key, features and grid: must have the same N tokens in one view without "
+            f"newlines; they have {', '.join(map(str, sizes))}, and the grid {grid.views}."
+        )
+    family = Tower(len(query), n_prefix)
+    noted = {0: [Attention(query[None], key[None], scaling)]}
+    seen = TowerPass(family, {}, [grid], [0], [features], pruner.taps(family), noted, [], [None])
+    (image,) = seen.scored().images
+    return pruned_image(pruner, image)[0].kept
+
+
+def refusal(pruner: Any) -> str | None:
+    """Return what a pruner needs beyond a picture's own tokens and attention, or does beyond
+    choosing among them, as the end of a sentence that begins with its name; None for nothing."""
+    if "pixels" in pruner.needs:
+        return "leaves patches out before the vision tower"
+    if "layers" in pruner.needs:
+        return "drops tokens inside the language model"
+    if pruner.asks:
+        return "reads the question"
+    if not pruner.selects():
+        return "makes new tokens"
+    if pruner.weights != "none":
+        return f"changes the language model's attention (weights={pruner.weights!r})"
+    if pruner.per != "view":
+        return f"takes videos alone (per={pruner.per!r})"
+    return None
+
+
+@torch.no_grad()
+def pruned_images(pruner: Any, encoded: Encoded) -> tuple[tuple[PrunedImage, ...], list[Tensor]]:
+    """Return what a pruner keeps of each picture of a batch, and the (k, d) tokens of each.
 
     Raises:
         UnsupportedModelError: a merging method, on a model whose tokens it cannot make new ones of.

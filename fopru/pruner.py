@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
-from fopru.choosing import check_places, choose
+from fopru.choosing import check_places, pruned_images
 from fopru.encoding import ENTRY, VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
@@ -332,7 +332,7 @@ class Pruner:
                 "attention_mask is missing, and input_ids hold padding: give the attention_mask "
                 "that the processor returned."
             )
-        return shortened(encoded, *choose(self, encoded), self.numbering(encoded.family))
+        return shortened(encoded, *pruned_images(self, encoded), self.numbering(encoded.family))
 
     def __call__(self, model: PreTrainedModel) -> AbstractContextManager[Session]:
         """`with pruner(model) as session:` prunes whatever goes through the model in the block.

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -544,3 +545,21 @@ def test_what_serving_needs_brings_no_tables_and_no_plots():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout == "[]\n[]\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("pocket", "nowhere.png"), ["nowhere.png: no such file"]),
+        (("pocket", "PICTURE", "--method", "tome"), ["method 'tome' cannot be served"]),
+        (("pocket", "PICTURE", "--retention", 2), ["retention=2.0: must be a number"]),
+    ],
+)
+def test_serve_check_says_what_is_wrong_in_one_sentence(arguments, words, picture):
+    arguments = [picture if word == "PICTURE" else word for word in arguments]
+    refused(fopru_cli("serve-check", *arguments), *words)
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_serve_check_needs_vllm(picture):
+    refused(fopru_cli("serve-check", "pocket", picture), "vLLM is not installed", "fopru[vllm]")

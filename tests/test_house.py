@@ -27,7 +27,15 @@ ROOMS = (
     *("tapping", "encoding", "pruned", "choosing", "applying", "pruner", "in_llm", "methods"),
     *("evaluation", "efficiency", "checking", "plots", "redundancy", "pocket", "loading"),
     "adaptive",
-    *("pocket.score", "evaluation.lmms_tasks", "evaluation.lmms", "widgets", "fopru", "cli"),
+    *(
+        "pocket.score",
+        "evaluation.lmms_tasks",
+        "evaluation.lmms",
+        "serving",
+        "widgets",
+        "fopru",
+        "cli",
+    ),
     "__main__",
 )
 """Rooms of the package from the lowest to the highest: a module imports from its own room and from
@@ -81,6 +89,17 @@ def test_no_arrow_goes_up():
 def test_no_circle():
     graph = {name: imports(path) - {name} for name, path in MODULES.items()}
     assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(MODULES)
+
+
+def test_what_serves_brings_no_package_for_tables_and_plots():
+    """vLLM imports it in each of its processes."""
+    reached, found = set(), [name for name in MODULES if room_of(name) == "serving"]
+    while found:
+        if (name := found.pop()) not in reached:
+            reached.add(name)
+            found += imports(MODULES[name])
+    heavy = re.compile(r"^\s*(?:import|from) (?:pandas|scipy|matplotlib|pyarrow)\b", re.M)
+    assert [name for name in sorted(reached) if heavy.search(MODULES[name].read_text())] == []
 
 
 def test_imports_are_found(tmp_path):

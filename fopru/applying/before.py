@@ -16,7 +16,7 @@ from fopru.applying.conversation import Conversation, cache_of, conversation, fi
 from fopru.applying.session import During, Session, at_once, inferred_mask, option
 from fopru.applying.weights import by_distance, check, stated
 from fopru.attention import twinned, weighing
-from fopru.choosing import choose
+from fopru.choosing import pruned_images
 from fopru.encoding import Encoded, encode
 from fopru.pruned import PrunedInputs, numbered, shortened
 from fopru.versions import CHUNKS, INSTALLED
@@ -65,7 +65,7 @@ class Before(Session):
 
     def arguments(self, encoded: Encoded, during: During = at_once) -> PrunedInputs:
         """Choose what is kept and return the shorter inputs; see `Session.arguments`."""
-        chosen = during("selection", lambda: choose(self.pruner, encoded))
+        chosen = during("selection", lambda: pruned_images(self.pruner, encoded))
         pruned = during("compaction", lambda: self._shortened(encoded, *chosen))
         self.last = pruned  # another thread's may take its place before this one returns
         return pruned

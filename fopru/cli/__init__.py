@@ -1,4 +1,4 @@
-"""The command line: `fopru ask`, `fopru evaluate`, `fopru measure` and `fopru pocket`.
+"""The command line: `fopru ask`, `evaluate`, `measure`, `pocket` and `serve-check`.
 
 A command's module, and torch with it, is imported when the command runs: help and a mistyped name
 answer at once.
@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "Accuracy against retention, with intervals, beside the full model.",
     "measure": "What pruning saves: seconds of each stage, beside the model as it is.",
     "pocket": "The embedded pocket model.",
+    "serve-check": "Whether vLLM prunes your model as transformers does, on your pictures.",
 }
 """The module of each command in this package -> what `fopru --help` says of it."""
 
@@ -29,11 +30,12 @@ class Deferred(TyperCommand):
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Import the command's module, and let the command parse its arguments."""
-        module = import_module(f"fopru.cli.{self.name}")
+        name = self.name.replace("-", "_")
+        module = import_module(f"fopru.cli.{name}")
         app = getattr(module, "app", None)
         if app is None:
             app = typer.Typer(add_completion=False)
-            app.command()(getattr(module, self.name))
+            app.command()(getattr(module, name))
         return typer.main.get_command(app).make_context(*args, **kwargs)
 
 

@@ -1,0 +1,44 @@
+"""LLaVA-NeXT in vLLM, pruned: a base view and the canvas of its tiles each keep their share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
+from vllm.model_executor.models.llava_next import (
+    LlavaNextForConditionalGeneration,
+    LlavaNextMultiModalProcessor,
+    LlavaNextProcessingInfo,
+)
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from fopru.serving.vllm.llava import NAMES
+from fopru.serving.vllm.processing import PrunedProcessor
+from fopru.serving.vllm.pruning import Pruned
+
+
+class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
+    """The processor of LLaVA-NeXT."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class PrunedLlavaNext(Pruned, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT whose pictures keep their budget of visual tokens."""
+
+    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | NAMES
+
+    def attention_layers(self) -> Sequence[nn.Module]:
+        return [block.self_attn for block in self.vision_tower.vision_model.encoder.layers]
+
+    def tiles(self, seen: Mapping[str, Any]) -> Tensor:
+        """Return the places of the pictures' own tiles: those with fewer tiles than others of their
+        request are filled up to as many."""
+        counts = self.family.tile_counts(seen)
+        filled = [len(tiles) for tiles in seen["pixel_values"]]
+        own = [torch.arange(most) < count for count, most in zip(counts, filled, strict=True)]
+        return torch.cat(own).nonzero().flatten()

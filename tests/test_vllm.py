@@ -1,0 +1,636 @@
+"""The plug-in in vLLM against transformers: what is kept, and what is said. `make vllm` runs it.
+
+One engine answers all of it. Its prompts are cut into chunks of 160 tokens, so that those with all
+tokens of a picture are prefilled in parts, and those with a quarter of them at once.
+"""
+
+import base64
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from functools import partial
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # functions for the workers: tests alone
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+}
+
+from vllm import LLM, SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.multimodal import MULTIMODAL_REGISTRY
+from vllm.multimodal.processing import TimingContext
+from vllm.multimodal.processing.inputs import ProcessorInputs
+
+import fopru
+from fopru.evaluation.asking import prepare, prompts
+from fopru.pocket import folder
+from fopru.serving.vllm.settings import pruner_of
+from fopru.serving.vllm.watching import take, watch
+
+KINDS = {
+    "rank-1.0": {"retention": 1.0},
+    "rank-0.5": {"retention": 0.5},
+    "rank-0.25": {},
+    "row-0.5": {"retention": 0.5, "strategy": "row"},
+    "row-0.25": {"strategy": "row"},
+}
+"""Five budgets, as requests ask for them of an engine whose own is 0.25 by rank."""
+
+ENGINE = {"retention": 0.25}
+OPTIONS = dict(
+    model=str(folder()),
+    dtype="float32",
+    max_model_len=1024,
+    max_num_batched_tokens=160,
+    max_num_seqs=16,
+    block_size=32,
+    limit_mm_per_prompt={"image": 3},
+    enforce_eager=True,
+    enable_mm_embeds=True,
+)
+GREEDY = SamplingParams(temperature=0, max_tokens=6)
+
+
+def overrides(**settings):
+    return {"architectures": ["FoPruLlavaForConditionalGeneration"], "fopru": settings}
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return fopru.load("pocket")
+
+
+@pytest.fixture(scope="module")
+def questions():
+    """104 of PocketBench's questions, 13 of each task, about 52 pictures or so."""
+    tasks = {}
+    for example in fopru.pocket.benchmark("test"):
+        tasks.setdefault(example.task, []).append(example)
+    return [example for examples in tasks.values() for example in examples[::15][:13]]
+
+
+def said_by_transformers(pocket, asked, *pruners):
+    """For each pruner the tokens of the answer, and the places that each picture keeps."""
+    model, _ = pocket
+    encoded = fopru.encode(model, asked, pruners)
+    for pruner in pruners:
+        pruned = pruner.compact(encoded)
+        out = model.generate(**pruned, max_new_tokens=6, do_sample=False)
+        new = out[0, pruned["input_ids"].shape[1] :].tolist()
+        yield new, [image.kept.tolist() for image in pruned.images]
+
+
+@pytest.fixture(scope="module")
+def expected(pocket, questions):
+    """Kind -> (answer, kept) of each question, by fopru in transformers, one at a time."""
+    _, processor = pocket
+    found = {kind: [] for kind in KINDS}
+    pruners = [pruner_of(ENGINE | settings) for settings in KINDS.values()]
+    for example in questions:
+        asked = prepare(processor, [example], prompts(processor, [example]))
+        each = said_by_transformers(pocket, asked, *pruners)
+        for kind, (answer, kept) in zip(KINDS, each, strict=True):
+            found[kind].append((answer, kept[0]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def engine():
+    llm = LLM(hf_overrides=overrides(**ENGINE), **OPTIONS)
+    llm.apply_model(watch)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.fixture
+def fresh(engine):
+    """The engine, with nothing in its caches."""
+    engine.reset_prefix_cache()
+    engine.reset_mm_cache()
+    engine.llm_engine.reset_encoder_cache()
+    engine.apply_model(take)
+    return engine
+
+
+@pytest.fixture(scope="module")
+def asks(pocket, questions):
+    """A request for each question, of this kind."""
+    _, processor = pocket
+    texts = prompts(processor, questions)
+
+    def request(i, kind="rank-0.25"):
+        pictures = {"image": questions[i].image}
+        return {"prompt": texts[i], "multi_modal_data": pictures} | own(KINDS[kind])
+
+    return request
+
+
+def own(settings):
+    return {"mm_processor_kwargs": {"fopru": settings}} if settings else {}
+
+
+def answers(llm, requests):
+    """The tokens of each answer."""
+    out = llm.generate(requests, GREEDY, use_tqdm=False)
+    return [list(o.outputs[0].token_ids) for o in out]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kept_and_said_are_those_of_transformers(fresh, asks, questions, expected, kind):
+    requests = [asks(i, kind) for i in range(len(questions))]
+    said, kept = [], {}
+    for i, request in enumerate(requests):
+        said += answers(fresh, [request])
+        if log := fresh.apply_model(take)[0]:  # the tower sees each picture once
+            (kept[i],) = log
+    assert said == [answer for answer, _ in expected[kind]]
+    assert kept == {i: expected[kind][i][1] for i in kept} and len(kept) >= 50
+
+
+def test_five_kinds_in_one_batch(fresh, asks, questions, expected):
+    kinds = [list(KINDS)[i % len(KINDS)] for i in range(len(questions))]
+    said = answers(fresh, [asks(i, kind) for i, kind in enumerate(kinds)])
+    assert said == [expected[kind][i][0] for i, kind in enumerate(kinds)]
+    assert answers(fresh, [asks(i) for i in range(len(questions))]) == [
+        answer for answer, _ in expected["rank-0.25"]
+    ]
+
+
+def test_one_picture_at_five_budgets_from_cold_and_warm_caches(fresh, asks, expected):
+    for warm in (False, True):
+        for kind in KINDS:
+            for i in range(6):
+                (out,) = fresh.generate([asks(i, kind)], GREEDY, use_tqdm=False)
+                assert list(out.outputs[0].token_ids) == expected[kind][i][0]
+                assert out.num_cached_tokens >= 32 * warm
+
+
+def test_two_pictures_that_share_a_prompt_are_not_taken_for_each_other(fresh, asks, questions):
+    ask = next(asks(i) for i, example in enumerate(questions) if example.task == "presence")
+    pictures = list({id(e.image): e.image for e in questions}.values())
+    requests = [ask | {"multi_modal_data": {"image": picture}} for picture in pictures]
+    said = answers(fresh, requests)
+    a, b = 0, next(i for i, answer in enumerate(said) if answer != said[0])
+    fresh.reset_prefix_cache()
+    fresh.apply_model(take)
+    cached = []
+    for i in (a, b, a, b):
+        (out,) = fresh.generate([requests[i]], GREEDY, use_tqdm=False)
+        assert list(out.outputs[0].token_ids) == said[i]
+        cached.append(out.num_cached_tokens)
+    assert cached[0] == cached[1] == 0 and min(cached[2:]) >= 32
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_several_pictures_in_a_prompt(fresh, pocket, questions, n):
+    _, processor = pocket
+    for i in range(4):
+        pictures = [questions[(7 * i + 31 * j) % len(questions)].image for j in range(n)]
+        text = "USER: " + "<image>\n" * n + questions[i].question + " ASSISTANT:"
+        asked = processor(images=pictures, text=[text], return_tensors="pt")
+        for kind in ("rank-1.0", "rank-0.5", "row-0.25"):
+            pruner = pruner_of(ENGINE | KINDS[kind])
+            ((answer, kept),) = said_by_transformers(pocket, asked, pruner)
+            request = {"prompt": text, "multi_modal_data": {"image": pictures}} | own(KINDS[kind])
+            assert answers(fresh, [request]) == [answer]
+            log = fresh.apply_model(take)[0]
+            assert [places for places in kept if places in log] == log  # others were seen before
+
+
+SERVED = ("cls", "divprune", "dart", "hiprune", "uniform", "random", "vispruner", "scope", "dpp")
+"""Methods beside FoPru that a picture's tokens, keys and attention are enough for."""
+
+
+@pytest.mark.parametrize("method", SERVED)
+def test_other_methods(fresh, pocket, questions, asks, method):
+    settings = {"method": method, "retention": 0.25}
+    pruner = pruner_of(settings)
+    fresh.apply_model(partial(use, settings))
+    try:
+        for i in range(0, 104, 10):
+            asked = prepare(pocket[1], [questions[i]], prompts(pocket[1], [questions[i]]))
+            ((answer, kept),) = said_by_transformers(pocket, asked, pruner)
+            assert answers(fresh, [asks(i)]) == [answer]
+            assert fresh.apply_model(take)[0] == kept
+    finally:
+        fresh.apply_model(partial(use, ENGINE))
+
+
+def use(settings, model):
+    model.use(pruner_of(settings))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"retention": 0}, r"retention=0: must be a number in \(0, 1\]"),
+        ({"retention": 7}, "retention=7: must be a number"),
+        ({"retention": 0.5, "tokens": 9}, "give one of them, not both"),
+        ({"tokens": 300}, "tokens=300: a picture of 256 visual tokens"),
+        ({"tokens": 7, "strategy": "row"}, "no multiple of this view's 16 a row"),
+        ({"strategy": "diag"}, "strategy='diag': must be one of 'rank', 'row'"),
+        ({"layer": 1}, "layer=1 is not a request's to set"),
+        ({"method": "cls"}, "method='cls' is not a request's to set"),
+        ({"retnetion": 0.5}, "Did you mean 'retention'"),
+        (3, "fopru=3: a request's settings must be a table"),
+    ],
+)
+def test_a_bad_request_is_refused_in_one_sentence_and_the_engine_lives(
+    engine, asks, expected, asked, message
+):
+    with pytest.raises(ValueError, match=message):
+        answers(engine, [asks(0) | {"mm_processor_kwargs": {"fopru": asked}}])
+    assert answers(engine, [asks(0)]) == [expected["rank-0.25"][0][0]]
+
+
+def test_precomputed_embeddings_are_refused(engine, asks, expected):
+    request = asks(0) | {"multi_modal_data": {"image": torch.zeros(1, 64, 128)}}
+    with pytest.raises(ValueError, match="image embeddings were given.*send pictures"):
+        answers(engine, [request])
+    assert answers(engine, [asks(0)]) == [expected["rank-0.25"][0][0]]
+
+
+def test_tokens_are_a_budget_too(fresh, asks, expected):
+    request = asks(0) | {"mm_processor_kwargs": {"fopru": {"tokens": 64}}}
+    assert answers(fresh, [request]) == [expected["rank-0.25"][0][0]]
+    assert fresh.apply_model(take)[0] == [expected["rank-0.25"][0][1]]
+
+
+def test_text_without_a_picture_is_answered(engine):
+    (answer,) = answers(engine, ["USER: is there a red square? ASSISTANT:"])
+    assert answer
+
+
+def test_what_a_request_asks_for_is_part_of_what_caches_go_by():
+    def hashed(engine, asked):
+        options = {"hf_overrides": overrides(**engine), "dtype": "float32"}
+        config = EngineArgs(model=OPTIONS["model"], **options).create_model_config()
+        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        shown = processor.info.parse_mm_data({"image": Image.new("RGB", (64, 64))})
+        given = ProcessorInputs([2, 4, 83], shown, hf_processor_mm_kwargs=asked)
+        out = processor.apply(given, TimingContext(enabled=False))
+        return out["mm_hashes"]["image"][0]
+
+    half = hashed({"retention": 0.5}, {})
+    assert hashed({"retention": 0.25}, {}) != half
+    assert hashed({"retention": 0.25}, {"fopru": {"retention": 0.5}}) == half
+    assert hashed({"retention": 0.5}, {"fopru": {"strategy": "row"}}) != half
+
+
+# More engines
+
+
+@contextmanager
+def another(**options):
+    llm = LLM(**OPTIONS | options)
+    yield llm
+    llm.llm_engine.engine_core.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"enforce_eager": False}, {"tensor_parallel_size": 2}])
+def test_other_engines(asks, expected, options, monkeypatch):
+    if "tensor_parallel_size" in options:
+        monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    with another(hf_overrides=overrides(**ENGINE), **options) as llm:
+        llm.apply_model(watch)
+        for kind in ("rank-1.0", "rank-0.25", "row-0.5"):
+            some = range(0, 104, 4)
+            said, kept = [], {}
+            for i in some:
+                said += answers(llm, [asks(i, kind)])
+                first, *ranks = llm.apply_model(take)
+                assert all(rank == first for rank in ranks)
+                if first:
+                    (kept[i],) = first
+            assert said == [expected[kind][i][0] for i in some]
+            assert kept == {i: expected[kind][i][1] for i in kept} and len(kept) > 10
+
+
+# LLaVA-NeXT
+
+
+@pytest.fixture(scope="module")
+def llava_next(pocket, tmp_path_factory):
+    """A folder with the pocket model as a LLaVA-NeXT: its pictures are cut into tiles too."""
+    net, processor = pocket
+    place, side = tmp_path_factory.mktemp("next"), net.config.vision_config.image_size
+    points = [[side, 2 * side], [2 * side, side]]
+    parts = dict(vision_config=net.config.vision_config, text_config=net.config.text_config)
+    config = hf.LlavaNextConfig(
+        **parts,
+        image_token_index=net.config.image_token_id,
+        vision_feature_layer=net.config.vision_feature_layer,
+        image_grid_pinpoints=points,
+    )
+    other = hf.LlavaNextForConditionalGeneration(config)
+    missing = other.load_state_dict(net.state_dict(), strict=False)
+    assert missing.missing_keys == ["model.image_newline"] and not missing.unexpected_keys
+    other.save_pretrained(place)
+    size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}}
+    hf.LlavaNextProcessor(
+        hf.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=points),
+        processor.tokenizer,
+        patch_size=net.config.vision_config.patch_size,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        image_token="<image>",
+        chat_template=processor.chat_template,
+    ).save_pretrained(place)
+    return str(place)
+
+
+@pytest.mark.slow
+def test_llava_next_keeps_a_share_of_each_view(llava_next, questions):
+    net, _ = fopru.load(llava_next)
+    processor = hf.AutoProcessor.from_pretrained(llava_next)  # as vLLM: by torchvision, not by PIL
+    asked, expected, kept = [], [], []
+    for i in range(0, 104, 9):
+        example = questions[i]
+        sizes = [(300, 150), (120, 360), (224, 224)]
+        pictures = [example.image.resize(sizes[i % 3])]
+        if i % 2:  # of other numbers of tiles in one request
+            pictures.append(questions[i - 1].image.resize(sizes[(i + 1) % 3]))
+        text = "USER: " + "<image>\n" * len(pictures) + example.question + " ASSISTANT:"
+        inputs = processor(images=pictures, text=[text], return_tensors="pt")
+        pruners = [pruner_of(ENGINE | settings) for settings in KINDS.values()]
+        each = said_by_transformers((net, processor), inputs, *pruners)
+        for settings, (answer, places) in zip(KINDS.values(), each, strict=True):
+            expected.append(answer)
+            kept += places
+            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruLlavaNextForConditionalGeneration"]
+    own = dict(model=llava_next, max_model_len=2048, max_num_batched_tokens=1024)
+    with another(hf_overrides=engine, **own) as llm:
+        llm.apply_model(watch)
+        said = [answers(llm, [one])[0] for one in asked]
+        (log,) = llm.apply_model(take)
+    assert all(places in log for places in kept)  # a picture that was seen is not seen again
+    assert said == expected
+
+
+# Qwen2.5-VL
+
+SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    """A folder with a tiny random Qwen2.5-VL that knows 55 words."""
+    place = tmp_path_factory.mktemp("qwen")
+    marks = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
+    words = ["<pad>", "<eos>", *marks, *(f"w{i}" for i in range(58))]
+    table = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
+    tokenizer = Tokenizer(table)
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+    torch.manual_seed(0)
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=dict(
+            depth=4,
+            num_heads=2,
+            hidden_size=128,
+            intermediate_size=192,
+            out_hidden_size=128,
+            window_size=56,
+            fullatt_block_indexes=[1, 3],
+        ),
+        text_config=dict(
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            vocab_size=64,
+            max_position_embeddings=4096,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=None,
+            rope_parameters=rope,
+        ),
+        image_token_id=4,
+        video_token_id=5,
+        vision_start_token_id=2,
+        vision_end_token_id=3,
+        tie_word_embeddings=False,
+    )
+    net = hf.Qwen2_5_VLForConditionalGeneration(config)
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1:
+            torch.nn.init.normal_(weight, std=0.15 if "visual" in name else 0.12)
+    net.save_pretrained(place)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        additional_special_tokens=marks,
+    ).save_pretrained(place)
+    pixels = {"shortest_edge": 784, "longest_edge": 200704}
+    for kind in ("Image", "Video"):
+        settings = {
+            f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "size": pixels,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # vLLM wants them in the file
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        }
+        name = "preprocessor_config.json"
+        (place / (name if kind == "Image" else f"video_{name}")).write_text(json.dumps(settings))
+    return str(place)
+
+
+def switched_on(worker):
+    """vLLM's runner for CPUs forgets this when it loads a model."""
+    worker.model_runner.is_multimodal_pruning_enabled = True
+
+
+@pytest.mark.slow
+def test_qwen_keeps_places_in_portrait_and_several_pictures(qwen):
+    net, processor = fopru.load(qwen)
+    draw = np.random.default_rng(1)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    asked, expected, kept = [], [], []
+    for i in range(18):
+        pictures = []
+        for j in range(1 + (i % 3 == 2)):
+            width, height = SIZES[(i + 3 * j) % len(SIZES)]
+            noise = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+            pictures.append(Image.fromarray(noise).resize((width, height), 0))
+        mark = " <|vision_start|> <|image_pad|> <|vision_end|>" * len(pictures)
+        text = f"w{i} w3{mark} w5 w{i + 20} w9"
+        inputs = processor(text=[text], images=pictures, return_tensors="pt")
+        for settings in (KINDS["rank-1.0"], KINDS["rank-0.5"], {}, KINDS["row-0.5"]):
+            pruned = pruner_of(ENGINE | settings).prune(net, inputs)
+            out = net.generate(**pruned, **options)
+            expected.append(out[0, pruned["input_ids"].shape[1] :].tolist())
+            kept += [image.kept.tolist() for image in pruned.images]
+            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruQwen2_5_VLForConditionalGeneration"]
+    own = dict(model=qwen, video_pruning_rate=1e-6, max_num_batched_tokens=64)
+    sampling = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
+        llm.collective_rpc(switched_on)
+        llm.apply_model(watch)
+        outs = [llm.generate([one], sampling, use_tqdm=False)[0] for one in asked]
+        assert llm.apply_model(take)[0] == kept
+        for warm in (outs, llm.generate(asked, sampling, use_tqdm=False)):
+            assert [list(out.outputs[0].token_ids) for out in warm] == expected
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """The pocket model with the names of weights that stock vLLM wants."""
+    copy = tmp_path_factory.mktemp("stock") / "pocket"
+    shutil.copytree(folder(), copy)
+    for file in copy.glob("*.safetensors"):
+        renamed = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): value
+            for name, value in load_file(file).items()
+        }
+        save_file(renamed, file, {"format": "pt"})
+    return str(copy)
+
+
+@pytest.mark.slow
+def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected, stock):
+    model, processor = pocket
+    with another(model=stock) as llm:
+        for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
+            for i in range(0, 104, 8):
+                asked = prepare(processor, [questions[i]], prompts(processor, [questions[i]]))
+                pruner = pruner_of(ENGINE | KINDS[kind])
+                (one,) = fopru.serving.embeddings(model, asked, pruner)
+                request = {"prompt": asks(i)["prompt"]}
+                request["multi_modal_data"] = {"image": one[None]}
+                assert answers(llm, [request]) == [expected[kind][i][0]]
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The address of a server that tells requests apart by their budgets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    engine = json.dumps(overrides(**ENGINE))
+    options = f"--model {folder()} --served-model-name pocket --dtype float32 --block-size 32"
+    options += f" --max-model-len 1024 --enforce-eager --host 127.0.0.1 --port {port}"
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
+    command += ["--trust-request-mm-kwargs", "--hf-overrides", engine]
+    running = subprocess.Popen(command)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            if running.poll() is not None:
+                raise RuntimeError("the server ended before it was ready")
+            try:
+                urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(1)
+        yield url
+    finally:
+        running.terminate()
+        running.wait(60)
+
+
+def posted(url, question, picture, **options):
+    """The request of a question about a picture, as clients send it."""
+    data = io.BytesIO()
+    picture.save(data, "png")
+    return request_of(url, question, data.getvalue(), **options)
+
+
+def request_of(url, question, data, **options):
+    shown = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    content = [{"type": "image_url", "image_url": {"url": shown}}] if data else []
+    content += [{"type": "text", "text": question}]
+    body = {
+        "model": "pocket",
+        "temperature": 0,
+        "max_tokens": 6,
+        "add_special_tokens": True,  # pocket's chat template has none
+        "messages": [{"role": "user", "content": content}],
+    }
+    head = {"Content-Type": "application/json"}
+    return Request(f"{url}/v1/chat/completions", json.dumps(body | options).encode(), head)
+
+
+def reply(request):
+    with urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.slow
+def test_over_http(server, pocket, questions, expected):
+    _, processor = pocket
+    for kind, settings in KINDS.items():
+        for i in range(0, 104, 8):
+            example = questions[i]
+            found = reply(posted(server, example.question, example.image, **own(settings)))
+            answer, kept = expected[kind][i]
+            said = processor.decode(answer, skip_special_tokens=True).strip()
+            assert found["choices"][0]["message"]["content"].strip() == said
+            text = found["usage"]["prompt_tokens"] - len(kept)
+            assert 0 < text < 30  # what is billed are kept tokens
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("data", "settings", "message"),
+    [
+        (None, {"retention": 7}, "retention=7: must be a number in (0, 1]"),
+        (None, {"tokens": 300}, "tokens=300: a picture of 256 visual tokens"),
+        (None, {"layer": 2}, "layer=2 is not a request's to set"),
+        (b"no picture", {}, "image"),
+    ],
+)
+def test_bad_requests_over_http(server, questions, data, settings, message):
+    example = questions[0]
+    if data is None:
+        request = posted(server, example.question, example.image, **own(settings))
+    else:
+        request = request_of(server, example.question, data)
+    with pytest.raises(HTTPError) as refused:
+        reply(request)
+    assert refused.value.code == 400
+    assert message in json.load(refused.value)["error"]["message"]
+    assert reply(request_of(server, "is there a red square?", b""))["choices"]
+
+
+@pytest.mark.slow
+def test_a_client_that_goes_away_leaves_nothing_behind(server, questions):
+    example, long = questions[0], {"max_tokens": 600, "ignore_eos": True, "stream": True}
+    with urlopen(posted(server, example.question, example.image, **long), timeout=60) as answer:
+        answer.readline()
+    for _ in range(60):
+        with urlopen(f"{server}/metrics", timeout=60) as metrics:
+            text = metrics.read().decode()
+        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_run")]
+        if running and all(float(line.split()[-1]) == 0 for line in running):
+            return
+        time.sleep(1)
+    pytest.fail("the request still runs")
