@@ -105,6 +105,7 @@ def calibrate(
     """Measure pictures, so that a pruner with an `Adaptive` budget keeps its promise on them.
 
     Args:
+        model, processor: As for `fopru.evaluate`.
         examples: Such as `fopru.pocket.benchmark("validation")`: of pictures that look like those
             to be pruned later. A picture counts as often as it is asked about, so that the table of
             `fopru.evaluate` on the same questions shows the promised mean.
