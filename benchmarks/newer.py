@@ -36,7 +36,11 @@ def weighted(names, weights):
 
 PARTS = {
     # methods, retentions, position ids
-    "newer": [((*NEWER, "cluster-mean", "sparsevlm"), (0.5, 0.25, 0.1), None)],
+    "newer": [
+        ((*NEWER, "cluster-mean"), (0.5, 0.25, 0.1), None),
+        (("sparsevlm",), (0.5, 0.25, 0.1), "reindex"),
+        (("sparsevlm",), (0.5, 0.25, 0.1), "preserve"),
+    ],
     "restore": [
         (weighted(SPREAD, "restore"), (0.25, 0.1, 0.05), "preserve"),
         (weighted(SPREAD, "restore"), (0.25, 0.1), "reindex"),
