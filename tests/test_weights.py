@@ -192,13 +192,13 @@ def calibrated(model, row, mass, extra):
     ahead = positions.max() + 1 + torch.arange(len(extra))
     positions = torch.cat([positions, ahead.expand(*positions.shape[:-1], -1)], -1)
     axes, (thetas, rows) = positions.reshape(-1, len(ids)).tolist(), waves(model)
-    times = iter(mass.tolist())
+    times, prompt = iter(mass.tolist()), len(ids) - len(extra)
     bias = torch.full((len(ids), len(ids)), torch.finfo(torch.float64).min, dtype=torch.float64)
     for n in range(len(ids)):
-        s = next(times) if visual[n] else None
+        s = next(times) if visual[n] else 1
         for m in range(n, len(ids)):
             near = [math.cos((axes[i][m] - axes[i][n]) * t) for t, i in zip(thetas, rows, strict=1)]
-            bias[m, n] = 0 if s is None else math.log(s * (2 - sum(near) / len(near)))
+            bias[m, n] = math.log(s * (2 - sum(near) / len(near))) if n < prompt else 0
     embeddings = model.get_input_embeddings()(ids)
     embeddings[visual] = row["features"]
     hidden = family.decoder(

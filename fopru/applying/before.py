@@ -80,9 +80,8 @@ class Before(Session):
         mask = text["attention_mask"].long()  # a mask of bool has no room for weights
         if text.get("position_ids") is None:  # else made from the mask, whose values they are not
             text["position_ids"] = numbered(mask)
-        weights = stated(self.pruner.weights, pruned.images).to(mask.device)
         visual = text["input_ids"] == pruned.family.image_token_id
-        text["attention_mask"] = mask.masked_scatter(visual, weights)
+        text["attention_mask"] = stated(self.pruner.weights, mask, visual, pruned.images)
         return PrunedInputs(text, pruned.family, pruned.features, pruned.images, pruned.columns)
 
     def _pruned(self, kwargs: dict[str, Any]) -> PrunedInputs:

@@ -15,7 +15,7 @@ position ids of the whole prompt (positions="preserve"); distances are here thos
 ids that the prompt is given, whatever they are. Other departures:
 
 - The paper's equation 4 has c - D for all keys, and its code for those of the prompt while that is
-  read. Here visual keys have it, for every query, and text weighs 1.
+  read. Here all keys of the prompt have it, for every query, and what is said later weighs 1.
 - There, s counts tokens that were averaged, so that one that was selected has s = 1, and the code
   takes N / k for all in the first layer. Here s is what "mass" is, in all layers.
 - The formula also changes a prompt of which nothing was pruned. Here that is left as it is.
@@ -40,7 +40,7 @@ from fopru.families import Family, UnsupportedModelError
 from fopru.pruned import PrunedImage
 
 FAR = 2
-"""c: how many times the number of its tokens a visual key weighs where D is 0."""
+"""c: how many times the number of its tokens a key of the prompt weighs where D is 0."""
 
 
 def check(kind: str, family: Family) -> None:
@@ -64,16 +64,21 @@ def check(kind: str, family: Family) -> None:
         )
 
 
-def stated(kind: str, images: Sequence[PrunedImage]) -> Tensor:
-    """Return the weight of each kept token of a batch, as its attention mask states it: (n,) int64.
+def stated(kind: str, mask: Tensor, visual: Tensor, images: Sequence[PrunedImage]) -> Tensor:
+    """Return an attention mask that states the weight of each key: (B, L') int64.
 
-    With "mass" it is the number s of tokens that the kept one stands for. With "restore" it is
-    2 s, so that more than 1 also says that a key is visual; in prompts of which nothing was pruned
-    it is 1.
+    With "mass" it is the number s of tokens that a kept one stands for, and 1 for text. With
+    "restore" it is 2 s in prompts of which something was pruned, so that more than 1 also says that
+    weights go by distance.
+
+    Args:
+        mask: (B, L') ones, and zeros for padding.
+        visual: (B, L') bool: the kept tokens of the images, in their order.
     """
-    pruned = {image.sample for image in images if image.n_kept < image.n_full}
-    far = FAR if kind == "restore" else 1
-    return torch.cat([image.mass * (far if image.sample in pruned else 1) for image in images])
+    mask = mask.masked_scatter(visual, torch.cat([image.mass for image in images]).to(mask))
+    if kind == "restore":
+        mask[sorted({image.sample for image in images if image.n_kept < image.n_full})] *= FAR
+    return mask
 
 
 def by_distance(
@@ -84,8 +89,8 @@ def by_distance(
     Args:
         decoder: The language model's stack of layers, whose rotary embedding D is made from.
         weights: (B, K) the weight of each key that the attention mask states. Keys of weight 1 or
-            0, text and padding, have it at all distances.
-        places: (..., B, P) position ids of the prompt, in which all visual keys are.
+            0, what was said after the prompt and padding, have it at all distances.
+        places: (..., B, P) position ids of the prompt.
         queries: (..., B, Q) position ids of the queries.
     """
     near = nearness(decoder, places[..., : weights.shape[1]], queries)  # (B, Q, P)
