@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 import tiny
 import torch
-from transformers import LlavaForConditionalGeneration
+import zoo
+from transformers import Gemma2Config, LlavaForConditionalGeneration
 
 import fopru
 from fopru.methods import FastV, PyramidDrop, SparseVLM
@@ -172,6 +173,27 @@ def test_fastv_keeps_what_the_last_token_looks_at_in_the_layer_before():
         assert torch.equal(last.index[0][last.visual[0]], expected)
         assert run.visual_counts == [[64]] * k_layer + [[16]] * (5 - k_layer)
         assert run.layer_weighted == [(64 * k_layer + 16 * (5 - k_layer)) / 5]
+
+
+def test_scores_are_capped_where_the_model_caps_its_logits(monkeypatch):
+    """PaliGemma 2, whose language model is Gemma 2."""
+    inputs = zoo.inputs("paligemma", [tiny.image(60, 44)], "<image> w1 w2 w3")
+    config = zoo.config("paligemma")
+    same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    same += ("num_key_value_heads", "vocab_size", "pad_token_id", "head_dim")
+    text = {name: getattr(config.text_config, name) for name in same}
+    config.text_config = Gemma2Config(
+        **text, attn_logit_softcapping=0.5, query_pre_attn_scalar=text["head_dim"]
+    )
+    monkeypatch.setattr(zoo, "config", lambda family: config)
+    net = zoo.model("paligemma", "eager")
+    with torch.no_grad(), FastV(0.25)(net) as run:
+        net(**inputs)
+    with torch.no_grad():
+        attention = net(**inputs, output_attentions=True).attentions[1]
+    row = attention[0, :, -1].mean(0)[inputs["input_ids"][0] == zoo.IMAGE_TOKEN_ID]
+    expected = row.sort(descending=True, stable=True).indices[:16].sort().values
+    assert torch.equal(run.kept[0], expected)
 
 
 def test_pyramiddrop_takes_the_same_share_three_times():
