@@ -65,7 +65,7 @@ def show(results: pd.DataFrame) -> None:
     said = statistics.accuracy(results).groupby(keys, sort=False, dropna=False)
     names = ("task", "retention", "prompt", "said", "own metric", "p50", "p95")
     lines = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE)
-    lines.title = "tokens of prompts; percent, 95 % intervals over pictures; seconds per request"
+    lines.title = "percent, 95 % intervals over pictures; p50 and p95 in seconds"
     for (key, rows), (_, scores), (_, cell) in zip(answered, judged, said, strict=True):
         task, share = key
         seconds = (f"{rows.seconds.quantile(q):.3f}" for q in (0.5, 0.95))
