@@ -36,7 +36,7 @@ VIDEO = [
 ]
 SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
-CLS = ["llava", "llava_next", "internvl"]
+CLS = ["llava", "llava/dinov2", "llava_next", "internvl"]
 """Types whose towers have a CLS token."""
 
 
