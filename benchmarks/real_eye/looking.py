@@ -29,8 +29,8 @@ STATES = (-2, -4)
 features of this tower tell things apart best."""
 RETENTIONS = (0.25, 0.1)
 SIZES = (224, 336, 518)
-COMPOSITES, FIRST_SEED = 240, 40_000
-"""How many composites, of one thing and of three in turn, from which seed on; 40 of them at all
+COMPOSITES, FIRST_SEED = 200, 40_000
+"""How many composites, of one thing and of three in turn, from which seed on; 24 of them at all
 sizes."""
 METHODS = tuple(
     name
@@ -53,7 +53,7 @@ def look(
     composites: Sequence[Picture],
     photos: Sequence[Picture],
     sizes: Sequence[int] = SIZES,
-    at_all_sizes: int = 40,
+    at_all_sizes: int = 24,
 ) -> pd.DataFrame:
     """Every number of every picture: composites at the first size, some of them and all photographs
     at all sizes.
