@@ -17,7 +17,7 @@ from transformers import Dinov2Config, Dinov2Model
 import fopru
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from real_eye import fetching, looking, pictures
+from real_eye import asking, fetching, looking, pictures, training, world
 
 # Fetching
 
@@ -292,6 +292,144 @@ def test_pictures_at_a_size_know_which_patches_a_thing_covers():
     assert x.shape == (1, 3, 56, 56) and mask.nonzero().flatten().tolist() == [0, 1]
     _, (small,) = picture.at(28)
     assert small.nonzero().flatten().tolist() == [0]
+
+
+# Composing, training and asking, on pictures that are made here
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """As `fetch` leaves it: drawn pictures under the names of the true ones."""
+    monkeypatch.setattr(pictures, "FOLDER", tmp_path)
+    caches = (pictures.find, pictures.cutouts, pictures.cutout, pictures.background, world.things)
+    for part in caches:
+        part.cache_clear()
+    for seed, name in enumerate(pictures.BACKGROUNDS + pictures.HELD_OUT):
+        package, file = name.split("/")
+        (tmp_path / "pictures" / package).mkdir(parents=True, exist_ok=True)
+        tiny.image(60, 50, seed).save(tmp_path / "pictures" / package / file)
+    for places in (*world.KINDS.values(), pictures.FOLDERS):
+        for n, place in enumerate(places):
+            stamps = tmp_path / "pictures" / "stamps" / "stamps" / place
+            stamps.mkdir(parents=True, exist_ok=True)
+            for i in range(5):
+                cut = Image.new("RGBA", (40, 30), (0, 0, 0, 0))
+                cut.paste((50 * i, 20 * n, 99, 255), (4, 4, 36, 26))
+                cut.save(stamps / f"{i}.png")
+            Image.new("RGB", (9, 9)).save(stamps / "0_mirror.png")
+    yield tmp_path
+    for part in caches:
+        part.cache_clear()
+
+
+def test_composites_have_the_things_that_they_say(folder):
+    picture = pictures.composite(3, 3, 224)
+    again = pictures.composite(3, 3, 224)
+    assert picture.image.tobytes() == again.image.tobytes()
+    assert len(picture.shares) == 3 and not (sum(s > 0.5 for s in picture.shares) > 1).any()
+    for share, (left, top, right, bottom) in zip(picture.shares, picture.boxes, strict=True):
+        rows, columns = np.nonzero(share)
+        assert left * 224 <= columns.min() and columns.max() < right * 224
+        assert top * 224 <= rows.min() and rows.max() < bottom * 224
+
+
+def test_scenes_hold_out_cutouts_backgrounds_and_fonts_and_ask_what_is_there(folder):
+    shown = {part: {p for kind in world.KINDS for p in world.things(kind, part)} for part in (0, 1)}
+    assert not shown[0] & shown[1] and {p.stem for p in shown[1]} == {"2"}
+    assert not {*world.FONTS} & {*world.UNSEEN_FONTS}
+    made = [world.scene("known", seed) for seed in range(30)]
+    assert {len(s.things) for s in made} == {1, 2, 3, 4} and {s.sign is None for s in made} == {
+        True,
+        False,
+    }
+    for seed, scene in enumerate(made):
+        kinds = [kind for kind, _ in scene.things]
+        told = {world.LABELS[i] for i in scene.labels if i > 0}
+        assert {*kinds, *([scene.sign[0]] if scene.sign else [])} == told
+        examples = world.examples("known", [seed])
+        assert all(e.answer in e.choices for e in examples)
+        for e in examples:
+            word = e.question.rstrip("?").split()[-1]
+            if e.task == "presence":
+                assert e.answer == e.scene["variant"] == ("yes" if word in kinds else "no")
+            elif e.task == "counting":
+                assert world.NUMBERS.index(e.answer) + 1 == len(kinds) == len(e.evidence)
+            elif e.task == "reading":
+                assert (e.answer, *e.evidence) == scene.sign
+            elif e.scene["variant"] == "first":
+                axis, sign = next(v for k, v in world.SIDES.items() if k in e.question)
+                middle = {box: sign * (box[axis] + box[axis + 2]) for _, box in scene.things}
+                assert e.evidence == (min(middle, key=middle.get),)
+                assert (e.answer, *e.evidence) in scene.things
+            elif e.scene["variant"] == "side":
+                ((left, _, right, _),) = e.evidence
+                assert (word, e.evidence[0]) in scene.things
+                assert e.answer == ("left" if left + right < 224 else "right")
+            else:
+                assert [e.answer] == kinds
+    assert world.scene("known", 3).image.tobytes() == made[3].image.tobytes()
+    assert world.scene("train", 3).image.tobytes() != made[3].image.tobytes()
+
+
+TINY = training.Recipe(state=-2, scenes=6, warm=2, steps=3, batch=2, width=16, layers=3, heads=2)
+
+
+def test_training_that_is_stopped_goes_on_bitwise_and_leaves_the_tower_alone(folder):
+    net, features = tower(), folder / "features"
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    training.train(net, features, folder / "whole", TINY)
+    for stop in (1, 3):
+        training.train(net, features, folder / "parts", TINY, stop_after=stop)
+    with pytest.raises(ValueError, match="holds a run with seed=0, not 1"):
+        training.train(net, features, folder / "parts", replace(TINY, seed=1))
+    training.train(net, features, folder / "parts", TINY)
+    files = [(folder / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert files[0] == files[1] and b"vision_tower" not in files[0]
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    training.train(net, features, folder / "other", replace(TINY, seed=1))
+    assert (folder / "other" / "model.safetensors").read_bytes() != files[0]
+
+
+@pytest.mark.slow
+def test_a_trained_model_is_asked_under_every_setting(folder, monkeypatch):
+    monkeypatch.setattr(asking, "BLIND", ("grey",))  # another picture of each task is not here
+    net = tower()
+    with pytest.raises(FileNotFoundError, match=r"run `real_eye train` first"):
+        training.load(net, folder / "run")
+    training.train(net, folder / "features", folder / "run", TINY)
+    model, processor = training.load(net, folder / "run")
+    scenes = {"known": [0, 1], "unseen": [0]}
+    rows = asking.ask(model, processor, folder / "a.sqlite", scenes, ("fopru", "fastv"), (0.25,))
+    counts = rows.groupby(["part", "method", "positions", "weights"]).id.nunique().unstack(0)
+    n = {part: len(world.examples(part, seeds)) for part, seeds in scenes.items()}
+    assert (counts.fillna(-1) == [n["known"], n["unseen"]]).all(None)
+    settings = {cell[1:] for cell in counts.index if cell[0] == "fopru"}
+    assert settings == {(p, w) for p in ("reindex", "preserve") for w in fopru.pruner.WEIGHTS}
+    assert set(rows[rows.task == "presence"].variant) == {"yes", "no"}
+    assert rows.choice.notna().all() and {"grey", "oracle"} <= {*rows.method}
+    said = asking.report(rows)
+    assert "known things in new scenes: " in said and "goal 65 missed" in said
+
+
+def test_answers_are_learned_with_their_end_and_see_the_picture_and_themselves_only(folder):
+    net, processor = training.model(tower(), TINY)
+    student = training.Student(net, processor)
+    asked = [("what is there?", "bird"), ("is there a fish?", "no")]
+    text, segments, offsets, labels = student._packed(asked)
+    words = processor.tokenizer.convert_ids_to_tokens
+    assert words([i for i in labels if i >= 0]) == ["bird", "</s>", "no", "</s>"]
+    assert words(text)[:4] == ["what", "is", "there", "?"] and offsets[segments.index(2)] == 0
+    visual = torch.randn(1, 256, 16)
+    both = student.answering(visual, [asked])
+    alone = [student.answering(visual, [[one]]) for one in asked]
+    torch.testing.assert_close(both, sum(alone) / 2)
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is there?"}]}
+    ]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    ids = processor.tokenizer(prompt).input_ids
+    asked = text[: segments.index(2) - 2]
+    assert ids == [*student.before, processor.image_token_id, *asked]
 
 
 # The real tower
