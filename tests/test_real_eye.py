@@ -308,7 +308,8 @@ def folder(tmp_path, monkeypatch):
     caches = (pictures.find, pictures.cutouts, pictures.cutout, pictures.background, world.things)
     for part in caches:
         part.cache_clear()
-    for seed, name in enumerate(pictures.BACKGROUNDS + pictures.HELD_OUT):
+    names = (*pictures.BACKGROUNDS, *pictures.HELD_OUT, *pictures.PHOTOGRAPHS)
+    for seed, name in enumerate(names):
         package, file = name.split("/")
         (tmp_path / "pictures" / package).mkdir(parents=True, exist_ok=True)
         tiny.image(60, 50, seed).save(tmp_path / "pictures" / package / file)
@@ -324,6 +325,22 @@ def folder(tmp_path, monkeypatch):
     yield tmp_path
     for part in caches:
         part.cache_clear()
+
+
+def test_photographs_have_their_boxes_and_free_ones_their_maps(folder):
+    for picture in pictures.photographs(112):
+        (mask,) = picture.masks(8)
+        for row, column in np.ndindex(8, 8):
+            at = (column + 0.5) / 8, (row + 0.5) / 8
+            inside = any(a < at[0] < c and b < at[1] < d for a, b, c, d in picture.boxes)
+            edge = any(abs(at[i % 2] - box[i]) < 1 / 15 for box in picture.boxes for i in range(4))
+            assert edge or bool(mask[8 * row + column]) == inside
+    found = looking.maps(tower(), 56)
+    assert found["rocket.jpg, picture"].shape == (56, 56, 3)
+    assert found["rocket.jpg, cls"].shape == (5, 16)
+    best = found["rocket.jpg, cls"][3].topk(4).indices.sort().values
+    assert torch.equal(found["rocket.jpg, cls at block 3"], best)
+    assert {name.split(", ")[0] for name in found} == {n.split("/")[1] for n in looking.FREE}
 
 
 def test_composites_have_the_things_that_they_say(folder):

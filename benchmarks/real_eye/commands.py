@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import pandas as pd
 import torch
 import typer
+from safetensors.torch import save_file
 
 from fopru.cli.common import check_parquet, keep, one_sentence
 from real_eye import asking, fetching, looking, training
@@ -40,9 +41,11 @@ def look(
     with one_sentence():
         check_parquet(out)
         torch.set_num_threads(1)
-        found = looking.look(eye(tower), *looking.pictures())
+        seen = eye(tower)
+        found = looking.look(seen, *looking.pictures())
         seeds = [looking.FIRST_SEED, looking.FIRST_SEED + looking.COMPOSITES - 1]
         written(found, out, tower, seeds, looking.CAVEAT)
+        save_file(looking.maps(seen), out.with_name(f"{out.stem}-maps.safetensors"), looking.FREE)
     typer.echo(looking.report(found))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from scipy.ndimage import label
 from scipy.stats import rankdata
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from fopru.in_llm import InLLMPruner
 from fopru.redundancy import effective_rank, neighbours
 from fopru.significance import SCORES, attention_scores, wider
 from fopru.tapping import tapped
-from real_eye.pictures import PATCH, STD, Picture, composite, photographs
+from real_eye.pictures import PATCH, STD, Picture, composite, photographs, pixels, square
 
 AXES = ("received", "given", "cls")
 STATES = (-2, -4)
@@ -40,6 +41,13 @@ METHODS = tuple(
 """Those that need no language model and no question."""
 FEW = ("fopru", "fopru-row", "cls", "divprune", "random", "uniform")
 """Those that are asked at larger sizes too."""
+FREE = {
+    "skimage/astronaut.png": "Eileen Collins, NASA, public domain",
+    "skimage/coffee.png": "Rachel Michetti, CC0",
+    "skimage/rocket.jpg": "SpaceX, CC0",
+    "skimage/camera.png": "Lav Varshney, CC0",
+}
+"""Photographs that may be shown, with their sources as scikit-image names them."""
 CAVEAT = (
     "The tower is DINOv2 ViT-S/14 as its packager tuned it for saliency maps: what that did to the "
     "attention cannot be told from here; the last blocks look so. The same command with "
@@ -161,18 +169,9 @@ def of_methods(
     nothing is left, and in how many pieces the kept patches lie. Of methods that make new tokens,
     the places at which these stand."""
     side = x.shape[-1] // PATCH
-    inputs = {"input_ids": torch.full((1, side**2), 3), "pixel_values": x}
     for model in eyes.values():
-        pruners = {name: fopru.METHODS[name]() for name in methods}
-        encoded = encode(model, inputs, list(pruners.values()))
-        block = encoded.family.block(None)
-        for retention in RETENTIONS:
-            kept = {
-                name: replace(pruner, retention=retention).compact(encoded).images[0].kept
-                for name, pruner in pruners.items()
-            }
-            k = len(kept["fopru"])
-            kept["contrast"] = local_contrast(x).topk(k).indices
+        for block, retention, kept in choices(model, x, methods):
+            kept["contrast"] = local_contrast(x).topk(len(kept["fopru"])).indices
             for name, places in kept.items():
                 hit = torch.zeros(side**2, dtype=torch.bool)
                 hit[places] = True
@@ -181,6 +180,39 @@ def of_methods(
                 missed = sum(share == 0 for share in shares) / len(shares)
                 yield row("missed", name, block, missed, retention)
                 yield row("pieces", name, block, label(hit.view(side, side))[1], retention)
+
+
+def choices(
+    model: LlavaForConditionalGeneration, x: Tensor, methods: Sequence[str]
+) -> Iterator[tuple[int, float, dict[str, Tensor]]]:
+    """The block that the model reads, each retention, and what each method keeps then."""
+    inputs = {"input_ids": torch.full((1, (x.shape[-1] // PATCH) ** 2), 3), "pixel_values": x}
+    pruners = {name: fopru.METHODS[name]() for name in methods}
+    encoded = encode(model, inputs, list(pruners.values()))
+    for retention in RETENTIONS:
+        of = {n: replace(pruner, retention=retention) for n, pruner in pruners.items()}
+        kept = {name: pruner.compact(encoded).images[0].kept for name, pruner in of.items()}
+        yield encoded.family.block(None), retention, kept
+
+
+@torch.no_grad()
+def maps(tower: Dinov2Model, size: int = SIZES[0]) -> dict[str, Tensor]:
+    """What a page shows of the photographs in `FREE`: "file, what" -> the picture (S, S, 3) uint8,
+    each axis (blocks, P), contrast (P,), and what methods keep of it at a quarter."""
+    found = {}
+    for name in FREE:
+        image = square(name).resize((size, size), Image.Resampling.BICUBIC)
+        x, file = pixels([image]), name.split("/")[1]
+        with tapped(tower, dict(enumerate(tower.encoder.layer))) as seen:
+            tower(x)
+        calls = [seen[block][0] for block in sorted(seen)]
+        each = [attention_scores(c.query, c.key, c.scaling, 1, AXES) for c in calls]
+        told = {axis: torch.cat([scores[axis] for scores in each]) for axis in AXES}
+        told |= {"picture": torch.from_numpy(np.array(image)), "contrast": local_contrast(x)}
+        block, _, kept = next(choices(eye(tower, STATES[0]), x, FEW))
+        told |= {f"{method} at block {block}": places for method, places in kept.items()}
+        found |= {f"{file}, {what}": values.contiguous() for what, values in told.items()}
+    return found
 
 
 def local_contrast(x: Tensor) -> Tensor:
