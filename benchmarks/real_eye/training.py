@@ -130,13 +130,16 @@ class Features:
             if not self._file(piece).exists():
                 self._make(piece)
 
+    def _seeds(self, piece: int) -> range:
+        return range(piece * PIECE, min(self.scenes, (piece + 1) * PIECE))
+
     def _file(self, piece: int) -> Path:
-        return self.folder / f"state{self.state}" / f"{piece:03d}.safetensors"
+        seeds = self._seeds(piece)
+        return self.folder / f"state{self.state}" / f"{seeds[0]}-{seeds[-1]}.safetensors"
 
     @torch.no_grad()
     def _make(self, piece: int) -> None:
-        features, labels, asked = [], [], []
-        seeds = range(piece * PIECE, min(self.scenes, (piece + 1) * PIECE))
+        features, labels, asked, seeds = [], [], [], self._seeds(piece)
         for start in range(0, len(seeds), 8):
             scenes = [world.scene("train", seed) for seed in seeds[start : start + 8]]
             states = self.tower(pixels([s.image for s in scenes]), output_hidden_states=True)
