@@ -150,3 +150,7 @@ def test_registers_that_stay_among_the_visual_tokens_are_refused_by_name():
     said = r"Dinov2WithRegistersModel puts 5 tokens before the patches.* its registers stay"
     with pytest.raises(fopru.UnsupportedModelError, match=said):
         fopru.FoPru(0.25).prune(net, {"input_ids": ids, "pixel_values": pixels(1)})
+    tiled = zoo.config("llava_next")
+    tiled.vision_config = net.config.vision_config
+    with pytest.raises(fopru.UnsupportedModelError, match=said):
+        Family.of(hf.LlavaNextForConditionalGeneration(tiled)).check_rectangular()
