@@ -35,6 +35,8 @@ def fetch() -> None:
 @app.command()
 def look(
     tower: Tower = None,
+    composites: Annotated[int, typer.Option(min=2)] = looking.COMPOSITES,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first.")] = looking.FIRST_SEED,
     out: Annotated[Path, typer.Option(help="A .parquet file.")] = RESULTS / "look.parquet",
 ) -> None:
     """What attention points at, what stands out, what repeats, what methods keep: no training."""
@@ -42,9 +44,8 @@ def look(
         check_parquet(out)
         torch.set_num_threads(1)
         seen = eye(tower)
-        found = looking.look(seen, *looking.pictures())
-        seeds = [looking.FIRST_SEED, looking.FIRST_SEED + looking.COMPOSITES - 1]
-        written(found, out, tower, seeds, looking.CAVEAT)
+        found = looking.look(seen, *looking.pictures(seed, composites))
+        written(found, out, tower, [seed, seed + composites - 1], looking.CAVEAT)
         save_file(looking.maps(seen), out.with_name(f"{out.stem}-maps.safetensors"), looking.FREE)
     typer.echo(looking.report(found))
 

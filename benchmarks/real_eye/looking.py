@@ -31,8 +31,7 @@ features of this tower tell things apart best."""
 RETENTIONS = (0.25, 0.1)
 SIZES = (224, 336, 518)
 COMPOSITES, FIRST_SEED = 200, 40_000
-"""How many composites, of one thing and of three in turn, from which seed on; 24 of them at all
-sizes."""
+"""How many composites the committed table has, and from which seed on; 24 of them at all sizes."""
 METHODS = tuple(
     name
     for name, kind in fopru.METHODS.items()
@@ -239,9 +238,9 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found.values(), index=index, columns=["mean", "low", "high"])
 
 
-def pictures() -> tuple[list[Picture], list[Picture]]:
-    """The composites and the photographs that the committed table is about."""
-    seeds = range(FIRST_SEED, FIRST_SEED + COMPOSITES)
+def pictures(first: int, n: int) -> tuple[list[Picture], list[Picture]]:
+    """n composites from this seed on, of one thing and of three in turn, and the photographs."""
+    seeds = range(first, first + n)
     return [composite(seed, 1 if seed % 2 else 3) for seed in seeds], list(photographs())
 
 
