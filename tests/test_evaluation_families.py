@@ -236,7 +236,7 @@ def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_smaller_pictures_only_where_a_patch_is_a_token(family, loaded):
     told = *loaded(family), examples(), ("smaller",), (0.5,)
-    if family in ("llava", "llava/pixtral", "paligemma"):
+    if family in ("llava", "llava/dinov2", "llava/pixtral", "paligemma"):
         assert np.isfinite(evaluate(*told, max_new_tokens=1).loglik).all()
         return
     with pytest.raises(fopru.UnsupportedModelError, match="'smaller' (takes|makes new)"):

@@ -131,7 +131,7 @@ def by_hand(family, model, inputs, maps):
     if family == "gemma4":
         places = inputs["image_position_ids"]
         return [pooled(*picture) for picture in zip(maps[0], places, strict=True)]
-    n_prefix = int(family == "internvl")
+    n_prefix = int(family in zoo.CLS)
     tiles = [
         tile.mean(0)[n_prefix:, n_prefix:].mean(0)  # (P,)
         for call in maps
@@ -144,7 +144,7 @@ def by_hand(family, model, inputs, maps):
             return blocks
         sizes = [image.n_tokens for image in Family.of(model).grids(inputs)]
         return list(torch.cat(blocks).split(sizes))
-    if family == "paligemma":
+    if family in ("paligemma", "llava/dinov2"):
         return tiles
     if family == "llava_onevision":
         return list(canvases(tiles, inputs, side))

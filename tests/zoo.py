@@ -39,7 +39,7 @@ BEAMS = dict.fromkeys(("qwen3_5", "exaone4_5", "aria"), Version("5.21"))
 the pictures of a batch row by row of their tensor, whichever prompt they belong to."""
 SPATIAL = [name for name in FAMILIES if Family.registry[name].spatial]
 NEW = [name for name in FAMILIES if name not in ("llava", "llava_next")]
-CLS = ["llava", "llava_next", "internvl"]
+CLS = ["llava", "llava/dinov2", "llava_next", "internvl"]
 """Types whose towers have a CLS token."""
 
 

@@ -189,9 +189,11 @@ class Family:
 
     @cached_property
     def n_prefix(self) -> int:
-        """Tokens that the tower puts before the patches: 1 for a CLS token, else 0."""
-        names = (name for name, _ in self.tower.named_parameters())
-        return sum(name.endswith(("class_embedding", "cls_token")) for name in names)
+        """Tokens that the tower puts before the patches: the CLS token, which is the first, and
+        registers, which stand for no place in the picture (arXiv 2309.16588)."""
+        table = dict(self.tower.named_parameters())
+        cls = sum(name.endswith(("class_embedding", "cls_token")) for name in table)
+        return cls + sum(p.shape[-2] for n, p in table.items() if n.endswith("register_tokens"))
 
     @property
     def heads(self) -> int:

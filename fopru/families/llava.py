@@ -14,9 +14,9 @@ from fopru.families.example import IMAGE, PATCH, PINPOINTS, SIDE, SQUARE, TEXT, 
 from fopru.families.grid import Grid, View
 
 
-class Llava(Family, model_types=("llava",)):
+class Llava(Family, model_types=("llava", "llava/dinov2")):
     title = "LLaVA-1.5"
-    notes = "CLIP or SigLIP tower"
+    notes = "CLIP, SigLIP or DINOv2 tower"
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -26,17 +26,23 @@ class Llava(Family, model_types=("llava",)):
             image_token_index=IMAGE,
         )
         size = dict(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-        if model_type == "llava":
-            config, images = hf.LlavaConfig(**parts), hf.CLIPImageProcessorPil(**size)
-        else:
+        if model_type == "llava_next":
             config = hf.LlavaNextConfig(**parts, image_grid_pinpoints=PINPOINTS)
             images = hf.LlavaNextImageProcessorPil(**size, image_grid_pinpoints=PINPOINTS)
+        else:
+            config, images = hf.LlavaConfig(**parts), hf.CLIPImageProcessorPil(**size)
+        if model_type == "llava/dinov2":
+            config.vision_config = hf.Dinov2Config(
+                **VIT, **SQUARE, mlp_ratio=2, layerscale_value=0.5
+            )
         settings = dict(
             patch_size=PATCH,
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
         )
-        return Example(config, images, named={"image_token": "<image>"}, settings=settings)
+        twin = model_type == "llava/dinov2"
+        named = {"image_token": "<image>"}
+        return Example(config, images, named=named, settings=settings, twin=twin)
 
     def __init__(self, model: PreTrainedModel):
         super().__init__(model)
@@ -47,12 +53,19 @@ class Llava(Family, model_types=("llava",)):
             )
 
     def check_rectangular(self) -> None:
-        """Raises UnsupportedModelError where the CLS token stays among the visual tokens."""
+        """Raises UnsupportedModelError where tokens that are no patches stay among the visual
+        tokens: CLS, or registers, of which transformers cuts none off."""
         strategy = self.config.vision_feature_select_strategy
         if strategy != "default" and self.n_prefix:
             raise UnsupportedModelError(
                 f"vision_feature_select_strategy={strategy!r} keeps the CLS token among the visual "
                 "tokens, which then are no rectangular grid; 'default' drops it."
+            )
+        if self.n_prefix > 1:
+            raise UnsupportedModelError(
+                f"{type(self.tower).__name__} puts {self.n_prefix} tokens before the patches, and "
+                f"{type(self.model).__name__} drops the first alone: its registers stay among the "
+                "visual tokens, which then are no rectangular grid."
             )
 
     def grids(self, inputs: Mapping[str, Any]) -> list[Grid]:

