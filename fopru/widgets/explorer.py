@@ -124,7 +124,7 @@ class Explorer(anywidget.AnyWidget):
             for name in methods
             for kind, label in [PAGE.get(name, ("given", name))]
         ]
-        self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
+        self.axes = axes_of(family)
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
         self.scenes = self._scenes(examples)
         self.on_msg(self._message)
@@ -272,6 +272,11 @@ def picture(image: Image.Image, processor: ProcessorMixin) -> str:
     data = io.BytesIO()
     seen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, format="webp", quality=90)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def axes_of(family: Family) -> list[str]:
+    """Return the axes of attention that the page shows, by their names."""
+    return ["received", "given", *(["cls"] if family.n_prefix else [])]
 
 
 def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:
