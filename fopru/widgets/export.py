@@ -26,7 +26,6 @@ from fopru.evaluation.asking import chat, prepare, prompts
 from fopru.evaluation.tasks import Example
 from fopru.families import Family, UnsupportedModelError
 from fopru.pocket.answers import NAMED, QUESTIONS
-from fopru.pocket.drawing import COLORS
 from fopru.widgets.explorer import axes_of
 
 OPSET = 18
@@ -182,7 +181,6 @@ def _told(
         "order": drawn.tolist(),  # of `Random`, by its seed
         "questions": [[pattern, list(answers)] for pattern, answers in questions],
         "named": NAMED,
-        "colors": COLORS,
     }
 
 

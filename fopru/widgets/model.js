@@ -123,34 +123,42 @@ function weights(from, out) {
   });
 }
 
-/** One direction of a resize: `lines` lines of `from` values, which lie `step` apart. */
-function stretched(data, from, out, lines, step, jump, target, outStep, outJump) {
+/** Lines of `from` values, `step` apart and the lines `jump`, resized into `target`. */
+function stretched(data, from, target, out, lines, step, jump, outJump) {
   weights(from, out).forEach(({ start, parts }, place) => {
     for (let line = 0; line < lines; line++) {
       let sum = PRECISION / 2;
       let at = line * jump + start * step;
       for (let i = 0; i < parts.length; i++, at += step) sum += data[at] * parts[i];
-      target[line * outJump + place * outStep] = // a Uint8ClampedArray keeps to 0 ... 255
-        Math.floor(sum / PRECISION);
+      target[line * outJump + place * step] = Math.floor(sum / PRECISION); // kept to 0 ... 255
     }
   });
 }
 
-/** Resize planes of (3, height, width) bytes exactly as Pillow's BICUBIC does. */
-export function resize(planes, height, width, newHeight, newWidth) {
-  let data = planes;
-  if (newWidth !== width) {
-    data = new Uint8ClampedArray(3 * height * newWidth);
-    stretched(planes, width, newWidth, 3 * height, 1, width, data, 1, newWidth);
-  }
-  if (newHeight === height) return data;
-  const target = new Uint8ClampedArray(3 * newHeight * newWidth);
+function widened(planes, height, width, out) {
+  if (out === width) return planes;
+  const target = new Uint8ClampedArray(3 * height * out);
+  stretched(planes, width, target, out, 3 * height, 1, width, out);
+  return target;
+}
+
+function heightened(planes, height, width, out) {
+  if (out === height) return planes;
+  const target = new Uint8ClampedArray(3 * out * width);
   for (let plane = 0; plane < 3; plane++) {
-    stretched(data.subarray(plane * height * newWidth, (plane + 1) * height * newWidth), height,
-      newHeight, newWidth, newWidth, 1,
-      target.subarray(plane * newHeight * newWidth, (plane + 1) * newHeight * newWidth), newWidth, 1);
+    stretched(planes.subarray(plane * height * width), height,
+      target.subarray(plane * out * width), out, width, width, 1, 1);
   }
   return target;
+}
+
+/** Resize planes of (3, height, width) bytes as Pillow's BICUBIC does, to the last bit: of a picture
+ * that is more than twice as tall as wide, and shrinks, the height goes first. */
+export function resize(planes, height, width, newHeight, newWidth) {
+  if (height > 2 * width && newWidth < width) {
+    return widened(heightened(planes, height, width, newHeight), newHeight, width, newWidth);
+  }
+  return heightened(widened(planes, height, width, newWidth), height, newWidth, newHeight);
 }
 
 /** What the tower sees of RGBA bytes: planes of bytes, (3, image.height, image.width). */
@@ -445,4 +453,49 @@ export class Model {
       choices: choices.map(([choice, log]) => [choice, Math.exp(log)]),
     };
   }
+}
+
+/** Bytes of an address, told to `heard` as they come; throws when none come for half a minute. */
+async function fetched(address, heard, patience) {
+  const stop = new AbortController();
+  let timer;
+  const wait = () => {
+    clearTimeout(timer);
+    timer = setTimeout(() => stop.abort(new Error(
+      `The network is too slow: nothing came for ${patience / 1000} seconds.`)), patience);
+  };
+  try {
+    wait();
+    const answer = await fetch(address, { signal: stop.signal });
+    if (!answer.ok) throw new Error(`${address} is not there (${answer.status}).`);
+    const parts = [];
+    const reader = answer.body.getReader();
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      parts.push(part.value);
+      heard(part.value.length);
+      wait();
+    }
+    return new Uint8Array(await new Blob(parts).arrayBuffer());
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** What model.json under this address tells. */
+export async function about(base) {
+  return JSON.parse(new TextDecoder().decode(await fetched(`${base}pocket/model.json`, () => {}, 30e3)));
+}
+
+/** The model under this address: pocket/ is what fopru.widgets.export wrote, ort/ the runtime.
+ * `heard` is told how many bytes have come. */
+export async function load(base, told, heard = () => {}, patience = 30e3) {
+  if (typeof WebAssembly === "undefined") throw new Error("This browser runs no WebAssembly.");
+  let bytes = 0;
+  const get = (name) => fetched(`${base}${name}`, (size) => heard((bytes += size)), patience);
+  const runtime = "ort/ort-wasm-simd-threaded.wasm";
+  const [wasm, eye, mouth] = await Promise.all(
+    [runtime, "pocket/eye.onnx", "pocket/mouth.onnx"].map(get));
+  const ort = await import(/* webpackIgnore: true */ `${base}ort/ort.wasm.min.mjs`);
+  Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: `${base}ort/`, wasmBinary: wasm.buffer });
+  return Model.start(ort, told, eye, mouth);
 }

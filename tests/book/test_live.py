@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import fopru
+from fopru.choosing import choose
 from fopru.encoding import EncodedImage, run_tower
 from fopru.evaluation.asking import prepare, prompts
 from fopru.evaluation.batch import Batch
@@ -161,40 +162,35 @@ def drawn(n):
 @pytest.mark.slow
 def test_page_and_package_answer_alike(pocket, node):
     model, processor = pocket
-    examples, pruners = list(drawn(200)), list(METHODS.items())
-    cases, rows, kept = [], [], []
-    for i, example in enumerate(examples):
-        name, pruner = pruners[i // 3 % len(pruners)]
+    examples = list(drawn(200))
+    cases, rows, kept = {}, {}, {}
+    for place, (name, pruner) in enumerate(METHODS.items()):
+        some = examples[place :: len(METHODS)]
         method, _, weighed = name.partition(", ")
-        k = pruner.tokens or 256
-        case = {
-            "kind": "ask",
-            "pixels": base64.b64encode(example.image.convert("RGBA").tobytes()).decode(),
-            "width": example.image.width,
-            "height": example.image.height,
-            "question": example.question,
-            "right": example.answer,
-            "methods": [["random" if method == "full" else method, k]],
-            "options": {"weighed": bool(weighed), "placed": bool(weighed)},
-        }
-        cases.append(case)
-        image = pruner.prune(model, inputs_of(processor, example)).images[0]
-        kept.append(image.kept.tolist())
         setting = Setting(name, pruner, pruner.retention)
-        batch = Batch(model, processor, [example], [setting])
         with torch.no_grad():
-            rows += batch.rows(setting, max_new_tokens=8)
-    for example, case, row, places, said in zip(
-        examples, cases, rows, kept, node(cases), strict=True
-    ):
-        pixels = inputs_of(processor, example)["pixel_values"][0]
-        images = processor.image_processor
-        mean, std = (torch.tensor(x)[:, None, None] for x in (images.image_mean, images.image_std))
-        bytes_ = ((pixels * std + mean) * 255).round().byte().flatten().numpy().tobytes()
-        assert base64.b64decode(said["seen"]) == bytes_
+            answered = Batch(model, processor, some, [setting]).rows(setting, max_new_tokens=8)
+            rows |= {example.id: row for example, row in zip(some, answered, strict=True)}
+        for example in some:
+            encoded = fopru.encode(model, inputs_of(processor, example), [pruner])
+            kept[example.id] = choose(pruner, encoded)[0][0].kept.tolist()
+            cases[example.id] = {
+                "kind": "ask",
+                "pixels": base64.b64encode(example.image.convert("RGBA").tobytes()).decode(),
+                "width": example.image.width,
+                "height": example.image.height,
+                "question": example.question,
+                "right": example.answer,
+                "methods": [["random" if method == "full" else method, pruner.tokens or 256]],
+                "options": {"weighed": bool(weighed), "placed": bool(weighed)},
+            }
+    answers = dict(zip(cases, node(list(cases.values())), strict=True))
+    for example in examples:
+        said, row = answers[example.id], rows[example.id]
+        assert base64.b64decode(said["seen"]) == bytes_of(processor, example)
         assert tuple(said["legal"]) == example.choices
         ((_, found),) = said["methods"].items()
-        assert found["kept"] == places, case["methods"]
+        assert found["kept"] == kept[example.id]
         assert found["text"] == row["prediction"]
         assert found["p"] == pytest.approx(math.exp(row["loglik"]), abs=1e-4)
         told = [found[name] for name in ("right", "begins", "formed", "knows")]
@@ -204,6 +200,14 @@ def test_page_and_package_answer_alike(pocket, node):
         if example.answer in likely:
             margin = math.log(likely[example.answer]) - math.log(wrong)
             assert margin == pytest.approx(row["margin"], abs=1e-3)
+
+
+def bytes_of(processor, example):
+    """What the tower sees of a picture, before it is scaled."""
+    pixels = inputs_of(processor, example)["pixel_values"][0]
+    images = processor.image_processor
+    mean, std = (torch.tensor(x)[:, None, None] for x in (images.image_mean, images.image_std))
+    return ((pixels * std + mean) * 255).round().byte().numpy().tobytes()
 
 
 @pytest.mark.slow
