@@ -149,7 +149,10 @@ class Page {
       this.radios[i], this.swatch(i), method.label));
     this.form = this.asking();
     this.element = make("div", { className: "fopru-explorer" },
-      make("label", {}, "Picture ", this.pictures), this.question,
+      make("label", {}, "Picture ", this.pictures),
+      this.yours = make("details", { className: "yours" },
+        make("summary", { textContent: "Ask about a picture of your own" }), this.form),
+      this.status, this.alert, this.question,
       make("div", { className: "pictures" },
         make("figure", {}, this.kept, this.captions[0]),
         make("figure", {}, this.heat, this.captions[1])),
@@ -157,7 +160,6 @@ class Page {
       make("label", { className: "slider" }, "Retention ", this.slider, this.amount),
       make("p", { className: "tools" }, this.player, " ", this.none, " ", this.start),
       make("fieldset", {}, make("legend", { textContent: "Method" }), ...labels),
-      this.status, this.alert,
       make("div", { className: "readings" }, this.says, this.knows), this.sentence,
       make("table", {}, make("thead", {}, make("tr", {}, ...[
         "method", "tokens", "evidence", "says", "knows it", "probability",
@@ -168,8 +170,7 @@ class Page {
         make("label", {}, "Block ", this.blocks), make("label", {}, "Head ", this.heads),
         make("label", {}, "Attention ", this.axes), this.note,
         make("label", {}, this.weighed, " Weigh kept tokens by those they stand for, and leave them "
-          + "their places")),
-      this.form);
+          + "their places")));
     el.append(this.element);
   }
 
@@ -207,10 +208,8 @@ class Page {
       },
     }, make("summary", { textContent: "Draw one" }));
     return make("form", {
-      hidden: true,
       onsubmit: (event) => { event.preventDefault(); this.submit(); },
-    }, make("p", { className: "head", textContent: "Ask about a picture of your own" }),
-    make("p", {}, "Drop a picture anywhere here, paste one, or choose:"),
+    }, make("p", {}, "Drop a picture anywhere here, paste one, or choose:"),
     make("label", {}, "Your picture ", file({})),
     make("label", { className: "camera" }, "Take a picture ", file({ capture: "environment" })),
     this.drawing, this.brought,
@@ -248,8 +247,8 @@ class Page {
   offer() {
     const can = this.base !== null;
     this.start.hidden = !can || this.runs !== null || this.kernel;
-    this.form.hidden = !can && !this.kernel;
-    this.none.hidden = this.form.hidden;
+    this.yours.hidden = !can && !this.kernel;
+    this.none.hidden = this.yours.hidden;
     this.weighed.parentElement.hidden = !can || this.kernel;
     this.suggested.replaceChildren(...[...new Set(this.scenes.map((scene) => scene.question))]
       .map((value) => make("option", { value })));
@@ -370,7 +369,7 @@ class Page {
 
   pasted(event) {
     const file = [...(event.clipboardData?.files ?? [])].find((f) => f.type.startsWith("image/"));
-    if (!file || this.form.hidden) return;
+    if (!file || this.yours.hidden) return;
     event.preventDefault();
     this.bring(file, "the pasted picture");
   }
@@ -382,6 +381,7 @@ class Page {
       const { rgba, note } = await decoded(blob, name);
       this.picture = { blob, rgba };
       this.brought.textContent = `Next: ${name}, ${rgba.width} x ${rgba.height} pixels. ${note}`;
+      this.yours.open = true;
       this.say("");
       if (this.text.value.trim()) await this.submit();
     } catch (error) {
@@ -753,7 +753,7 @@ class Page {
     for (let i = 0; i < this.scene.height * this.scene.width; i++) {
       if (!stays.has(i)) context.fillRect(...cell(i));
     }
-    this.outline(context, cell, kept, [["#000", 2], ["#fff", 1]]);
+    this.outline(context, cell, kept, [["#000", 4], ["#fff", 2]]);
     this.outline(context, cell, this.scene.evidence, [["#fff", 4], ["#D55E00", 2]]);
     if (this.cursor) {
       const [line, column] = this.cursor;
