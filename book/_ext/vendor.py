@@ -1,5 +1,5 @@
-"""Lay the front end under book/_static/vendor: MathJax, Jupyter's widget manager and what runs models
-from npm, anywidget's half from its wheel."""
+"""Lay the front end under book/_static/vendor: MathJax, Jupyter's widget manager and
+onnxruntime-web from npm, anywidget's half from its wheel."""
 
 import importlib.util
 import shutil
@@ -14,7 +14,7 @@ RUNTIME = (
     "ort-wasm-simd-threaded.mjs",
     "ort-wasm-simd-threaded.wasm",
 )
-"""Of onnxruntime-web what one thread of WebAssembly needs, without what is for graphics cards."""
+"""Those files of onnxruntime-web that one thread of WebAssembly needs."""
 
 
 def npm() -> str | None:

@@ -191,7 +191,8 @@ class Page {
     });
     this.text = make("input", {
       type: "text", maxLength: 400, attrs: { list: `questions-${Math.random()}` },
-      onfocus: () => this.learn(), oninput: () => this.marked(),
+      onfocus: () => this.learn().catch(() => {}), // asking says what is wrong
+      oninput: () => this.marked(),
     });
     this.suggested = make("datalist", { id: this.text.getAttribute("list") });
     this.words = make("p", { className: "words", attrs: { "aria-live": "polite" } });
@@ -278,28 +279,31 @@ class Page {
 
   /** Load the model and run it here; whatever goes wrong is said, and all else stays. */
   async run() {
-    if (this.runs || this.loading) return this.runs;
-    this.loading = true;
+    if (this.runs) return this.runs;
     this.start.disabled = true;
-    this.say("Loading the model …");
-    try {
-      const heard = (bytes) => this.say(`Loading the model: ${(bytes / 1e6).toFixed(1)} MB have come …`);
-      const runs = await load(this.base, await this.learn(), heard);
-      const given = await this.look(runs, 0);
-      const away = unpacked(this.scenes[0]).reduce(
-        (far, value, i) => Math.max(far, Math.abs(value - given.maps[i])), 0);
-      if (!(away < 1e-4)) throw new Error("The files hold another model than this page is about.");
-      this.runs = runs;
-      this.say("The model runs in this page.");
-    } catch (error) {
+    this.loading ??= this.loaded().catch((error) => {
       this.say("", `The model cannot run in this page: ${error.message} What was computed ahead works `
         + "as before.");
-    }
-    this.loading = false;
+      return null;
+    });
+    this.runs = await this.loading;
+    this.loading = null;
     this.start.disabled = false;
     this.offer();
     this.work();
     return this.runs;
+  }
+
+  async loaded() {
+    this.say("Loading the model …");
+    const heard = (bytes) => this.say(`Loading the model: ${(bytes / 1e6).toFixed(1)} MB have come …`);
+    const runs = await load(this.base, await this.learn(), heard);
+    const { maps } = await this.look(runs, 0);
+    const away = unpacked(this.scenes[0]).reduce(
+      (far, value, i) => Math.max(far, Math.abs(value - maps[i])), 0);
+    if (!(away < 1e-4)) throw new Error("The files hold another model than this page is about.");
+    this.say("The model runs in this page.");
+    return runs;
   }
 
   /** What the eye makes of a scene's picture, made once. */
@@ -628,8 +632,8 @@ class Page {
     if (this.scenes[number]) this.choose(number);
     const method = this.methods.findIndex(({ name }) => name === told.get("method"));
     const stop = this.model.get("retentions").indexOf(Number(told.get("retention")));
-    const kept = (told.get("kept") ?? "").split(".").map(Number);
-    const own = told.get("kept") ? new Set(kept.filter((i) => Number.isInteger(i) && i >= 0 && i < n)) : null;
+    const kept = (told.get("kept") ?? "").split(".").filter((i) => /^\d+$/.test(i) && i < n);
+    const own = kept.length ? new Set(kept.map(Number)) : null;
     this.set({
       ...(method >= 0 && (method !== this.own || own) && { method, own }),
       ...(stop >= 0 && { stop }),
@@ -720,7 +724,7 @@ class Page {
       const method = this.methods[i];
       const kept = this.keptBy(i);
       const answer = this.answerOf(i);
-      const evidence = !kept ? "–" : this.scene.evidence.length ? this.evidence(kept) : "none";
+      const evidence = kept && this.scene.evidence.length ? this.evidence(kept) : "–";
       const said = answer
         ? make("td", {}, answer.text, " ", make("small", { textContent: verdict(answer) }))
         : make("td", { textContent: "–" });

@@ -455,27 +455,40 @@ export class Model {
   }
 }
 
-/** Bytes of an address, told to `heard` as they come; throws when none come for half a minute. */
-async function fetched(address, heard, patience) {
+/** The bytes of some addresses. `heard` is told how many have come in all; throws when none come for
+ * half a minute, and leaves the others when one fails. */
+async function fetched(addresses, heard = () => {}, patience = 30e3) {
   const stop = new AbortController();
+  let bytes = 0;
   let timer;
   const wait = () => {
     clearTimeout(timer);
     timer = setTimeout(() => stop.abort(new Error(
       `The network is too slow: nothing came for ${patience / 1000} seconds.`)), patience);
   };
-  try {
-    wait();
-    const answer = await fetch(address, { signal: stop.signal });
+  const one = async (address) => {
+    if (address.startsWith("file:")) {
+      throw new Error("A page that is opened from a file may not load it; serve the site.");
+    }
+    const answer = await fetch(address, { signal: stop.signal }).catch((error) => {
+      throw stop.signal.reason ?? new Error(`${address} cannot be reached (${error.message}).`);
+    });
     if (!answer.ok) throw new Error(`${address} is not there (${answer.status}).`);
     const parts = [];
     const reader = answer.body.getReader();
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
       parts.push(part.value);
-      heard(part.value.length);
+      heard((bytes += part.value.length));
       wait();
     }
     return new Uint8Array(await new Blob(parts).arrayBuffer());
+  };
+  wait();
+  try {
+    return await Promise.all(addresses.map(one));
+  } catch (error) {
+    stop.abort(error);
+    throw error;
   } finally {
     clearTimeout(timer);
   }
@@ -483,19 +496,17 @@ async function fetched(address, heard, patience) {
 
 /** What model.json under this address tells. */
 export async function about(base) {
-  return JSON.parse(new TextDecoder().decode(await fetched(`${base}pocket/model.json`, () => {}, 30e3)));
+  const [bytes] = await fetched([`${base}pocket/model.json`]);
+  return JSON.parse(new TextDecoder().decode(bytes));
 }
 
 /** The model under this address: pocket/ is what fopru.widgets.export wrote, ort/ the runtime.
  * `heard` is told how many bytes have come. */
-export async function load(base, told, heard = () => {}, patience = 30e3) {
+export async function load(base, told, heard) {
   if (typeof WebAssembly === "undefined") throw new Error("This browser runs no WebAssembly.");
-  let bytes = 0;
-  const get = (name) => fetched(`${base}${name}`, (size) => heard((bytes += size)), patience);
-  const runtime = "ort/ort-wasm-simd-threaded.wasm";
-  const [wasm, eye, mouth] = await Promise.all(
-    [runtime, "pocket/eye.onnx", "pocket/mouth.onnx"].map(get));
-  const ort = await import(/* webpackIgnore: true */ `${base}ort/ort.wasm.min.mjs`);
+  const names = ["ort/ort-wasm-simd-threaded.wasm", "pocket/eye.onnx", "pocket/mouth.onnx"];
+  const [wasm, eye, mouth] = await fetched(names.map((name) => `${base}${name}`), heard);
+  const ort = await import(`${base}ort/ort.wasm.min.mjs`);
   Object.assign(ort.env.wasm, { numThreads: 1, wasmPaths: `${base}ort/`, wasmBinary: wasm.buffer });
   return Model.start(ort, told, eye, mouth);
 }

@@ -1,10 +1,13 @@
 """The model in the page: its files, against the package."""
 
 import base64
+import functools
+import http.server
 import json
 import math
 import shutil
 import subprocess
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,16 +20,19 @@ from PIL import Image
 import fopru
 from fopru.choosing import choose
 from fopru.encoding import EncodedImage, run_tower
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import answer, prepare, prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.settings import Setting
 from fopru.families import Family, Grid, UnsupportedModelError, View
 from fopru.methods import FoPru
+from fopru.pictures import load_image
 from fopru.pocket.answers import asked
-from fopru.widgets.explorer import Everywhere, axes_of, head_maps
+from fopru.widgets import Explorer
+from fopru.widgets.explorer import Everywhere, axes_of, head_maps, page_source
 from fopru.widgets.export import export
 
 ROOT = Path(__file__).parents[2]
+RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +220,15 @@ def bytes_of(processor, example):
 def test_the_page_reads_words_as_the_tokenizer_does(pocket, node):
     tokenizer = pocket[1].tokenizer
     texts = [e.question for e in fopru.pocket.sample(n=40, seed=9)]
-    texts += ["", "  ", "What COLOR\tis\nthe Zebra?!", "7 70 007 7x", "top-left", "ÉTÉ – …", "a" * 300]
+    texts += [
+        "",
+        "  ",
+        "What COLOR\tis\nthe Zebra?!",
+        "7 70 007 7x",
+        "top-left",
+        "ÉTÉ \u2013 …",
+        "a" * 300,
+    ]
     ids = np.random.default_rng(0).integers(0, len(tokenizer), (40, 6)).tolist()
     cases = [{"kind": "read", "text": text} for text in texts]
     answers = node(cases + [{"kind": "decode", "ids": some} for some in ids])
@@ -260,3 +274,232 @@ def test_the_page_chooses_as_the_package_does(node):
         pruners = ((FoPru(), k), (FoPru(strategy="row"), rows * width), (fopru.Random(), k))
         expected.append([pruner.select(image, k).tolist() for pruner, k in pruners])
     assert node(cases) == expected
+
+
+# The widget, with the model in its page
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+PAGE = """<!doctype html><html lang="en" data-content_root="./"><title>t</title>
+<link rel="icon" href="data:,"><div id="here"></div>
+<script type="module">
+import { default as widget } from "./page.js";
+const state = await (await fetch("state.json")).json();
+const model = { get: (name) => state[name], on() {}, send() {} };
+widget.render({ model, el: document.getElementById("here") });
+</script></html>"""
+
+
+@pytest.fixture(scope="module")
+def site(pocket, folder, tmp_path_factory):
+    """A page with the widget and what it loads, as a site has them; its address."""
+    root = tmp_path_factory.mktemp("site")
+    examples = [fopru.pocket.sample(task, n=1, seed=3)[0] for task in ("reading", "attributes")]
+    widget = Explorer(*pocket, examples, live="vendor")
+    names = ("scenes", "methods", "retentions", "axes", "layout_of_maps", "colors", "live")
+    state = {name: getattr(widget, name) for name in names}
+    (root / "state.json").write_text(json.dumps(state))
+    (root / "page.js").write_text(page_source())
+    (root / "index.html").write_text(PAGE)
+    shutil.copytree(folder, root / "vendor" / "pocket")
+    shutil.copytree(
+        ROOT / "node_modules" / "onnxruntime-web" / "dist",
+        root / "vendor" / "ort",
+        ignore=shutil.ignore_patterns(
+            "*.map", "*webgpu*", "*jsep*", "*jspi*", "*async*", "*webgl*"
+        ),
+    )
+    handler = functools.partial(Quiet, directory=root)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/index.html"
+        server.shutdown()
+
+
+@pytest.fixture
+def visit(site, browser):
+    """Open the page; nothing may go wrong in it, and nothing leave this machine."""
+    contexts, problems = [], []
+    here = site.removesuffix("index.html")
+
+    def open_page(address="", change=None, width=1280, told=True):
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        contexts.append(context)
+
+        def guard(route):
+            page.asked.append(route.request.url)
+            if route.request.url.startswith((here, "data:", "blob:")):
+                return route.continue_()
+            problems.append(f"asked for {route.request.url}")
+            return route.abort()
+
+        context.route("**/*", guard)
+        page = context.new_page()
+        page.asked = []
+        if change:
+            change(context)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("console", lambda m: told and m.type == "error" and problems.append(m.text))
+        page.goto(site + address)
+        page.locator(".fopru-explorer").wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert problems == []
+
+
+def opened(page):
+    page.locator("summary", has_text="picture of your own").click()
+    return page
+
+
+def heard(page, where, text):
+    """Wait until this text stands there."""
+    page.wait_for_function(
+        "([where, text]) => document.querySelector(where).innerText.includes(text)",
+        arg=[where, text],
+    )
+
+
+def ask(page, question, number):
+    """Ask, and wait for the scene of this number."""
+    page.get_by_label("Your question").fill(question)
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.wait_for_function(f"document.querySelector('select').value === '{number}'")
+    page.wait_for_function("!document.querySelector('.readings').innerText.includes('…')")
+
+
+@pytest.mark.slow
+def test_the_reader_asks_about_a_picture(visit, pocket, tmp_path):
+    model, processor = pocket
+    page = opened(visit(width=390))
+    example = fopru.pocket.sample("attributes", n=1, seed=21)[0]
+    turned = example.image.resize((300, 240)).transpose(Image.Transpose.ROTATE_90)
+    exif = turned.getexif()
+    exif[274] = 6  # to be turned back
+    turned.save(tmp_path / "turned.png", exif=exif)
+    clear = example.image.convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size).point(lambda v: 255 * (v > 99)))
+    clear.save(tmp_path / "clear.png")
+    page.get_by_label("Your question").focus()
+    page.wait_for_timeout(300)
+    assert not any(address.endswith((".wasm", ".onnx")) for address in page.asked)
+    for number, (name, note) in enumerate(
+        [("turned.png", "300 x 240 pixels"), ("clear.png", "transparent parts are on white")], 2
+    ):
+        page.get_by_label("Your question").fill("")
+        page.get_by_label("Your picture").set_input_files(tmp_path / name)
+        page.wait_for_function(
+            "t => document.querySelector('.brought').innerText.includes(t)", arg=note
+        )
+        ask(page, example.question, number)
+        mine = replace(example, image=load_image(tmp_path / name), evidence=())
+        full = next(iter(answer(model, processor, [mine])))
+        assert f"With all 256 tokens: {full}" in page.locator(".question").inner_text()
+        table = page.locator("tbody tr")
+        for i, pruner in enumerate(
+            (FoPru(), FoPru(strategy="row"), fopru.Random(), fopru.DivPrune())
+        ):
+            with replace(pruner, retention=0.25)(model):
+                said = next(iter(answer(model, processor, [mine], max_new_tokens=8)))
+            page.wait_for_function(
+                f"!document.querySelectorAll('tbody tr')[{i}].innerText.includes('\u2013\\t\u2013')"
+            )
+            assert table.nth(i).locator("td").nth(2).inner_text().startswith(said)
+    assert any(address.endswith(".wasm") for address in page.asked)
+
+
+@pytest.mark.slow
+def test_bad_input_is_said_and_the_last_good_state_stays(visit, tmp_path):
+    page = opened(visit())
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    Image.new("RGB", (3, 30)).save(tmp_path / "small.png")
+    Image.new("1", (9000, 9000)).save(tmp_path / "huge.png")
+    before = page.locator(".readings").inner_text()
+    for name, reason in (
+        ("text.png", "text.png: cannot be read as a picture"),
+        ("empty.png", "the file is empty"),
+        ("small.png", "3 x 30 pixels; at least 8"),
+        ("huge.png", "9000 x 9000 pixels are too many"),
+    ):
+        page.get_by_label("Your picture").set_input_files(tmp_path / name)
+        page.wait_for_function(
+            "t => document.querySelector('.alert').innerText.includes(t)", arg=reason
+        )
+    for question, reason in (
+        ("  ", "The question is empty"),
+        ("zebra yak", "knows no word"),
+        ("is <image> red?", "holds <image>"),
+    ):
+        page.get_by_label("Your question").fill(question)
+        page.get_by_role("button", name="Ask", exact=True).click()
+        page.wait_for_function(
+            "t => document.querySelector('.alert').innerText.includes(t)", arg=reason
+        )
+    page.get_by_label("Your question").fill("what color is the Zebra?")
+    assert "Not known" in page.locator(".words").inner_text()
+    assert page.locator("mark").all_inner_texts() == ["zebra"]
+    assert page.locator(".readings").inner_text().splitlines()[:3] == before.splitlines()[:3]
+
+
+@pytest.mark.slow
+def test_where_the_model_cannot_run_what_was_computed_ahead_stays(visit):
+    def missing(context):
+        context.route("**/eye.onnx", lambda route: route.fulfill(status=404, body=""))
+
+    def other(context):
+        context.route("**/mouth.onnx", lambda route: route.fulfill(body="no graph"))
+
+    for change, reason in (
+        (lambda context: context.add_init_script("delete window.WebAssembly"), "no WebAssembly"),
+        (missing, "is not there (404)"),
+        (other, "Can't create a session"),
+    ):
+        page = visit(change=change, told=False)
+        page.get_by_role("button", name="Run the model").click()
+        page.wait_for_function("document.querySelector('.alert').innerText")
+        assert reason in page.locator(".alert").inner_text()
+        assert page.get_by_role("button", name="Run the model").is_enabled()
+        page.get_by_role("slider", name="retention").press("ArrowLeft")
+        assert "20 %, 51 of 256" in page.locator("output").inner_text()
+
+
+@pytest.mark.slow
+def test_the_reader_chooses_tokens_by_keys_and_the_address_tells_them(visit):
+    page = visit()
+    page.get_by_role("slider", name="retention").fill("6")
+    page.get_by_role("button", name="Choose your own 25 tokens").click()
+    assert "No patch is chosen yet" in page.locator(".answer").inner_text()
+    patches = page.get_by_role("application", name="patches stay")
+    for key in ("ArrowUp", " ", "ArrowRight", " ", "ArrowLeft", " "):
+        patches.press(key)
+    assert "2 of 256" not in patches.get_attribute("aria-label")
+    assert "your own choice: 1 of 256 patches stay" in patches.get_attribute("aria-label")
+    assert page.url.endswith("method=own&retention=0.1&kept=121")
+    page.get_by_role("button", name="Run the model").click()
+    page.wait_for_function("document.querySelectorAll('tbody tr')[4].innerText.includes('%')")
+    again = visit("#" + page.url.partition("#")[2])
+    assert "your own choice: 1 of 256" in again.locator("figcaption").first.inner_text()
+    for address in ("#retention=9&picture=77&method=x&kept=a.-1.900", "#somewhere"):
+        assert "FoPru, rank: 64 of 256" in visit(address).locator("figcaption").first.inner_text()
+
+
+@pytest.mark.slow
+def test_what_is_drawn_is_asked_about(visit):
+    page = opened(visit())
+    page.locator("summary", has_text="Draw one").click()
+    page.get_by_label("Color", exact=True).select_option("blue")
+    page.get_by_label("Tool", exact=True).select_option("star")
+    pad = page.get_by_role("application", name="Drawing")
+    pad.press(" ")
+    page.get_by_role("button", name="Use this drawing").click()
+    heard(page, ".brought", "your drawing")
+    ask(page, "what color is the star?", 2)
+    assert "With all 256 tokens: blue" in page.locator(".question").inner_text()
