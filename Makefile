@@ -7,6 +7,7 @@ READY := .venv/.ready
 LMMS := .venv-lmms/bin
 VLLM := .venv-vllm/bin
 ASSETS := book/_static/vendor/mathjax/tex-mml-chtml.js
+LIVE := book/_static/vendor/pocket/model.json
 PORT ?= 8000
 # Tests spread over the cores, each of them on one thread; and the quick ones of them.
 SPREAD := OMP_NUM_THREADS=1 $(BIN)/pytest -q -n auto --maxprocesses 4
@@ -114,5 +115,10 @@ $(READY): requirements/ci.txt pyproject.toml
 # MathJax and the widget manager come from npm: the system's, or that of a Python wheel. Without
 # either the pages load them from CDNs.
 .PHONY: assets
-assets: $(READY)
-	@test -f $(ASSETS) -a -f book/_static/vendor/anywidget.js || $(BIN)/python book/_ext/vendor.py
+assets: $(READY) $(LIVE)
+	@test -f $(ASSETS) -a -f book/_static/vendor/anywidget.js -a -d book/_static/vendor/ort \
+	  || $(BIN)/python book/_ext/vendor.py
+
+# The pocket model as a page runs it.
+$(LIVE): $(wildcard data/pocket/*) fopru/widgets/export.py | $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m fopru.widgets.export $(@D)

@@ -1,5 +1,5 @@
-"""Lay the front end under book/_static/vendor: MathJax and Jupyter's widget manager from npm,
-anywidget's half from its wheel."""
+"""Lay the front end under book/_static/vendor: MathJax, Jupyter's widget manager and
+onnxruntime-web from npm, anywidget's half from its wheel."""
 
 import importlib.util
 import shutil
@@ -9,6 +9,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 VENDOR = ROOT / "book" / "_static" / "vendor"
+RUNTIME = (
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+)
+"""Those files of onnxruntime-web that one thread of WebAssembly needs."""
 
 
 def npm() -> str | None:
@@ -36,6 +42,7 @@ def main() -> None:
     packages = ROOT / "node_modules"
     mathjax = packages / "mathjax" / "es5"
     widgets = packages / "@jupyter-widgets" / "html-manager" / "dist"
+    runtime = packages / "onnxruntime-web" / "dist"
     anywidget = Path(importlib.util.find_spec("anywidget").origin).parent
     (VENDOR / "mathjax").mkdir(parents=True, exist_ok=True)
     chtml = VENDOR / "mathjax" / "output" / "chtml"
@@ -47,6 +54,9 @@ def main() -> None:
         (VENDOR / base).mkdir(parents=True, exist_ok=True)
         for font in widgets.glob("*.woff2"):
             shutil.copy(font, VENDOR / base)
+    (VENDOR / "ort").mkdir(exist_ok=True)
+    for name in RUNTIME:
+        shutil.copy(runtime / name, VENDOR / "ort")
     shutil.copy(mathjax / "tex-mml-chtml.js", VENDOR / "mathjax")  # last: make looks for it
 
 

@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,6 +37,7 @@ from fopru.methods import FoPru
 from fopru.picking import floor_share
 from fopru.pictures import load_image, to_image
 from fopru.plots import look as look_of
+from fopru.pocket.drawing import COLORS
 from fopru.pruner import METHODS
 from fopru.redundancy import Fixed
 from fopru.significance import attention_scores
@@ -55,7 +57,16 @@ PAGE = {
 tokens of all others come with the state."""
 
 SIDE = 336
-"""The pixels a side of the picture that the page gets."""
+"""The pixels a side of the picture that the page gets, where the processor does not say."""
+
+MODULES = ("model.js", "input.js", "explorer.js")
+"""The page's half, from what imports nothing to what imports the others."""
+
+
+def page_source() -> str:
+    """Return the page's half as the one module that anywidget takes."""
+    text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in MODULES)
+    return re.sub(r'^import .* from "\./.*";\n', "", text, flags=re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,9 @@ class Explorer(anywidget.AnyWidget):
         processor: The model's processor.
         examples: The questions to choose from.
         methods: Names in `fopru.METHODS`, without those inside the language model.
+        live: Where a page of a site finds this model, to run it without a kernel: an address from
+            the site's root, of a folder with what `fopru.widgets.export` wrote, in "pocket", and
+            onnxruntime-web, in "ort". Left out, the page runs no model.
 
     Raises:
         UnsupportedModelError: a family that `fopru.evaluate` does not take.
@@ -90,7 +104,7 @@ class Explorer(anywidget.AnyWidget):
             not finite.
     """
 
-    _esm = Path(__file__).with_name("explorer.js")
+    _esm = page_source()
     _css = Path(__file__).with_name("explorer.css")
 
     scenes = traitlets.List().tag(sync=True)
@@ -100,6 +114,9 @@ class Explorer(anywidget.AnyWidget):
     axes = traitlets.List().tag(sync=True)
     layout_of_maps = traitlets.List().tag(sync=True)
     """(blocks, heads + 1, axes): the shape of the maps; the first head is the mean of all."""
+    colors = traitlets.Dict(COLORS).tag(sync=True)
+    """Names and (red, green, blue) of what the reader can draw with."""
+    live = traitlets.Unicode("").tag(sync=True)
 
     def __init__(
         self,
@@ -107,6 +124,7 @@ class Explorer(anywidget.AnyWidget):
         processor: ProcessorMixin,
         examples: Sequence[Example],
         methods: Sequence[str] = ("fopru", "fopru-row", "random", "divprune"),
+        live: str = "",
     ):
         allowed = tuple(
             name
@@ -117,7 +135,7 @@ class Explorer(anywidget.AnyWidget):
             check_choice("methods", method, allowed)
         if not examples:
             raise ValueError("examples=[]: the explorer needs at least one question.")
-        super().__init__()
+        super().__init__(live=live)
         self._model, self._processor = model, processor
         self._examples: list[Example] = []
         family = Family.of(model)
@@ -126,7 +144,7 @@ class Explorer(anywidget.AnyWidget):
             for name in methods
             for kind, label in [PAGE.get(name, ("given", name))]
         ]
-        self.axes = ["received", "given", *(["cls"] if family.n_prefix else [])]
+        self.axes = axes_of(family)
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
         self.scenes = self._scenes(examples)
         self.on_msg(self._message)
@@ -269,11 +287,22 @@ def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def picture(image: Image.Image, processor: ProcessorMixin) -> str:
-    """Return what the tower sees of a picture, as a data URL."""
+    """Return what the tower sees of a picture, as a data URL.
+
+    It is lossless, and of the size that the tower sees where that is known: so a page that runs
+    the model can begin with it.
+    """
     seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
+    size = getattr(processor.image_processor, "crop_size", None)
+    side = (size["width"], size["height"]) if size else (SIDE, SIDE)
     data = io.BytesIO()
-    seen.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(data, format="webp", quality=90)
+    seen.resize(side, Image.Resampling.BICUBIC).save(data, format="webp", lossless=True)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
+
+
+def axes_of(family: Family) -> list[str]:
+    """Return the axes of attention that the page shows, by their names."""
+    return ["received", "given", *(["cls"] if family.n_prefix else [])]
 
 
 def head_maps(tower: TowerPass, axes: tuple[str, ...]) -> Tensor:

@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import folders
 import pytest
@@ -14,15 +13,11 @@ import torch
 from PIL import Image
 
 import fopru
-from fopru.encoding import EncodedImage
 from fopru.evaluation import Example
 from fopru.evaluation.asking import prepare, prompts
-from fopru.families import Grid, View
 from fopru.plots import LOOKS
 from fopru.widgets import Explorer
-from fopru.widgets.explorer import RETENTIONS, packed
-
-SOURCE = (Path(fopru.__file__).parent / "widgets" / "explorer.js").read_text()
+from fopru.widgets.explorer import RETENTIONS, packed, page_source
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +116,7 @@ def test_a_picture_of_ones_own(explorer, mode, size):
     assert said == {"kind": "added", "scene": 2}
     scene = explorer.scenes[2]
     shown = Image.open(io.BytesIO(base64.b64decode(scene["image"].split(",")[1])))
-    assert shown.size == (336, 336) and shown.mode == "RGB"
+    assert shown.size == (224, 224) and shown.mode == "RGB"
     assert scene["answer"] == scene["answers"]["full"][0]["text"]
     assert scene["evidence"] == [] and scene["assumed"]
     answers = [a for found in scene["answers"].values() for a in found]
@@ -178,7 +173,7 @@ def page(browser, explorer):
     page = context.new_page()
     problems = []
     page.on("pageerror", lambda error: problems.append(str(error)))
-    names = ("scenes", "methods", "retentions", "axes", "layout_of_maps")
+    names = ("scenes", "methods", "retentions", "axes", "layout_of_maps", "colors", "live")
     state = {name: getattr(explorer, name) for name in names}
     page.set_content("<div id=here></div>")
     page.evaluate(
@@ -195,50 +190,12 @@ def page(browser, explorer):
           };
           explorer.default.render({ model, el: document.getElementById("here") });
         }""",
-        [SOURCE, state],
+        [page_source(), state],
     )
     page.wait_for_timeout(200)
     yield page
     context.close()
     assert problems == []
-
-
-@pytest.mark.slow
-def test_the_page_selects_as_the_package_does(page):
-    draw = torch.Generator().manual_seed(0)
-    cases, expected = [], []
-    for i in range(100):
-        height, width = (int(torch.randint(1, 30, (), generator=draw)) for _ in range(2))
-        scores = torch.rand(height * width, generator=draw)
-        if i % 3 == 0:
-            scores = (scores * 4).floor()  # ties
-        k = int(torch.randint(1, height * width + 1, (), generator=draw))
-        rows = int(torch.randint(1, height + 1, (), generator=draw))
-        order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(0))
-        cases.append([scores.tolist(), k, width, rows, order.tolist()])
-        image = EncodedImage(
-            None,
-            0,
-            torch.zeros(len(scores), 1),
-            Grid((View(height, width),)),
-            {},
-            significance=scores,
-        )
-        expected.append(
-            [
-                fopru.FoPru().select(image, k).tolist(),
-                fopru.FoPru(strategy="row").select(image, rows * width).tolist(),
-                fopru.Random().select(image, k).tolist(),
-            ]
-        )
-    found = page.evaluate(
-        """(cases) => cases.map(([scores, k, width, rows, order]) => {
-          const map = Float32Array.from(scores);
-          return [explorer.rank(map, k), explorer.row(map, width, rows), explorer.random(order, k)];
-        })""",
-        cases,
-    )
-    assert found == expected
 
 
 @pytest.mark.slow
@@ -310,19 +267,18 @@ def test_keys_move_the_slider_and_screen_readers_hear_it(page):
     assert slider.get_attribute("aria-valuetext") == "20 %, 51 of 256 tokens"
     assert page.evaluate("document.querySelector('canvas').toDataURL()") != before
     page.get_by_role("radio", name="random").press("Space")
-    assert "random: 51 of 256" in page.get_by_role("img", name="patches stay").first.get_attribute(
-        "aria-label"
-    )
+    patches = page.get_by_role("application", name="patches stay")
+    assert "random: 51 of 256" in patches.get_attribute("aria-label")
 
 
 @pytest.mark.slow
 def test_other_maps_want_a_kernel_and_get_one(page):
-    page.locator("summary").click()
+    page.locator("summary", has_text="Which attention?").click()
     page.get_by_label("Head").select_option("1")
     assert "needs a kernel" in page.locator(".answer").inner_text()
-    assert page.locator("form").is_hidden()
+    assert page.locator(".yours").is_hidden()
     page.evaluate("heard['msg:custom']({ kind: 'live' })")
-    assert page.locator("form").is_visible()
+    assert page.locator(".yours").is_visible()
     page.get_by_label("Head").select_option("2")
     page.wait_for_function("sent.length > 1")
     asked = page.evaluate("sent.at(-1)")
@@ -341,9 +297,10 @@ def test_other_maps_want_a_kernel_and_get_one(page):
 def test_a_picture_is_sent_and_shown(page, tmp_path):
     Image.new("RGB", (50, 40), "red").save(tmp_path / "mine.png")
     page.evaluate("heard['msg:custom']({ kind: 'live' })")
+    page.locator("summary", has_text="picture of your own").click()
     page.get_by_label("Your picture").set_input_files(tmp_path / "mine.png")
     page.get_by_label("Your question").fill("what?")
-    page.get_by_role("button", name="Ask").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
     page.wait_for_function("sent.at(-1).kind === 'own'")
     sent = page.evaluate("sent.at(-1)")
     assert sent["question"] == "what?"
