@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.evaluation.asking import chat, prepare, prompts
 from fopru.evaluation.tasks import Example
 from fopru.families import Family, UnsupportedModelError
+from fopru.loading import load
 from fopru.pocket.answers import NAMED, QUESTIONS
 from fopru.widgets.explorer import axes_of
 
@@ -109,6 +110,7 @@ def export(
     Raises:
         UnsupportedModelError: A model of another family, or with another kind of tokenizer or
             picture processor than `model.js` has.
+        ValueError: The model is not in float32.
         ModuleNotFoundError: onnx or onnxscript is not installed.
     """
     folder = Path(folder)
@@ -165,6 +167,8 @@ def _told(
             f"model: {family.title} ({model.config.model_type}) does not run in a page; a LLaVA "
             "with a CLIP tower does."
         )
+    if model.dtype != torch.float32:
+        raise ValueError(f"model: its weights are {model.dtype}, and a page computes in float32.")
     (grid,) = family.grids(_asked(processor, "?"))
     (view,) = grid.views
     drawn = torch.randperm(view.n_tokens, generator=torch.Generator().manual_seed(0))
@@ -197,10 +201,10 @@ def _image(processor: ProcessorMixin) -> dict[str, Any]:
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
     short = size.get("shortest_edge")
     whole = all(getattr(images, step) for step in steps) and short and not size.get("longest_edge")
-    if not whole or images.resample != Image.Resampling.BICUBIC:
+    if not whole or short < max(crop.values()) or images.resample != Image.Resampling.BICUBIC:
         raise UnsupportedModelError(
             "processor: the page prepares pictures as CLIP's does: bicubic to a shortest edge, "
-            f"centre crop, rescale, normalise. This one has size={size}, "
+            f"centre crop, rescale, normalise. This one has size={size}, crop_size={crop}, "
             f"resample={images.resample}, "
             + ", ".join(f"{step}={getattr(images, step)}" for step in steps)
             + "."
@@ -263,6 +267,4 @@ def _prompt(processor: ProcessorMixin, family: Family, n: int) -> dict[str, list
 
 
 if __name__ == "__main__":
-    import fopru
-
-    export(*fopru.load("pocket"), sys.argv[1])
+    export(*load("pocket"), sys.argv[1])

@@ -116,6 +116,12 @@ def test_other_models_are_refused(tmp_path):
     for family, reason in (("llava_next", "does not run in a page"), ("llava", "WordPiece")):
         with pytest.raises(UnsupportedModelError, match=reason):
             export(tiny.model(family), tiny.processor(family), tmp_path / "none")
+    model, processor = fopru.load("pocket", dtype="bfloat16")
+    with pytest.raises(ValueError, match="bfloat16"):
+        export(model, processor, tmp_path / "none")
+    processor.image_processor.resample = Image.Resampling.BILINEAR
+    with pytest.raises(UnsupportedModelError, match="resample=2"):
+        export(model.float(), processor, tmp_path / "none")
     assert not (tmp_path / "none").exists()
 
 
