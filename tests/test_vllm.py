@@ -35,6 +35,7 @@ os.environ |= {
     "VLLM_LOGGING_LEVEL": "WARNING",
 }
 
+from typer.testing import CliRunner
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
@@ -42,6 +43,7 @@ from vllm.multimodal.processing import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
 
 import fopru
+from fopru.cli import app
 from fopru.evaluation.asking import prepare, prompts
 from fopru.pocket import folder
 from fopru.serving.vllm.settings import pruner_of
@@ -634,3 +636,13 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server, questions):
             return
         time.sleep(1)
     pytest.fail("the request still runs")
+
+
+@pytest.mark.slow
+def test_serve_check_says_that_all_is_equal(questions, tmp_path):
+    for i in (0, 50):
+        questions[i].image.save(tmp_path / f"{i}.png")
+    asked = ["--question", "is there a red circle?", "--max-new-tokens", "4"]
+    result = CliRunner().invoke(app, ["serve-check", "pocket", str(tmp_path), *asked])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("2 of 2") == 6

@@ -108,7 +108,7 @@ def check_engine(pruner: Pruner, family: Family, version: str) -> None:
             f"fopru: positions={pruner.positions!r}: vLLM numbers visual tokens of {family.title} "
             f"as positions={family.positions!r} does."
         )
-    if version.rpartition(".")[0] not in TESTED:
+    if ".".join(version.split(".")[:2]) not in TESTED:
         warnings.warn(
             f"fopru was tested with vLLM {', '.join(TESTED)}, and this is {version}: "
             "`fopru serve-check MODEL PICTURES` says whether it prunes as transformers does.",
