@@ -710,7 +710,9 @@ class Page {
     }, make("span", { textContent: text }), make("i", {
       style: `width: ${(60 * p).toFixed(1)}%`, attrs: { "aria-hidden": "true" },
     }), percent(p))));
-    if (!choices.length) {
+    if (choices.length) {
+      this.knows.append(make("small", { textContent: "The likeliest legal answers, ends not counted." }));
+    } else {
       this.knows.append(make("p", { textContent: answer.knows === null
         ? "This question names no legal answers."
         : `${answer.knows ? "The right answer is" : "A wrong answer is"} the likeliest legal one.`

@@ -31,7 +31,8 @@ export async function decoded(blob, name) {
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.drawImage(bitmap, 0, 0);
   let rgba = context.getImageData(0, 0, width, height);
-  const clear = rgba.data.some((value, i) => i % 4 === 3 && value < 255);
+  const clear = blob.type !== "image/jpeg" // which has no transparency to look for
+    && new Uint32Array(rgba.data.buffer).some((pixel) => pixel >>> 24 < 255);
   if (clear) {
     context.globalCompositeOperation = "destination-over";
     context.fillStyle = "#fff";

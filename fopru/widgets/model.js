@@ -125,14 +125,19 @@ function weights(from, out) {
 
 /** Lines of `from` values, `step` apart and the lines `jump`, resized into `target`. */
 function stretched(data, from, target, out, lines, step, jump, outJump) {
-  weights(from, out).forEach(({ start, parts }, place) => {
-    for (let line = 0; line < lines; line++) {
-      let sum = PRECISION / 2;
-      let at = line * jump + start * step;
-      for (let i = 0; i < parts.length; i++, at += step) sum += data[at] * parts[i];
-      target[line * outJump + place * step] = Math.floor(sum / PRECISION); // kept to 0 ... 255
-    }
-  });
+  const places = weights(from, out);
+  const one = (line, place) => {
+    const { start, parts } = places[place];
+    let sum = PRECISION / 2;
+    let at = line * jump + start * step;
+    for (let i = 0; i < parts.length; i++, at += step) sum += data[at] * parts[i];
+    target[line * outJump + place * step] = Math.floor(sum / PRECISION); // kept to 0 ... 255
+  };
+  if (step === 1) { // as memory lies
+    for (let line = 0; line < lines; line++) for (let place = 0; place < out; place++) one(line, place);
+  } else {
+    for (let place = 0; place < out; place++) for (let line = 0; line < lines; line++) one(line, place);
+  }
 }
 
 function widened(planes, height, width, out) {
@@ -359,6 +364,11 @@ export class Asked {
   }
 }
 
+/** Let the page hear its reader before the next run, which nothing can interrupt. */
+function breath() {
+  return globalThis.scheduler?.yield?.() ?? new Promise((go) => { setTimeout(go); });
+}
+
 /** The model: what it needs is onnxruntime-web, two graphs, and what model.json tells. */
 export class Model {
   static async start(ort, told, eye, mouth) {
@@ -375,7 +385,7 @@ export class Model {
 
   /** One run of a graph at a time: the runtime takes no second one. */
   run(graph, inputs) {
-    const done = this.turn.then(() => this.graphs[graph].run(inputs));
+    const done = this.turn.then(breath).then(() => this.graphs[graph].run(inputs));
     this.turn = done.catch(() => {});
     return done;
   }
