@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.choosing import check_places, choose
-from fopru.encoding import ENTRY, VISION, Encoded, EncodedImage, Tap, encode
+from fopru.encoding import BESIDE, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
 from fopru.pruned import PrunedInputs, shortened
@@ -100,8 +100,8 @@ class Pruner:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
-    picture a token sits), "layers" (the language model's) and "pixels" (the patches of each token,
-    of which `enter` says which go through the tower at all). `encode` computes no more of it."""
+    picture a token sits), "layers" (the language model's) and "pixels" (`enter` says by them what
+    goes through the tower)."""
 
     shares: ClassVar[tuple[str, ...]] = PER
     """The values of `per` with which the method is defined. Without "view" it takes videos only."""
@@ -132,12 +132,6 @@ class Pruner:
             raise ValueError(
                 f"retention={self.retention} and tokens={self.tokens}: give one of them, not both."
             )
-        for argument in ("retention", "tokens") if not self.budgeted else ():
-            if (value := getattr(self, argument)) is not None:
-                raise ValueError(
-                    f"{argument}={value}: with method {self.name!r} the picture itself says how "
-                    "many tokens stay; leave it out."
-                )
         if self.tokens is not None:
             check_integer("tokens", self.tokens, minimum=1)
         if self.retention is not None:
@@ -155,10 +149,8 @@ class Pruner:
 
     @property
     def share(self) -> float | None:
-        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was, or if
-        the picture decides."""
-        given = self.retention is not None or self.tokens is not None or not self.budgeted
-        return self.retention if given else RETENTION
+        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was."""
+        return RETENTION if self.retention is None and self.tokens is None else self.retention
 
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""
@@ -240,8 +232,7 @@ class Pruner:
         """
         family.check(self.needs)
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
-        also = {"vision": VISION, "pixels": ENTRY}
-        return taps | {tap for need, tap in also.items() if need in self.needs}
+        return taps | {BESIDE[need] for need in self.needs & BESIDE.keys()}
 
     def parts(self, grid: Grid) -> tuple[Grid, ...]:
         """The parts of a picture or video with this grid that each have a budget, in order: every
@@ -267,8 +258,6 @@ class Pruner:
         Raises:
             ValueError: `tokens` is more than the picture has, or less than its number of views.
         """
-        if not self.budgeted:
-            raise ValueError(f"method {self.name!r}: how many stay depends on the picture.")
         sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]
