@@ -258,6 +258,8 @@ class Pruner:
         Raises:
             ValueError: `tokens` is more than the picture has, or less than its number of views.
         """
+        if not self.budgeted:
+            raise ValueError(f"method {self.name!r}: how many stay depends on the picture.")
         sizes = [part.n_tokens for part in self.parts(grid)]
         if self.tokens is None:
             return [floor_share(size, self.share) for size in sizes]

@@ -66,9 +66,6 @@ class PixelPrune(Pruner, name="pixelprune"):
     def share(self) -> None:
         """No share of the tokens is asked for."""
 
-    def budgets(self, grid: Grid) -> list[int]:
-        raise ValueError(f"{self.name}: how many tokens are kept depends on the picture.")
-
     def enter(self, pixels: Tensor, grid: Grid) -> Tensor:
         """Return the places of the tokens that go through the tower: (k,) int64, sorted.
 
