@@ -31,9 +31,6 @@ VISION = Tap(-1, "vision")
 ENTRY = Tap(-1, "entry")
 """What a pruner asks for that says itself, by its `enter`, what goes through the tower at all."""
 
-BESIDE = {"vision": VISION, "pixels": ENTRY}
-"""The taps that are none of the attention, by the words of `Pruner.needs`."""
-
 
 class Entered(NamedTuple):
     """What of a picture went through the tower, where a method left patches out before it."""
@@ -224,7 +221,7 @@ class TowerPass:
         there = zip(grids, self.entered, strict=True)
         sizes = [grid.n_tokens if some is None else len(some.places) for grid, some in there]
         features, deep = family.features(self.output, sizes), family.deep(self.output, sizes)
-        learned = _learned(family, inputs, grids, self.taps - {*BESIDE.values()}, self.attention)
+        learned = _learned(family, inputs, grids, self.taps - {VISION, ENTRY}, self.attention)
         if VISION in self.taps:
             learned[VISION] = filled(family.vision(self.vision, inputs), grids)
         gone = (*family.pixels, *family.options)
@@ -268,7 +265,7 @@ def run_tower(
     sizes = [grid.n_tokens for grid in grids]
     samples = samples_of(inputs.get("input_ids"), family.image_token_id, sizes)
     entered = _entered(family, inputs, grids, pruners)
-    attention = taps - {*BESIDE.values()}
+    attention = taps - {VISION, ENTRY}
     blocks = family.blocks if attention else ()
     deepest = max((tap.block for tap in attention), default=0)
     with (

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from fopru.applying import Before, Handle, Session, at_work, inferred_mask
 from fopru.arguments import check_choice, check_integer, check_share, hint
 from fopru.choosing import check_places, choose
-from fopru.encoding import BESIDE, Encoded, EncodedImage, Tap, encode
+from fopru.encoding import ENTRY, VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
 from fopru.pruned import PrunedInputs, shortened
@@ -232,7 +232,8 @@ class Pruner:
         """
         family.check(self.needs)
         taps = {Tap(family.block(self.layer), axis) for axis in self._axes()}
-        return taps | {BESIDE[need] for need in self.needs & BESIDE.keys()}
+        also = {"vision": VISION, "pixels": ENTRY}
+        return taps | {tap for need, tap in also.items() if need in self.needs}
 
     def parts(self, grid: Grid) -> tuple[Grid, ...]:
         """The parts of a picture or video with this grid that each have a budget, in order: every
