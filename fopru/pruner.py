@@ -104,8 +104,8 @@ class Pruner:
     needs: ClassVar[frozenset[str]] = frozenset()
     """What the method reads beside the tokens: any of `fopru.significance.AXES`, "keys" (of the
     same block), "vision" (the tower's features), "text" (the prompt's), "grid" (where in the
-    picture a token sits), "layers" (the language model's) and "pixels" (the patches of each token,
-    of which `enter` says which go through the tower at all). `encode` computes no more of it."""
+    picture a token sits), "layers" (the language model's) and "pixels" (`enter` says by them what
+    goes through the tower)."""
 
     shares: ClassVar[tuple[str, ...]] = PER
     """The values of `per` with which the method is defined. Without "view" it takes videos only."""
@@ -136,12 +136,6 @@ class Pruner:
             raise ValueError(
                 f"retention={self.retention} and tokens={self.tokens}: give one of them, not both."
             )
-        for argument in ("retention", "tokens") if not self.budgeted else ():
-            if (value := getattr(self, argument)) is not None:
-                raise ValueError(
-                    f"{argument}={value}: with method {self.name!r} the picture itself says how "
-                    "many tokens stay; leave it out."
-                )
         if self.tokens is not None:
             check_integer("tokens", self.tokens, minimum=1)
         if self.retention is not None:
@@ -159,10 +153,8 @@ class Pruner:
 
     @property
     def share(self) -> float | None:
-        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was, or if
-        the picture decides."""
-        given = self.retention is not None or self.tokens is not None or not self.budgeted
-        return self.retention if given else RETENTION
+        """The share of visual tokens to keep, 0.25 if none was given; None if `tokens` was."""
+        return RETENTION if self.retention is None and self.tokens is None else self.retention
 
     def _axes(self) -> frozenset[str]:
         """What the method reads of a block's attention."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -76,8 +76,7 @@ def evaluate(
             `fopru.FoPru(layer=3)`, or `{"label": pruner}` to say what the table calls each. A
             pruner's retention and seed are replaced by those below.
         retentions: Shares of each picture's visual tokens to keep, in (0, 1]; 0.5, 0.25 and 0.1
-            where neither these nor `tokens` are given. A method such as `fopru.PixelPrune`, in
-            which each picture says how many stay, is asked once.
+            where neither these nor `tokens` are given. A method that takes neither has one cell.
         positions: As for `fopru.Pruner`; None leaves each pruner its own.
         seeds: Those of methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
@@ -184,8 +183,7 @@ def evaluate(
         order = [places[e.id, *s.cell] for _, wanted in parts for s in wanted]
         answers = [rows[place] if isinstance(place, str) else place for place in order]
         table += [{**row, "modality": e.modality} for row in answers]
-    free = {cell.method for cell in cells if not cell.pruner.budgeted}
-    return _shared(pd.DataFrame(table, columns=COLUMNS), free)
+    return _shared(pd.DataFrame(table, columns=COLUMNS), cells)
 
 
 def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[str, Any]]:
@@ -201,11 +199,11 @@ def _rows(batch: Batch, setting: Setting, max_new_tokens: int) -> Iterator[dict[
         yield from batch.rows(setting, max_new_tokens)
 
 
-def _shared(table: pd.DataFrame, free: Collection[str]) -> pd.DataFrame:
-    """The table with one share for each number of tokens, and for each of the methods that no
-    budget binds, to six digits: its questions' mean."""
+def _shared(table: pd.DataFrame, cells: Sequence[Setting]) -> pd.DataFrame:
+    """The table with one share, its questions' mean, where none was asked for, to six digits."""
+    free = table["method"].isin([cell.method for cell in cells if not cell.pruner.budgeted])
     budget, share = table["budget"].astype("Int64"), table["retention"].astype(float)
-    cell = budget.astype("string").where(~table["method"].isin(free), "of " + table["method"])
+    cell = budget.astype("string").mask(free, "of " + table["method"])
     mean = share.groupby(cell).transform("mean").round(6)
     return table.assign(retention=share.where(cell.isna(), mean), budget=budget)
 

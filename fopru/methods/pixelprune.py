@@ -48,6 +48,12 @@ class PixelPrune(Pruner, name="pixelprune"):
     budgeted: ClassVar[bool] = False
 
     def __post_init__(self):
+        for argument in ("retention", "tokens"):
+            if (value := getattr(self, argument)) is not None:
+                raise ValueError(
+                    f"{argument}={value}: with method {self.name!r} the picture itself says how "
+                    "many tokens stay; leave it out."
+                )
         super().__post_init__()
         check_number("threshold", self.threshold)
         if self.weights != "none":
@@ -55,6 +61,10 @@ class PixelPrune(Pruner, name="pixelprune"):
                 f"weights={self.weights!r}: method {self.name!r} knows nothing of the tokens that "
                 "it leaves out before the vision tower, so that none stands for them."
             )
+
+    @property
+    def share(self) -> None:
+        """No share of the tokens is asked for."""
 
     def enter(self, pixels: Tensor, grid: Grid) -> Tensor:
         """Return the places of the tokens that go through the tower: (k,) int64, sorted.
