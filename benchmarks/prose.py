@@ -97,8 +97,10 @@ def lead(one: Rows, other: Rows, column: str = "choice") -> list[float]:
 
 
 def bench(method: str, retention: float = 1.0, positions: str = "reindex", **equal) -> Rows:
-    """Rows of `pocketbench.parquet`; what has no retention is found without one."""
-    rows = Rows(table("pocketbench")).where(method=method, **equal)
+    """Rows of `pocketbench.parquet`, or else of `newer.parquet`; what has no retention is found
+    without one."""
+    there = table("pocketbench")["method"].eq(method).any()
+    rows = Rows(table("pocketbench" if there else "newer")).where(method=method, **equal)
     if method in ("none", "grey", "swapped", "guess", "full"):
         return Rows(rows.rows.drop_duplicates("id"))
     near = np.isclose(rows.rows["retention"], retention)

@@ -118,7 +118,39 @@ def chosen(method, positions, column="choice"):
     return float(np.mean([rows.where(retention=r).share(column) for r in (0.25, 0.1)]))
 
 
+def kept(one, other, retention):
+    """Points between two settings with original position ids, with the ends of the interval."""
+    one, other = (bench(name, retention, "preserve") for name in (one, other))
+    return lead(one, other)
+
+
 CLAIMS = [
+    (
+        "for DPP {} points [{}, {}] at a tenth, for ToMe {} points [{}, {}], for FoPru {} points "
+        "[{}, {}]",
+        lambda: [
+            value
+            for name in ("dpp", "tome", "fopru")
+            for value in kept(f"{name}-restore", f"{name}-mass", 0.1)
+        ],
+        0.3,
+    ),
+    (
+        "the model knows {} % with a twentieth of its tokens, 13 of 256, and {} % with all",
+        lambda: [
+            bench("cluster-mean-mass", 0.05, "preserve").share("choice"),
+            bench("full").share("choice"),
+        ],
+    ),
+    (
+        "That is {} points [{}, {}] on DivPrune's tokens with masses, and {} points [{}, {}] on",
+        lambda: [
+            value
+            for name in ("divprune-mass", "dpp-mass")
+            for value in kept("cluster-mean-mass", name, 0.05)
+        ],
+        0.3,
+    ),
     (
         "At a tenth of the tokens FoPru knows {} % of the answers and says {} %",
         lambda: [known("fopru", 0.1), said("fopru", 0.1)],

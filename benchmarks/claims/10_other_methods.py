@@ -50,6 +50,12 @@ def right(model, method):
     return Rows(table("pocket/half")).where(model=model, method=method).share("exact")
 
 
+def widest():
+    """Points between the first and the last of the newer methods at a quarter, known."""
+    shares = [known(m) for m in ("hiprune", "scope", "holov", "vscan", "mmtok", "prunesid")]
+    return max(shares) - min(shares)
+
+
 CLAIMS = [
     (
         "on *reading* at a quarter the model knows {} % with pooled tokens, {} % with "
@@ -136,11 +142,51 @@ CLAIMS = [
     ),
 ]
 
+CLAIMS += [
+    (
+        "MMTok ({} %), SCOPE ({} %) and PruneSID ({} %)",
+        lambda: [known(m, 0.1) for m in ("mmtok", "scope", "prunesid")],
+    ),
+    (
+        "MMTok minus FoPru is {} points [{}, {}], and minus DPP {} points [{}, {}]",
+        lambda: [
+            *reach(("mmtok", 0.1), ("fopru", 0.1)),
+            *reach(("mmtok", 0.1), ("dpp", 0.1)),
+        ],
+        0.3,
+    ),
+    ("the six lie within {} points", widest),
+    (
+        "Halves know {} % at a tenth, which is {} points [{}, {}] beside FoPru and {} points "
+        "[{}, {}] beside DivPrune",
+        lambda: [
+            known("halves", 0.1),
+            *reach(("halves", 0.1), ("fopru", 0.1)),
+            *reach(("halves", 0.1), ("divprune", 0.1)),
+        ],
+        0.3,
+    ),
+    (
+        "less than DivPrune, {} % against {} %",
+        lambda: [said("halves", 0.1), said("divprune", 0.1)],
+    ),
+    (
+        "more than FoPru at a tenth, {} % against {} %",
+        lambda: [said("cells", 0.1), said("fopru", 0.1)],
+    ),
+    (
+        "as far as the questions tell: {} points [{}, {}]",
+        lambda: reach(("cells", 0.1), ("fopru", 0.1)),
+        0.3,
+    ),
+]
+
 ASIDE = [
+    "a fiftieth of 25 tokens",
     "(reported: 95.0 % of the full average",
     "same table: 96.4 %",
     "keeps 16 tokens where rank keeps 25",
-    '"25 %" is 160 of 256 tokens for FastV and about 145 for PyramidDrop',
+    '"25 %" is 160 of 256 tokens for FastV, about 145 for PyramidDrop and 147 for SparseVLM',
     "at 192, 128 and 64 of 576 tokens",
     "97.9, 96.8 and 93.2 % of the full average for VisionZip",
     "98.0, 96.9 and 94.8 % for DivPrune",

@@ -19,7 +19,9 @@ from real_eye import world
 SCENES = {"known": range(900_000, 900_200), "unseen": range(910_000, 910_200)}
 """The seeds of the scenes that are asked about. No training draws these: its own run from 0."""
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
-METHODS = tuple(name for name, kind in fopru.METHODS.items() if "view" in kind.shares)
+METHODS = tuple(
+    name for name, kind in fopru.METHODS.items() if "view" in kind.shares and kind.budgeted
+)
 GOALS = {"known": 0.85, "unseen": 0.65}
 """What all tokens should reach, exact: less, and a comparison of methods says little."""
 

@@ -35,7 +35,8 @@ COMPOSITES, FIRST_SEED = 200, 40_000
 METHODS = tuple(
     name
     for name, kind in fopru.METHODS.items()
-    if not issubclass(kind, InLLMPruner) and "text" not in kind.needs and "view" in kind.shares
+    if not issubclass(kind, InLLMPruner) and not {"text", "pixels"} & kind.needs
+    if "view" in kind.shares
 )
 """Those that need no language model and no question."""
 FEW = ("fopru", "fopru-row", "cls", "divprune", "random", "uniform")

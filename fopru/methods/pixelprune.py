@@ -32,8 +32,8 @@ class PixelPrune(Pruner, name="pixelprune"):
 
     Args:
         threshold: The most by which values of equal pixels may differ, in the processor's units
-            (after normalisation). At 0 nothing of the picture is lost, and at more what is lost may
-            add up along a row.
+            (after normalisation). At 0 no pixel is lost; at more, each token is compared with what
+            stands for its neighbour, so that what is lost does not add up.
 
     Raises:
         ValueError: `retention`, `tokens`, `layer` or weights="mass", which it does not take.
