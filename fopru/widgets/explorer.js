@@ -421,14 +421,15 @@ class Page {
     }
   }
 
-  async askKernel(question) {
+  askKernel(question) {
     this.say("Asking …");
-    const blob = this.picture?.blob ?? await (await fetch(this.scene.image)).blob();
-    const reader = new FileReader();
-    reader.onload = () => this.model.send({
-      kind: "own", image: reader.result.split(",")[1], question,
+    const send = (address) => this.model.send({
+      kind: "own", image: address.split(",")[1], question,
     });
-    reader.readAsDataURL(blob);
+    if (!this.picture) return send(this.scene.image);
+    const reader = new FileReader();
+    reader.onload = () => send(reader.result);
+    reader.readAsDataURL(this.picture.blob);
   }
 
   /** Add a scene as Python makes them: with all tokens the model's answer stands for the right one. */

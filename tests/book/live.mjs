@@ -28,7 +28,7 @@ const DO = {
     for (const [method, k] of methods) {
       const places = kept(picture, method, k);
       const asked = new page.Asked(model, picture, question, places, options);
-      found[method] = { kept: places, ...await model.answer(asked, right, legal, { shown: 12 }) };
+      found[method] = { kept: places, ...await model.answer(asked, right, legal, { shown: 6 }) };
     }
     return { seen: Buffer.from(picture.seen).toString("base64"), legal, methods: found };
   },

@@ -127,7 +127,7 @@ def test_the_explorer_runs_the_model_when_asked(visit):
     page.on("request", lambda request: loaded.append(request.url.rpartition("/")[2]))
     run = page.get_by_role("button", name="Run the model in this page")
     run.wait_for(timeout=20_000)
-    assert loaded == []
+    assert not [name for name in loaded if name.endswith((".wasm", ".onnx"))]
     run.click()
     page.wait_for_selector(".fopru-explorer .bar.right", timeout=60_000)
     assert {"ort-wasm-simd-threaded.wasm", "eye.onnx", "mouth.onnx"} <= set(loaded)
