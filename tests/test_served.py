@@ -157,7 +157,7 @@ NO_TEXT = json.dumps({"choices": [{"message": {"content": None}}]}).encode()
         (cut, "broke off the connection"),
         (half, "broke off|cannot be read"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", repr(value)[:40]),
 )
 def test_a_question_without_an_answer_says_why_and_the_others_are_answered(trick, why):
     asked = questions()

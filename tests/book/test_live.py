@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import fopru
-from fopru.choosing import choose
+from fopru.choosing import pruned_images
 from fopru.encoding import EncodedImage, run_tower
 from fopru.evaluation.asking import answer, prepare, prompts
 from fopru.evaluation.batch import Batch
@@ -185,7 +185,7 @@ def test_page_and_package_answer_alike(pocket, node):
             rows |= {example.id: row for example, row in zip(some, answered, strict=True)}
         for example in some:
             encoded = fopru.encode(model, inputs_of(processor, example), [pruner])
-            kept[example.id] = choose(pruner, encoded)[0][0].kept.tolist()
+            kept[example.id] = pruned_images(pruner, encoded)[0][0].kept.tolist()
             cases[example.id] = {
                 "kind": "ask",
                 "pixels": base64.b64encode(example.image.convert("RGBA").tobytes()).decode(),

@@ -126,7 +126,10 @@ class Pruned:
         calls = {block: self._calls(block, seen) for block in self.blocks}
         samples = [0] * len(grids)
         vision = [torch.cat(self.projected)[self.tiles(seen)]] if self.projected else []
-        tower = TowerPass(self.family, seen, grids, samples, output, self.taps, calls, vision)
+        whole = [None] * len(grids)
+        tower = TowerPass(
+            self.family, seen, grids, samples, output, self.taps, calls, vision, whole
+        )
         return tower.scored().images
 
     def kept(self, images: Sequence[EncodedImage], budgets: Tensor) -> list[Tensor]:
