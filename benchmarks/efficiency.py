@@ -2,6 +2,7 @@
 
     python benchmarks/efficiency.py pocket    # the pocket model, every method: five minutes
     python benchmarks/efficiency.py vision    # CLIP-L/14-336 before a small decoder: ten minutes
+    python benchmarks/efficiency.py tower     # what PixelPrune saves of the tower: two minutes
     python benchmarks/efficiency.py weights   # what weights="mass" adds inside the LLM: a minute
     fopru measure --shape llava-1.5-7b --turns 3 --new-tokens 4 \
         --out data/results/efficiency/cpu-7b.parquet    # half an hour on two cores, 15 GB
@@ -17,7 +18,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
+)
 
 import fopru
 from fopru import efficiency
@@ -161,6 +170,47 @@ def vision(turns: int, batch: int) -> None:
     print("prefill over a native prompt's:", ratio.round(3).median())
 
 
+def qwen() -> Qwen2_5_VLForConditionalGeneration:
+    """Eight blocks of the width of Qwen2.5-VL's tower before a small decoder."""
+    seen = dict(depth=8, hidden_size=1280, intermediate_size=3420, num_heads=16)
+    seen |= dict(out_hidden_size=256, fullatt_block_indexes=[3, 7])
+    text = dict(hidden_size=256, intermediate_size=512, num_hidden_layers=2)
+    text |= dict(num_attention_heads=4, num_key_value_heads=4, vocab_size=256)
+    text |= dict(rope_parameters={"rope_type": "default", "mrope_section": [8, 12, 12]})
+    ids = dict(image_token_id=5, video_token_id=6, vision_start_token_id=3, vision_end_token_id=4)
+    torch.manual_seed(0)
+    config = Qwen2_5_VLConfig(vision_config=seen, text_config=text, **ids)
+    return Qwen2_5_VLForConditionalGeneration(config).to(torch.bfloat16).eval()
+
+
+def tower(turns: int) -> None:
+    """What PixelPrune saves of a tower with random weights, on a drawn scene of each task."""
+    model, pictures = qwen(), Qwen2VLImageProcessorPil()
+    tables = []
+    for task in fopru.pocket.scenes.TASKS:
+        (scene,) = fopru.pocket.sample(task, n=1, seed=7)
+        seen = pictures(images=scene.image.resize((448, 448)), return_tensors="pt")
+        n = int(seen["image_grid_thw"].prod()) // 4
+        asked = {
+            **seen,
+            "input_ids": torch.tensor([[1, 3] + [5] * n + [4] + [2] * 30]),
+            "mm_token_type_ids": torch.tensor([[0, 0] + [1] * n + [0] * 31]),
+        }
+        pruners = [fopru.PixelPrune(), fopru.FoPru(0.25)]
+        found = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
+        tables.append(found.assign(task=task))
+    table = pd.concat(tables, ignore_index=True)
+    threads = torch.get_num_threads()
+    table = table.assign(model="qwen2.5-vl, 8 random blocks", device="cpu", threads=threads)
+    keep(table, FOLDER / "tower.parquet")
+    seen = table[table.stage == "vision"].pivot(index="task", columns="method", values="seconds")
+    kept = table[table.stage == "vision"].pivot(index="task", columns="method", values="visual")
+    print("visual tokens kept:")
+    print(kept.astype(int).to_string())
+    print("seconds of the tower over those of all patches:")
+    print(seen.div(seen["full"], axis=0).round(3).to_string())
+
+
 def replace_row(row: pd.Series, taken: list[float]) -> dict:
     """The peers' way as a row of its own."""
     low, median, high = (statistics.quantiles(taken, n=4)[i] for i in range(3))
@@ -207,11 +257,11 @@ def weights(turns: int, steps: int = 8) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["pocket", "vision", "weights"])
+    parser.add_argument("part", choices=["pocket", "tower", "vision", "weights"])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--batch", type=int, default=2)
     arguments = parser.parse_args()
     if arguments.part == "vision":
         vision(arguments.turns, arguments.batch)
     else:
-        {"pocket": pocket, "weights": weights}[arguments.part](arguments.turns)
+        {"pocket": pocket, "tower": tower, "weights": weights}[arguments.part](arguments.turns)
