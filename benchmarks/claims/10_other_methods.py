@@ -170,7 +170,20 @@ def picking(*methods):
     return [1000 * float(rows[method]) for method in methods]
 
 
+def mistaken(method, answer):
+    """Presence at a tenth, known wrongly, in percent of the questions with this answer."""
+    return 100 - known(method, 0.1, task="presence", answer=answer)
+
+
 CLAIMS += [
+    (
+        "random tokens deny {} % of what is there",
+        lambda: mistaken("random", "yes"),
+    ),
+    (
+        "few, {} % with FoPru's tokens, {} % with PruMerge's",
+        lambda: [mistaken(m, "no") for m in ("fopru", "prumerge")],
+    ),
     (
         "Of a chart {} tokens stay, of a document {} and of a diagram {}, and the tower takes {}, "
         "{} and {} % of its time",
