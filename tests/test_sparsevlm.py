@@ -256,5 +256,18 @@ def test_what_cannot_be_done_is_refused():
         SparseVLM(0.5)(tiny.model())
     with SparseVLM(0.5)(net), pytest.raises(ValueError, match="a prompt ends with its picture"):
         net(**asked("llava", "w1 <image>"))
-    with SparseVLM(0.5)(net), pytest.raises(ValueError, match=r"images and placeholders do not"):
-        net(**dict(fopru.pruned.whole(fopru.encode(net, asked("llava")))))
+
+
+@torch.no_grad()
+def test_pictures_that_were_encoded_elsewhere_count_as_one_a_row():
+    net, inputs = zoo.model("llava"), asked("llava")
+    with SparseVLM(0.5)(net):
+        expected = net(**inputs).logits
+    with SparseVLM(0.5)(net) as run:
+        found = net(**dict(fopru.pruned.whole(fopru.encode(net, inputs)))).logits
+    assert torch.equal(found, expected)
+    short = fopru.FoPru(0.5).prune(net, inputs)
+    with SparseVLM(0.5)(net) as run:  # before the language model, then inside it
+        net.generate(**short, max_new_tokens=2, do_sample=False)
+    n = short.images[0].n_kept
+    assert run.visual_counts[0] == [n] and run.visual_counts[-1][0] < n

@@ -18,7 +18,7 @@ from fopru.applying.session import During, Session, at_once, option
 from fopru.applying.tokens import Layers, LayerTokens, by_row
 from fopru.attention import twinned
 from fopru.encoding import Encoded
-from fopru.families import Grid, UnsupportedModelError
+from fopru.families import Grid, UnsupportedModelError, View
 from fopru.pruned import PrunedImage, PrunedInputs, whole
 
 DRAFTS = "drafted tokens would stand behind the prompt when tokens are chosen"
@@ -240,14 +240,20 @@ class Inside(Session):
         dead = torch.zeros_like(ids, dtype=torch.bool) if mask is None else mask == 0
         index = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         start = LayerTokens(index, dead, visual, bool(dead.any()), index.where(~dead, -1))
-        pictures = by_row(self._grids(kwargs), visual.sum(1).tolist())
+        pictures = self._pictures(kwargs, visual.sum(1).tolist())
         return Pass(self, Layers(ids.shape[1], pictures), start)
 
-    def _grids(self, kwargs: Mapping[str, Any]) -> list[Grid]:
-        """Return the grids of the pictures of a new prompt."""
+    def _pictures(self, kwargs: Mapping[str, Any], totals: list[int]) -> list[list[Grid]]:
+        """Return the grids of each row's pictures; where these were encoded elsewhere, as by
+        another pruner's `prune`, a row's `totals` visual tokens count as one picture."""
         if self.generating:
-            return self.conversation
-        return self.family.reading(kwargs).grids(kwargs) if self.shows(kwargs) else self.encoded
+            return by_row(self.conversation, totals)
+        if self.shows(kwargs):
+            return by_row(self.family.reading(kwargs).grids(kwargs), totals)
+        try:
+            return by_row(self.encoded, totals)
+        except ValueError:
+            return [[Grid((View(1, n),), flat=True)] if n else [] for n in totals]
 
     def _entering(self, i: int) -> Callable[..., Any]:
         """Return the hook that stands before layer i."""

@@ -108,7 +108,6 @@ def by_row(grids: Sequence[Grid], totals: Sequence[int]) -> list[list[Grid]]:
     if [sum(grid.n_tokens for grid in row) for row in rows] != list(totals):
         raise ValueError(
             f"images and placeholders do not match: {len(grids)} image(s) of {size} visual tokens, "
-            f"but rows of input_ids hold {list(totals)} placeholders. Pictures that are encoded "
-            "already come from `session.arguments(encoded)`, inside the block."
+            f"but rows of input_ids hold {list(totals)} placeholders."
         )
     return rows
