@@ -193,7 +193,9 @@ class Before(Session):
         if past:
             if not self.generating and self.shows(kwargs):
                 self._refuse_new_pictures(ids, kwargs)
-            known = conversation(cache, Conversation) or self.conversation
+            known = conversation(cache, Conversation)
+            if known is None and kwargs.get("mm_encoder_outputs"):  # behind text that was cached
+                known = self.conversation
             if known is not None and ids is not None:
                 kwargs = fitted(known, len(ids)).go_on(kwargs, past, ids.shape[1])
         elif self.shows(kwargs) and not self.generating:
