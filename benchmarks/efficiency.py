@@ -32,6 +32,7 @@ import fopru
 from fopru import efficiency
 from fopru.cli.common import keep
 from fopru.evaluation.asking import prepare, prompts
+from fopru.in_llm import InLLMPruner
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "efficiency"
 RETENTIONS = (0.75, 0.5, 0.25, 0.1)
@@ -134,8 +135,8 @@ def vision(turns: int, batch: int) -> None:
         "pixel_values": torch.randn(batch, 3, 336, 336),
         "input_ids": torch.tensor([[1] * 10 + [5] * 576 + [2] * 34] * batch),
     }
-    skipped = ("evs", "fastv", "pixelprune", "pyramiddrop", "sparsevlm")
-    pruners = [cls(0.25) for name, cls in fopru.METHODS.items() if name not in skipped]
+    kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares and cls.budgeted]
+    pruners = [cls(0.25) for cls in kinds if not issubclass(cls, InLLMPruner)]
     table = fopru.measure(model, asked, pruners, new_tokens=1, turns=turns)
     eager = []
     tower = model.model.vision_tower

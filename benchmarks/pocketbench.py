@@ -24,7 +24,7 @@ from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
 from fopru.in_llm import InLLMPruner
 from fopru.methods.divprune import DivPrune
 from fopru.picking import owners
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 STORE = Path("~/.cache/fopru/pocketbench.sqlite").expanduser()
@@ -41,17 +41,6 @@ BEFORE = tuple(
 SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
 """What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
 in the mean over the language model's layers: as many, before it."""
-
-
-class Clusters(DivPrune):
-    """DivPrune's tokens, each the average of all that are most like it."""
-
-    def merge(self, image: EncodedImage, k: int) -> Merged:
-        kept = self.select(image, k).cpu()
-        owner = owners(image.features, kept)
-        sums = torch.zeros(k, image.features.shape[1]).index_add(0, owner.cpu(), image.features)
-        sizes = owner.cpu().bincount(minlength=k)[:, None]
-        return Merged(kept, sums / sizes, owner)
 
 
 class Constant(DivPrune):
@@ -128,8 +117,8 @@ PARTS = {
     "copies": [
         Part(
             {
-                "divprune-averaged": Clusters(),
-                "divprune-averaged-mass": Clusters(weights="mass"),
+                "divprune-averaged": fopru.ClusterMean(),
+                "divprune-averaged-mass": fopru.ClusterMean(weights="mass"),
                 "divprune-constant": Constant(weights="mass"),
                 "divprune-dealt": Dealt(weights="mass"),
             },

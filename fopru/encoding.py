@@ -264,7 +264,9 @@ def run_tower(
     grids = family.grids(inputs)
     sizes = [grid.n_tokens for grid in grids]
     samples = samples_of(inputs.get("input_ids"), family.image_token_id, sizes)
-    entered = _entered(family, inputs, grids, pruners)
+    entered = [None] * len(grids)
+    if ENTRY in taps:
+        entered = _entered(family, inputs, grids, pruners)
     attention = taps - {VISION, ENTRY}
     blocks = family.blocks if attention else ()
     deepest = max((tap.block for tap in attention), default=0)
@@ -283,11 +285,9 @@ def run_tower(
 
 def _entered(
     family: Family, inputs: Mapping[str, Any], grids: list[Grid], pruners: Collection[Any]
-) -> list[Entered] | list[None]:
-    """Return what goes through the tower of each picture; None where it is all."""
-    alone = next((pruner for pruner in pruners if ENTRY in pruner.taps(family)), None)
-    if alone is None:
-        return [None] * len(grids)
+) -> list[Entered]:
+    """Return what goes through the tower of each picture, by the one pruner that says so."""
+    alone = next(pruner for pruner in pruners if ENTRY in pruner.taps(family))
     if len(pruners) > 1:
         raise ValueError(
             f"pruners: method {alone.name!r} leaves patches out before the vision tower, so that "

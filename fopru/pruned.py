@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,18 @@ PER_TOKEN = {
 }
 """The inputs with one value per token, each with what fills the padding; input_ids are filled with
 the model's pad token where it has one."""
+
+
+class Merged(NamedTuple):
+    """What a merging method makes of one view's N visual tokens."""
+
+    kept: Tensor
+    """(k,) int64, sorted and distinct: the places at which the new tokens stand."""
+    features: Tensor
+    """(k, d): the new tokens, as the language model gets them."""
+    owner: Tensor | None = None
+    """(N,) int64: which of the k new tokens each old one went into, -1 for none. None if each new
+    token is the old one that stood at its place."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,20 +17,8 @@ from fopru.choosing import check_places, pruned_images
 from fopru.encoding import ENTRY, VISION, Encoded, EncodedImage, Tap, encode
 from fopru.families import Family, Grid, UnsupportedModelError
 from fopru.picking import floor_share, in_proportion, top
-from fopru.pruned import PrunedInputs, shortened
+from fopru.pruned import Merged, PrunedInputs, shortened
 from fopru.significance import AXES
-
-
-class Merged(NamedTuple):
-    """What a merging method makes of one view's N visual tokens."""
-
-    kept: Tensor
-    """(k,) int64, sorted and distinct: the places at which the new tokens stand."""
-    features: Tensor
-    """(k, d): the new tokens, as the language model gets them."""
-    owner: Tensor | None = None
-    """(N,) int64: which of the k new tokens each old one went into, -1 for none. None if each new
-    token is the old one that stood at its place."""
 
 
 class Methods(dict[str, type["Pruner"]]):

@@ -516,6 +516,10 @@ def test_sample_writes_more_questions(tmp_path):
     assert len(pd.read_parquet(found)) == 5 * 4
 
 
+def in_a_new_process(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+
+
 def test_names_are_imported_when_they_are_used():
     code = (
         "import sys, fopru\n"
@@ -529,7 +533,7 @@ def test_names_are_imported_when_they_are_used():
         "try: fopru.prun\n"
         "except AttributeError as error: print(error)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = in_a_new_process(code)
     assert done.stdout == "module 'fopru' has no attribute 'prun'\n", done.stderr
 
 
@@ -543,7 +547,7 @@ def test_what_serving_needs_brings_no_tables_and_no_plots():
         "print(sorted(found & {'pandas', 'scipy', 'matplotlib', 'pyarrow', 'typer', 'rich'}))\n"
         "print(sorted({'pandas', 'matplotlib', 'pyarrow', 'typer'} & sys.modules.keys()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = in_a_new_process(code)
     assert done.stdout == "[]\n[]\n", done.stderr
 
 

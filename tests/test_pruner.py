@@ -10,7 +10,7 @@ import fopru
 from fopru import methods
 from fopru.families import Grid, View
 from fopru.picking import floor_share
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 
 FAMILIES = ["llava", "llava_next"]
 TEXTS = ["USER: <image> w1 w2 w3 ASSISTANT:", "w7 USER: <image> w4 <image> w5 ASSISTANT:"]

@@ -19,7 +19,7 @@ from fopru.encoding import VISION
 from fopru.families import Family
 from fopru.in_llm import InLLMPruner
 from fopru.picking import owners
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 from fopru.versions import CHUNKS, INSTALLED
 
 MASS = fopru.FoPru(0.25, weights="mass")

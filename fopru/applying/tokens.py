@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fopru.families import Grid
+from fopru.families.grid import rows_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,16 +99,16 @@ def by_row(grids: Sequence[Grid], totals: Sequence[int]) -> list[list[Grid]]:
     Raises:
         ValueError: pictures and rows do not match.
     """
-    size, rows, rest = sum(grid.n_tokens for grid in grids), [], list(grids)
+    sizes = [grid.n_tokens for grid in grids]
+    size = sum(sizes)
     times = sum(totals) // max(1, size)
-    for total in totals[:: max(1, times)]:
-        row: list[Grid] = []
-        while rest and sum(grid.n_tokens for grid in row) < total:
-            row.append(rest.pop(0))
-        rows += [row] * times
-    if [sum(grid.n_tokens for grid in row) for row in rows] != list(totals):
+    prompts = totals[:: max(1, times)]
+    found = rows_of(sizes, prompts)
+    if found is None or [total for total in prompts for _ in range(times)] != list(totals):
         raise ValueError(
             f"images and placeholders do not match: {len(grids)} image(s) of {size} visual tokens, "
             f"but rows of input_ids hold {list(totals)} placeholders."
         )
-    return rows
+    pairs = list(zip(grids, found, strict=True))
+    rows = [[grid for grid, row in pairs if row == i] for i in range(len(prompts))]
+    return [row for row in rows for _ in range(times)]

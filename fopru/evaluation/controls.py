@@ -24,8 +24,8 @@ from fopru.encoding import EncodedImage, Tap
 from fopru.evaluation.keys import picture
 from fopru.evaluation.tasks import Example, in_memory
 from fopru.families import Grid, UnsupportedModelError
-from fopru.pruned import PrunedInputs
-from fopru.pruner import Merged, Pruner
+from fopru.pruned import Merged, PrunedInputs
+from fopru.pruner import Pruner
 from fopru.videos import Video
 
 EVIDENCE = Tap(-1, "evidence")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -92,21 +93,28 @@ def samples_of(ids: Tensor | None, token_id: int, sizes: list[int]) -> list[int]
             f"input_ids hold no image placeholder (token id {token_id}), yet inputs "
             f"hold {len(sizes)} image(s): put the processor's image token into the text."
         )
-    samples, row, free = [], 0, counts[0]
-    for size in sizes:
-        while free == 0 and row + 1 < len(counts):
-            row, free = row + 1, counts[row + 1]
-        if free < size:
-            break
-        samples.append(row)
-        free -= size
-    if len(samples) < len(sizes) or sum(sizes) != sum(counts):
+    samples = rows_of(sizes, counts)
+    if samples is None:
         raise ValueError(
             f"images and placeholders do not match: {len(sizes)} image(s) of {sizes} visual "
             f"tokens, but rows of input_ids hold {counts} placeholders (token id "
             f"{token_id})."
         )
     return samples
+
+
+def rows_of(sizes: Sequence[int], counts: Sequence[int]) -> list[int] | None:
+    """Return the row of each picture of these sizes, where rows hold so many visual tokens; None
+    where pictures do not fill the rows."""
+    samples, row, free = [], 0, counts[0]
+    for size in sizes:
+        while free == 0 and row + 1 < len(counts):
+            row, free = row + 1, counts[row + 1]
+        if free < size:
+            return None
+        samples.append(row)
+        free -= size
+    return samples if sum(sizes) == sum(counts) else None
 
 
 def filled(tables: list[Tensor], grids: list[Grid]) -> list[Tensor]:

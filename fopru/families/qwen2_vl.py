@@ -14,13 +14,14 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.vision_utils import (
     get_vision_attention_seqlens,
     get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
 )
 
 from fopru.families.base import Family
 from fopru.families.example import IMAGE, PATCH, TEXT, VIDEO, Example
 from fopru.families.grid import Grid, View
-from fopru.families.patchwise import bounds, check_takes
+from fopru.families.patchwise import bounds, check_takes, interpolated
 
 TOWER: dict[str, Any] = dict(
     depth=4, num_heads=4, patch_size=PATCH, spatial_merge_size=2, temporal_patch_size=2
@@ -170,3 +171,13 @@ class Qwen2VLVideo(Qwen2VL):
 
 
 Qwen2VL.video = Qwen2VLVideo
+
+
+class Interpolating(Qwen2VL):
+    """What Qwen3-VL and Qwen3.5 share: a tower that mixes the positions of its patches from a table
+    of learned ones."""
+
+    placing = (*Qwen2VL.placing, get_vision_interpolation_indices_and_weights)
+
+    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
+        return super().placed(sizes, keep) | interpolated(self.tower, sizes, keep)

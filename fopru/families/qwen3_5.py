@@ -4,25 +4,21 @@ rule), whose cache is a state of fixed size in place of keys and values."""
 from __future__ import annotations
 
 import transformers as hf
-from torch import Tensor
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
-from fopru.families.patchwise import interpolated
-from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
+from fopru.families.qwen2_vl import ROPE, TOWER, Interpolating
 
 KINDS = ["linear", "full", "full", "linear", "full", "linear", "full", "linear"]
 """The example's layers."""
 
 
-class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
+class Qwen35(Interpolating, model_types=("qwen3_5", "qwen3_5_moe")):
     title = "Qwen3.5"
     notes = (
         "as Qwen2-VL; three of four layers have linear attention: weights, and the choices of "
         "methods inside the LLM, are made in the others"
     )
     also = ()
-    placing = (*Qwen2VL.placing, get_vision_interpolation_indices_and_weights)
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -44,9 +40,6 @@ class Qwen35(Qwen2VL, model_types=("qwen3_5", "qwen3_5_moe")):
             text |= dict(num_experts=4, num_experts_per_tok=2)
         vision |= dict(num_position_embeddings=64)
         return cls._example(kind, vision, text, frame="w3", twin=twin)
-
-    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
-        return super().placed(sizes, keep) | interpolated(self.tower, sizes, keep)
 
 
 class Qwen35Video(Qwen35):

@@ -7,18 +7,15 @@ import transformers as hf
 from torch import Tensor
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights
 
 from fopru.families.example import TEXT, Example
-from fopru.families.patchwise import interpolated
-from fopru.families.qwen2_vl import ROPE, TOWER, Qwen2VL
+from fopru.families.qwen2_vl import ROPE, TOWER, Interpolating
 
 
-class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
+class Qwen3VL(Interpolating, model_types=("qwen3_vl", "qwen3_vl_moe")):
     title = "Qwen3-VL"
     notes = "as Qwen2-VL; the features for its first layers go with their tokens"
     also = ()
-    placing = (*Qwen2VL.placing, get_vision_interpolation_indices_and_weights)
 
     @classmethod
     def example(cls, model_type: str) -> Example:
@@ -42,9 +39,6 @@ class Qwen3VL(Qwen2VL, model_types=("qwen3_vl", "qwen3_vl_moe")):
             for layer in output.deepstack_features
         ]
         return list(torch.cat(layers, 1).split(sizes))  # (N, layers * d) per picture
-
-    def placed(self, sizes: Tensor, keep: Tensor) -> dict[str, Tensor]:
-        return super().placed(sizes, keep) | interpolated(self.tower, sizes, keep)
 
     def encoder_outputs(self, features: list[Tensor]) -> dict[str, ModelOutput]:
         width = self.config.get_text_config().hidden_size

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from fopru.encoding import EncodedImage
 from fopru.picking import loneliest, owners, spread, unit
-from fopru.pruner import Merged, Pruner
+from fopru.pruned import Merged
+from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)

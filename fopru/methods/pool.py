@@ -12,7 +12,8 @@ from torch import Tensor
 from fopru.encoding import EncodedImage
 from fopru.families import Grid, UnsupportedModelError
 from fopru.picking import lattice
-from fopru.pruner import Merged, Pruner
+from fopru.pruned import Merged
+from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)

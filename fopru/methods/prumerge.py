@@ -13,7 +13,7 @@ from fopru.encoding import VISION, EncodedImage, Tap
 from fopru.families import Family
 from fopru.methods.cls import CLS
 from fopru.picking import ABSOLUTE, RELATIVE, products, remaining, spaced, top, unit
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 
 NEIGHBOURS = 32
 

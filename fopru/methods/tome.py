@@ -8,7 +8,8 @@ import torch
 
 from fopru.encoding import EncodedImage
 from fopru.picking import nearest, top, unit
-from fopru.pruner import Merged, Pruner
+from fopru.pruned import Merged
+from fopru.pruner import Pruner
 
 
 @dataclass(frozen=True)

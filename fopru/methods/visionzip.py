@@ -11,7 +11,7 @@ from fopru.arguments import check_share
 from fopru.encoding import EncodedImage
 from fopru.methods.cls import CLS
 from fopru.picking import nearest, remaining, top, unit
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 
 
 @dataclass(frozen=True)

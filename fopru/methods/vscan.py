@@ -13,7 +13,7 @@ from fopru.encoding import EncodedImage, Tap
 from fopru.families import Family, UnsupportedModelError, View
 from fopru.methods.cls import CLS
 from fopru.picking import owners, ranked, remaining, top
-from fopru.pruner import Merged
+from fopru.pruned import Merged
 
 
 @dataclass(frozen=True)

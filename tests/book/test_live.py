@@ -1,13 +1,10 @@
 """The model in the page: its files, against the package."""
 
 import base64
-import functools
-import http.server
 import json
 import math
 import shutil
 import subprocess
-import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -285,11 +282,6 @@ def test_the_page_chooses_as_the_package_does(node):
 # The widget, with the model in its page
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 PAGE = """<!doctype html><html lang="en" data-content_root="./"><title>t</title>
 <link rel="icon" href="data:,"><div id="here"></div>
 <script type="module">
@@ -301,7 +293,7 @@ widget.render({ model, el: document.getElementById("here") });
 
 
 @pytest.fixture(scope="module")
-def site(pocket, folder, tmp_path_factory):
+def site(pocket, folder, serving, tmp_path_factory):
     """A page with the widget and what it loads, as a site has them; its address."""
     root = tmp_path_factory.mktemp("site")
     examples = [fopru.pocket.sample(task, n=1, seed=3)[0] for task in ("reading", "attributes")]
@@ -319,11 +311,8 @@ def site(pocket, folder, tmp_path_factory):
             "*.map", "*webgpu*", "*jsep*", "*jspi*", "*async*", "*webgl*"
         ),
     )
-    handler = functools.partial(Quiet, directory=root)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/index.html"
-        server.shutdown()
+    with serving(root) as address:
+        yield f"{address}/index.html"
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """The built pages in a browser; `make book` comes first."""
 
-import functools
-import http.server
-import threading
 from pathlib import Path
 
 import pytest
@@ -24,19 +21,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(serving):
     if not (SITE / "index.html").is_file():
         pytest.fail("there is no built site: run `make book` before the slow tests")
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            pass
-
-    handler = functools.partial(Quiet, directory=SITE)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serving(SITE) as address:
+        yield address
 
 
 @pytest.fixture

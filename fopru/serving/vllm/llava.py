@@ -27,6 +27,13 @@ NAMES = WeightsMapper(
 wants."""
 
 
+class Clip(Pruned):
+    """What LLaVA-1.5 and LLaVA-NeXT share: a CLIP or SigLIP tower."""
+
+    def attention_layers(self) -> Sequence[nn.Module]:
+        return [block.self_attn for block in self.vision_tower.vision_model.encoder.layers]
+
+
 class Processor(PrunedProcessor, LlavaMultiModalProcessor):
     """The processor of LLaVA-1.5."""
 
@@ -34,10 +41,7 @@ class Processor(PrunedProcessor, LlavaMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     Processor, info=LlavaProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class PrunedLlava(Pruned, LlavaForConditionalGeneration):
+class PrunedLlava(Clip, LlavaForConditionalGeneration):
     """LLaVA-1.5 whose pictures keep their budget of visual tokens."""
 
     hf_to_vllm_mapper = LlavaForConditionalGeneration.hf_to_vllm_mapper | NAMES
-
-    def attention_layers(self) -> Sequence[nn.Module]:
-        return [block.self_attn for block in self.vision_tower.vision_model.encoder.layers]

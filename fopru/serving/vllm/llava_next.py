@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.model_executor.models.llava import LlavaDummyInputsBuilder
 from vllm.model_executor.models.llava_next import (
     LlavaNextForConditionalGeneration,
@@ -15,9 +15,8 @@ from vllm.model_executor.models.llava_next import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from fopru.serving.vllm.llava import NAMES
+from fopru.serving.vllm.llava import NAMES, Clip
 from fopru.serving.vllm.processing import PrunedProcessor
-from fopru.serving.vllm.pruning import Pruned
 
 
 class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
@@ -27,13 +26,10 @@ class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
 @MULTIMODAL_REGISTRY.register_processor(
     Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
 )
-class PrunedLlavaNext(Pruned, LlavaNextForConditionalGeneration):
+class PrunedLlavaNext(Clip, LlavaNextForConditionalGeneration):
     """LLaVA-NeXT whose pictures keep their budget of visual tokens."""
 
     hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | NAMES
-
-    def attention_layers(self) -> Sequence[nn.Module]:
-        return [block.self_attn for block in self.vision_tower.vision_model.encoder.layers]
 
     def tiles(self, seen: Mapping[str, Any]) -> Tensor:
         """Return the places of the pictures' own tiles: those with fewer tiles than others of their
