@@ -31,7 +31,7 @@ from transformers import (
 import fopru
 from fopru import efficiency
 from fopru.cli.common import keep
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import inputs_of, prompts
 from fopru.in_llm import InLLMPruner
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "efficiency"
@@ -57,7 +57,7 @@ def against_native(table: pd.DataFrame) -> pd.Series:
 
 def pocket(turns: int) -> None:
     model, processor = fopru.load("pocket")
-    asked = prepare(processor, *_questions(processor, 1))
+    asked = inputs_of(processor, *_questions(processor, 1))
     kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares and cls.budgeted]
     pruners = [cls(r) for cls in kinds for r in RETENTIONS]
     table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)

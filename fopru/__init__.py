@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what editors and type checkers read
     from fopru.encoding import encode as encode
     from fopru.evaluation import evaluate as evaluate
     from fopru.evaluation import evaluate_server as evaluate_server
+    from fopru.evaluation import prepare as prepare
     from fopru.families import UnsupportedModelError as UnsupportedModelError
     from fopru.loading import load as load
     from fopru.methods import *  # noqa: F403
@@ -33,7 +34,7 @@ _NAMES = {
     "checking": ("check",),
     "efficiency": ("measure",),
     "encoding": ("Encoded", "EncodedImage", "encode"),
-    "evaluation": ("evaluate", "evaluate_server"),
+    "evaluation": ("evaluate", "evaluate_server", "prepare"),
     "families": ("UnsupportedModelError",),
     "loading": ("load",),
     "methods": ("METHODS",),

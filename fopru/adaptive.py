@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.arguments import check_choice, check_list
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import inputs_of
 from fopru.evaluation.controls import same_picture
 from fopru.evaluation.tasks import in_memory
 from fopru.methods.compose import Budget, Compose, as_shares
@@ -141,7 +141,7 @@ def calibrate(
 def _measured(
     model: PreTrainedModel, processor: ProcessorMixin, example: Example, pruner: Compose
 ) -> Picture:
-    inputs = prepare(processor, [example], prompts(processor, [example])).to(model.device)
+    inputs = inputs_of(processor, [example]).to(model.device)
     encoded = encode(model, inputs, [pruner])
     found = []
     for image in encoded.images:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.applying import cache_name, cache_of
 from fopru.encoding import EncodedImage, encode
 from fopru.evaluation import Example
-from fopru.evaluation.asking import answer_ids, prepare, prompts
+from fopru.evaluation.asking import answer_ids, inputs_of, prompts
 from fopru.families import Family, UnsupportedModelError
 from fopru.pruner import Pruner
 
@@ -115,7 +115,7 @@ class Answers:
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, example: Example):
         self.model = model
         text = prompts(processor, [example])
-        encoded = encode(model, prepare(processor, [example], text).to(model.device))
+        encoded = encode(model, inputs_of(processor, [example], text).to(model.device))
         views = [view for image in encoded.images for view in image.grid.views]
         if len(views) > 1:
             raise UnsupportedModelError(

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil
 import fopru
 from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import answer_ids, generate, prepare, prompts
+from fopru.evaluation.asking import answer_ids, generate, inputs_of, prompts
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.metrics import METRICS, Metric, f1
 from fopru.families import Grid, View
@@ -692,7 +692,7 @@ def test_weighted_answers_are_those_inside_with():
     said = found[found.method == "fopru-mass"].prediction.tolist()
     expected = []
     for e in asked:
-        prompt = prepare(processor, [e], prompts(processor, [e]))
+        prompt = inputs_of(processor, [e], prompts(processor, [e]))
         with fopru.FoPru(0.1, weights="mass")(net):
             expected += generate(net, processor, dict(prompt), 8)
     assert said == expected
@@ -747,3 +747,27 @@ def test_position_ids_are_not_averaged_and_failures_not_counted(function):
     both = table.assign(positions="preserve")
     with pytest.raises(ValueError, match="'f.*' has rows with positions 'reindex' and 'preserve'"):
         function(pd.concat([table, both]))
+
+
+def test_prepare_makes_what_generate_and_encode_take():
+    model, processor = fopru.load()
+    (e,) = fopru.pocket.sample("reading", 1)
+    inputs = fopru.prepare(processor, e.image, e.question)
+    same = inputs_of(processor, [e])
+    assert {name: value.tolist() for name, value in inputs.items()} == {
+        name: value.tolist() for name, value in same.items()
+    }
+    several = fopru.prepare(processor, [e.image, e.image], e.question)
+    assert len(fopru.encode(model, several).images) == 2
+    with pytest.raises(ValueError, match="question='<image>\\?' holds '<image>'"):
+        fopru.prepare(processor, e.image, "<image>?")
+
+
+def test_committed_results_are_read_by_name():
+    rows = fopru.pocket.results("efficiency/pocket")
+    assert len(rows)
+    for name in ("../secret", "", "a.b"):
+        with pytest.raises(ValueError, match="is no name of a table"):
+            fopru.pocket.results(name)
+    with pytest.raises(FileNotFoundError):
+        fopru.pocket.results("absent")

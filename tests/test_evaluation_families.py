@@ -13,7 +13,7 @@ import zoo
 import fopru
 from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate, runner
-from fopru.evaluation.asking import answer_ids, prepare, prompts
+from fopru.evaluation.asking import answer_ids, inputs_of, prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.settings import settings
 from fopru.families import Family
@@ -67,7 +67,7 @@ def by_hand(model, processor, pruner, e):
     """Inside `with pruner(model)`, a token at a time: the log-likelihood of the right answer, and
     how many visual tokens were kept."""
     text = prompts(processor, [e])
-    asked = dict(prepare(processor, [e], text))
+    asked = dict(inputs_of(processor, [e], text))
     total = 0.0
     with pruner(model) as session, torch.no_grad():
         for token in answer_ids(processor, text[0], e.answer):
@@ -113,7 +113,7 @@ def test_a_number_of_tokens_is_that_of_each_picture(family, loaded):
     found = evaluate(model, processor, examples(), pruners, tokens=[8, 12], max_new_tokens=1)
     pictures = {}  # of each question: its tiles, where each is a picture
     for e in examples():
-        asked = prepare(processor, [e], prompts(processor, [e]))
+        asked = inputs_of(processor, [e], prompts(processor, [e]))
         pictures[e.id] = len(Family.of(model).grids(asked))
     rows = found[found.method != "full"]
     assert len(rows) == 4 * 2 * len(pruners) and rows.error.isna().all()
@@ -212,7 +212,7 @@ def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
     """With original ids the order says nothing to a model that goes by ids alone, but for the
     causal mask: shuffling back gives the inputs of before."""
     model, processor = loaded(family)
-    asked = prepare(processor, examples(), prompts(processor, examples()))
+    asked = inputs_of(processor, examples(), prompts(processor, examples()))
     pruner = fopru.FoPru(0.4, positions="preserve", weights="mass")
     with pruner(model) as session:
         plain = session.arguments(fopru.encode(model, asked, [pruner]))

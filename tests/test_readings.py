@@ -12,7 +12,7 @@ import torch
 
 import fopru
 from fopru.evaluation import Example, evaluate
-from fopru.evaluation.asking import answer_ids, prepare, prompts
+from fopru.evaluation.asking import answer_ids, inputs_of, prompts
 from fopru.evaluation.readings import begins, legal_answers
 from fopru.pocket.answers import legal
 
@@ -28,7 +28,7 @@ def pocket():
 def margin(model, processor, e, pruner):
     """By how much the right answer leads, each legal answer read out alone and whole."""
     text = prompts(processor, [e])
-    prompt = prepare(processor, [e], text)
+    prompt = inputs_of(processor, [e], text)
     end = [processor.tokenizer.eos_token_id]
     ids = {name: answer_ids(processor, text[0], name) for name in e.choices}
     bare = {name: tokens[:-1] for name, tokens in ids.items()}
@@ -109,7 +109,7 @@ def test_log_likelihoods_with_and_without_the_end(pocket):
     (e,) = fopru.pocket.sample("attributes", n=1, seed=5)
     row = evaluate(model, processor, [e], (), []).iloc[0]
     text = prompts(processor, [e])
-    prompt, ids = prepare(processor, [e], text), answer_ids(processor, text[0], e.answer)
+    prompt, ids = inputs_of(processor, [e], text), answer_ids(processor, text[0], e.answer)
     whole = torch.cat([prompt["input_ids"], torch.tensor([ids])], 1)
     mask = torch.ones_like(whole)
     with torch.no_grad():

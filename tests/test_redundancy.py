@@ -10,7 +10,7 @@ import torch
 import fopru
 from fopru import redundancy
 from fopru.evaluation import Example
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import inputs_of
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_likelihoods_are_those_of_the_comparison(asked):
     found = fopru.evaluate(model, processor, [example], ["fopru"], [0.25], seeds=[0])
     by = found.set_index("method").loglik
     assert answers.loglik(range(answers.n_tokens)) == pytest.approx(by["full"], abs=1e-3)
-    kept = pruner.prune(model, prepare(processor, [example], prompts(processor, [example])))
+    kept = pruner.prune(model, inputs_of(processor, [example]))
     assert answers.loglik(kept.images[0].kept) == pytest.approx(by["fopru"], abs=1e-3)
 
 
@@ -83,9 +83,7 @@ def test_given_tokens_in_other_families(family, tmp_path):
     found = fopru.evaluate(model, processor, [example], ["fopru"], [0.4]).set_index("method")
     answers = redundancy.Answers(model, processor, example)
     assert answers.loglik(range(answers.n_tokens)) == pytest.approx(found.loglik["full"], abs=1e-4)
-    kept = fopru.FoPru(0.4).prune(
-        model, prepare(processor, [example], prompts(processor, [example]))
-    )
+    kept = fopru.FoPru(0.4).prune(model, inputs_of(processor, [example]))
     assert answers.loglik(kept.images[0].kept) == pytest.approx(found.loglik["fopru"], abs=1e-4)
 
 

@@ -44,7 +44,7 @@ from vllm.multimodal.processing.inputs import ProcessorInputs
 
 import fopru
 from fopru.cli import app
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import inputs_of, prompts
 from fopru.pocket import folder
 from fopru.serving.vllm.settings import pruner_of
 from fopru.serving.vllm.watching import take, watch
@@ -109,7 +109,7 @@ def expected(pocket, questions):
     found = {kind: [] for kind in KINDS}
     pruners = [pruner_of(ENGINE | settings) for settings in KINDS.values()]
     for example in questions:
-        asked = prepare(processor, [example], prompts(processor, [example]))
+        asked = inputs_of(processor, [example])
         each = said_by_transformers(pocket, asked, *pruners)
         for kind, (answer, kept) in zip(KINDS, each, strict=True):
             found[kind].append((answer, kept[0]))
@@ -230,7 +230,7 @@ def test_other_methods(fresh, pocket, questions, asks, method):
     fresh.apply_model(partial(use, settings))
     try:
         for i in range(0, 104, 10):
-            asked = prepare(pocket[1], [questions[i]], prompts(pocket[1], [questions[i]]))
+            asked = inputs_of(pocket[1], [questions[i]])
             ((answer, kept),) = said_by_transformers(pocket, asked, pruner)
             assert answers(fresh, [asks(i)]) == [answer]
             assert fresh.apply_model(take)[0] == kept
@@ -523,7 +523,7 @@ def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, exp
     with another(model=stock) as llm:
         for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
             for i in range(0, 104, 8):
-                asked = prepare(processor, [questions[i]], prompts(processor, [questions[i]]))
+                asked = inputs_of(processor, [questions[i]], prompts(processor, [questions[i]]))
                 pruner = pruner_of(ENGINE | KINDS[kind])
                 (one,) = fopru.serving.embeddings(model, asked, pruner)
                 request = {"prompt": asks(i)["prompt"]}

@@ -94,7 +94,7 @@ def measure(
             else:
                 examples = fopru.pocket.sample("reading", n=size)
                 prompts = asking.prompts(processor, examples)
-                inputs = asking.prepare(processor, examples, prompts)
+                inputs = asking.inputs_of(processor, examples, prompts)
             table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
             tables.append(
                 table.assign(model=shape or model, device=_named(device), attention=attention)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AddedToken, PreTrainedModel, ProcessorMixin
+from PIL.Image import Image
+from transformers import AddedToken, BatchFeature, PreTrainedModel, ProcessorMixin
 
 from fopru.evaluation.tasks import Example
 from fopru.videos import Video
@@ -22,6 +23,30 @@ def chat(question: str, shown: Sequence[str] = ("image",)) -> list[dict[str, Any
     """
     content = [*({"type": kind} for kind in shown), {"type": "text", "text": question}]
     return [{"role": "user", "content": content}]
+
+
+def prepare(
+    processor: ProcessorMixin, images: Image | Sequence[Image], question: str = ""
+) -> BatchFeature:
+    """Return the inputs of one question about one or more pictures, in the processor's own chat
+    template, as `model.generate(**inputs)` and `fopru.encode(model, inputs)` take them.
+
+    Args:
+        processor: The model's processor.
+        images: A picture, or several that stand before the question.
+        question: What is asked; may be left out where only the pictures matter.
+
+    Raises:
+        ValueError: The question holds a token that stands for a picture, such as "<image>".
+    """
+    shown = [images] if isinstance(images, Image) else list(images)
+    _plain(processor, question, f"question={question!r}")
+    text = processor.apply_chat_template(
+        chat(question, ["image"] * len(shown)), add_generation_prompt=True
+    )
+    made = processor(images=[shown], text=[text], return_tensors="pt")
+    made.pop("labels", None)  # PaliGemma's, for training
+    return made
 
 
 @torch.no_grad()
@@ -41,7 +66,7 @@ def answer(
         questions, size = list(alike), batch_size if kind == "image" else 1
         for start in range(0, len(questions), size):
             part = questions[start : start + size]
-            asked = prepare(processor, part, prompts(processor, part)).to(model.device)
+            asked = inputs_of(processor, part).to(model.device)
             yield from generate(model, processor, asked, max_new_tokens)
 
 
@@ -52,16 +77,19 @@ def prompts(processor: ProcessorMixin, examples: Sequence[Example]) -> list[str]
         ValueError: A question holds a token that stands for the picture, such as "<image>": the
             message names the question.
     """
-    reserved = _reserved(processor)
     for e in examples:
-        for token in reserved:
-            if token in e.question:
-                raise ValueError(
-                    f"examples: question {e.id!r} holds {token!r}, which stands for the picture in "
-                    "this model's prompts: write it in another way."
-                )
+        _plain(processor, e.question, f"examples: question {e.id!r}")
     chats = [chat(e.question, [e.modality]) for e in examples]
     return processor.apply_chat_template(chats, add_generation_prompt=True)
+
+
+def _plain(processor: ProcessorMixin, question: str, name: str) -> None:
+    for token in _reserved(processor):
+        if token in question:
+            raise ValueError(
+                f"{name} holds {token!r}, which stands for the picture in this model's prompts: "
+                "write it in another way."
+            )
 
 
 def _reserved(processor: ProcessorMixin) -> list[str]:
@@ -82,13 +110,16 @@ def pictureless(processor: ProcessorMixin, prompt: str) -> str:
     return prompt
 
 
-def prepare(processor: ProcessorMixin, examples: Sequence[Example], text: list[str]) -> Any:
+def inputs_of(
+    processor: ProcessorMixin, examples: Sequence[Example], text: Sequence[str] | None = None
+) -> BatchFeature:
     """Return the processor's output for questions and their prompts, padded on the left.
 
     Args:
         examples: All about pictures, or all about videos with as many frames, which are in memory.
-        text: `prompts` of them.
+        text: Their prompts, or None for `prompts` of them.
     """
+    text = prompts(processor, examples) if text is None else list(text)
     options = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
     if examples[0].modality == "video":
         return processor(**videos([e.image for e in examples]), **options)

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel, ProcessorMixin
 from fopru.applying import Session, cache_name, cache_of, select_rows
 from fopru.applying.layers import attends, window
 from fopru.encoding import Encoded, EncodedImage, encode
-from fopru.evaluation.asking import pictureless, prepare
+from fopru.evaluation.asking import inputs_of, pictureless
 from fopru.evaluation.controls import EVIDENCE, PIXELS, shuffled
 from fopru.evaluation.evidence import cover, frames
 from fopru.evaluation.settings import Setting
@@ -69,12 +69,12 @@ class Prompts:
         numbers = [pictures.setdefault(id(e.image), len(pictures)) for e in examples]
         self.picture = torch.tensor(numbers, device=model.device)  # (B,) of each question
         self.first = [numbers.index(i) for i in range(len(pictures))]
-        whole = prepare(processor, examples, text).to(model.device)
+        whole = inputs_of(processor, examples, text).to(model.device)
         self.family = Family.of(model).reading(whole)
         shown = whole
         if len(self.first) < len(examples):
             first = [examples[row] for row in self.first], [text[row] for row in self.first]
-            shown = prepare(processor, *first).to(model.device)
+            shown = inputs_of(processor, *first).to(model.device)
         pruners = [setting.pruner for setting in settings]
         alone = [pruner for pruner in pruners if "pixels" in pruner.needs]
         gone = (*self.family.pixels, *self.family.options)

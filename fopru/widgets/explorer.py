@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.arguments import check_choice
 from fopru.encoding import Tap, TowerPass, run_tower
 from fopru.evaluation import evaluate
-from fopru.evaluation.asking import answer, prepare, prompts
+from fopru.evaluation.asking import answer, inputs_of
 from fopru.evaluation.batch import Batch, Setting
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.tasks import Example
@@ -189,7 +189,7 @@ class Explorer(anywidget.AnyWidget):
     def _scene(self, example: Example, rows: pd.DataFrame) -> dict[str, Any]:
         """Return all that the page needs to know of one question."""
         model, processor = self._model, self._processor
-        inputs = prepare(processor, [example], prompts(processor, [example])).to(model.device)
+        inputs = inputs_of(processor, [example]).to(model.device)
         pruners = {m["name"]: METHODS[m["name"]] for m in self.methods if m["kind"] == "given"}
         everywhere = Everywhere(tuple(self.axes))
         tower = run_tower(

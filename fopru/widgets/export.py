@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.evaluation.asking import chat, prepare, prompts
+from fopru.evaluation.asking import chat, inputs_of
 from fopru.evaluation.tasks import Example
 from fopru.families import Family, UnsupportedModelError
 from fopru.loading import load
@@ -191,7 +191,7 @@ def _told(
 def _asked(processor: ProcessorMixin, question: str) -> Mapping[str, Tensor]:
     """Return the inputs of a question about a black picture."""
     example = Example("", "", Image.new("RGB", (8, 8)), question, "")
-    return prepare(processor, [example], prompts(processor, [example]))
+    return inputs_of(processor, [example])
 
 
 def _image(processor: ProcessorMixin) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 import fopru
 from fopru.evaluation import Example
-from fopru.evaluation.asking import prepare, prompts
+from fopru.evaluation.asking import inputs_of, prompts
 from fopru.plots import LOOKS
 from fopru.widgets import Explorer
 from fopru.widgets.explorer import RETENTIONS, packed, page_source
@@ -343,7 +343,7 @@ def test_models_of_other_families(family, tmp_path):
         return
     (scene,) = Explorer(model, processor, asked, ["fopru"]).scenes
     encoded = fopru.encode(
-        model, prepare(processor, asked, prompts(processor, asked)), [fopru.FoPru()]
+        model, inputs_of(processor, asked, prompts(processor, asked)), [fopru.FoPru()]
     )
     (image,) = encoded.images
     maps = unpacked(scene).view(-1, len(image.features))

@@ -17,7 +17,7 @@ from PIL import Image
 import fopru
 from fopru.choosing import pruned_images
 from fopru.encoding import EncodedImage, run_tower
-from fopru.evaluation.asking import answer, prepare, prompts
+from fopru.evaluation.asking import answer, inputs_of
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.settings import Setting
 from fopru.families import Family, Grid, UnsupportedModelError, View
@@ -55,16 +55,12 @@ def sessions(folder):
     }
 
 
-def inputs_of(processor, example):
-    return prepare(processor, [example], prompts(processor, [example]))
-
-
 @pytest.mark.slow
 def test_the_eye_sees_what_the_tower_does(pocket, sessions):
     model, processor = pocket
     axes = tuple(axes_of(Family.of(model)))
     for example in fopru.pocket.sample(n=20, seed=4):
-        inputs = inputs_of(processor, example)
+        inputs = inputs_of(processor, [example])
         tower = run_tower(model, inputs, [Everywhere(axes)])
         features, maps = sessions["eye"].run(None, {"pixels": inputs["pixel_values"].numpy()})
         encoded = tower.scored()
@@ -81,7 +77,7 @@ def test_the_mouth_speaks_as_the_model_does(pocket, sessions, weights, positions
     for i, example in enumerate(fopru.pocket.sample(n=8, seed=5)):
         tokens = (1, 2, 25, 64, 100, 200, 255, 256)[i]
         pruner = FoPru(tokens=tokens, weights=weights, positions=positions)
-        encoded = fopru.encode(model, inputs_of(processor, example), [pruner])
+        encoded = fopru.encode(model, inputs_of(processor, [example]), [pruner])
         with pruner(model) as session, torch.no_grad():
             inputs = session.arguments(encoded)
             wanted = model(**inputs).logits[0]
@@ -181,7 +177,7 @@ def test_page_and_package_answer_alike(pocket, node):
             answered = Batch(model, processor, some, [setting]).rows(setting, max_new_tokens=8)
             rows |= {example.id: row for example, row in zip(some, answered, strict=True)}
         for example in some:
-            encoded = fopru.encode(model, inputs_of(processor, example), [pruner])
+            encoded = fopru.encode(model, inputs_of(processor, [example]), [pruner])
             kept[example.id] = pruned_images(pruner, encoded)[0][0].kept.tolist()
             cases[example.id] = {
                 "kind": "ask",
@@ -213,7 +209,7 @@ def test_page_and_package_answer_alike(pocket, node):
 
 def bytes_of(processor, example):
     """What the tower sees of a picture, before it is scaled."""
-    pixels = inputs_of(processor, example)["pixel_values"][0]
+    pixels = inputs_of(processor, [example])["pixel_values"][0]
     images = processor.image_processor
     mean, std = (torch.tensor(x)[:, None, None] for x in (images.image_mean, images.image_std))
     return ((pixels * std + mean) * 255).round().byte().numpy().tobytes()

@@ -70,7 +70,7 @@ def test_a_page_loads_and_fits(visit, path, width, scheme):
 
 
 def test_formulas_are_set(visit):
-    page = visit("notebooks/06_from_scratch.html")
+    page = visit("notebooks/02_from_scratch.html")
     page.wait_for_selector("mjx-container", timeout=10_000)
     assert page.locator("mjx-container").count() > 10
     assert page.locator("mjx-merror").count() == 0

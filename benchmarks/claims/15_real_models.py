@@ -1,4 +1,4 @@
-PAGE = "notebooks/11_real_models.ipynb"
+PAGE = "notebooks/15_real_models.ipynb"
 
 CLAIMS = []
 

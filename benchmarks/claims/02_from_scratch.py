@@ -1,4 +1,4 @@
-PAGE = "notebooks/06_from_scratch.ipynb"
+PAGE = "notebooks/02_from_scratch.ipynb"
 
 CLAIMS = []
 

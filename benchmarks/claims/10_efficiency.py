@@ -2,7 +2,7 @@ import re
 
 from prose import ROOT, table
 
-PAGE = "notebooks/09_efficiency.ipynb"
+PAGE = "notebooks/10_efficiency.ipynb"
 FOLDER = ROOT / "data" / "results"
 
 

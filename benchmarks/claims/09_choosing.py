@@ -1,6 +1,6 @@
 from prose import bench
 
-PAGE = "notebooks/choosing.ipynb"
+PAGE = "notebooks/09_choosing.ipynb"
 CLAIMS = [("over all {} questions", lambda: [len(bench("full").pictures())])]
 ASIDE = [  # asserted by cells of the page, or reported
     "DivPrune and DPP need 12 tokens of 256 to know the answer, FoPru 25 to 48",

@@ -1,4 +1,4 @@
-PAGE = "notebooks/02_anatomy.ipynb"
+PAGE = "notebooks/anatomy.ipynb"
 
 CLAIMS = []
 

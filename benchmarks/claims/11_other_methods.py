@@ -2,7 +2,7 @@
 
 from prose import Rows, bench, lead, table
 
-PAGE = "notebooks/10_other_methods.ipynb"
+PAGE = "notebooks/11_other_methods.ipynb"
 
 
 def known(method, retention=0.25, **equal):

@@ -1,6 +1,6 @@
 """Write your own method: all of this page is measured while it is built."""
 
-PAGE = "notebooks/12_your_own_method.ipynb"
+PAGE = "notebooks/16_your_own_method.ipynb"
 
 CLAIMS = []
 

@@ -2,7 +2,7 @@
 
 from prose import bench, ends, gap
 
-PAGE = "notebooks/known_and_said.ipynb"
+PAGE = "notebooks/06_known_and_said.ipynb"
 
 FOPRU, RANDOM, DIVPRUNE = (bench(name, 0.1) for name in ("fopru", "random", "divprune"))
 GREY, SWAPPED = bench("grey"), bench("swapped")
