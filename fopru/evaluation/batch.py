@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from fopru.applying import cache_name
 from fopru.evaluation.asking import answer_ids, generate, prompts
 from fopru.evaluation.prompting import Prompted, Prompts
-from fopru.evaluation.readings import Choices, Known, begins, legal_answers, margins
+from fopru.evaluation.readings import Choices, Known, described, judged, margins
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
 from fopru.families import UnsupportedModelError
@@ -85,30 +85,17 @@ class Batch:
                 pictures = sum(image.sample == i for image in self.prompts.images)
                 retention = setting.budget * pictures / len(evidence)
             yield {
-                "id": e.id,
-                "task": e.task,
-                "variant": e.scene.get("variant", ""),
-                "image": e.scene.get("image_id", e.id),
-                "method": setting.method,
+                **described(e),
+                **setting.row(self.prompts.family),
+                **judged(e, said[i]),
                 "retention": retention,
-                "budget": setting.budget,
-                "attention": setting.pruner.attended(self.prompts.family),
-                "positions": setting.pruner.numbering(self.prompts.family),
-                "seed": setting.seed,
                 "kept": len(kept),
                 "layer_weighted": prompted.layer_weighted[i],
                 "tokens": len(evidence),
                 "evidence": int(evidence.sum()),
                 "found": (evidence[kept].sum() / evidence.sum()).item(),  # 0 / 0: NaN
-                "prediction": said[i],
-                "answer": e.right[0],
-                "exact": said[i] in e.right,
-                "begins": begins(said[i], e.right),
-                "formed": said[i] in legal if (legal := legal_answers(e)) else None,
                 "choice": None if margin[i] is None else margin[i] >= 0,
                 "margin": margin[i],
-                "metric": e.metric,
-                "score": e.score(said[i]),
                 "loglik": loglik[i],
                 "loglik_open": open_[i],
                 "kl": away[i],

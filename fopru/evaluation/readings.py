@@ -49,6 +49,30 @@ def legal_answers(e: Example) -> tuple[str, ...] | None:
     return found
 
 
+def described(e: Example) -> dict[str, Any]:
+    """Return what a row of results says of its question."""
+    return {
+        "id": e.id,
+        "task": e.task,
+        "variant": e.scene.get("variant", ""),
+        "image": e.scene.get("image_id", e.id),
+        "answer": e.right[0],
+        "metric": e.metric,
+    }
+
+
+def judged(e: Example, said: str) -> dict[str, Any]:
+    """Return what a row of results says of a generated answer, stripped and in lower case."""
+    legal = legal_answers(e)
+    return {
+        "prediction": said,
+        "exact": said in e.right,
+        "begins": begins(said, e.right),
+        "formed": None if legal is None else said in legal,
+        "score": e.score(said),
+    }
+
+
 class Choices:
     """The legal answers of one question, as tokens that follow its prompt.
 

@@ -22,7 +22,7 @@ from fopru.evaluation import keys
 from fopru.evaluation.asking import prompts
 from fopru.evaluation.batch import Batch
 from fopru.evaluation.controls import BLIND, same_picture
-from fopru.evaluation.readings import legal_answers
+from fopru.evaluation.readings import described, legal_answers
 from fopru.evaluation.settings import Method, Setting, distinct, settings
 from fopru.evaluation.store import Store, check_results_file, provenance, weights_hash
 from fopru.evaluation.tasks import Example, in_memory
@@ -334,17 +334,7 @@ def _failed(e: Example, setting: Setting, family: Family, reason: str) -> dict[s
     """Return the row of a question whose picture cannot be read."""
     return {
         **dict.fromkeys(COLUMNS),
-        "id": e.id,
-        "task": e.task,
-        "variant": e.scene.get("variant", ""),
-        "image": e.scene.get("image_id", e.id),
-        "method": setting.method,
-        "retention": setting.retention,
-        "budget": setting.budget,
-        "attention": setting.pruner.attended(family),
-        "positions": setting.pruner.numbering(family),
-        "seed": setting.seed,
-        "answer": e.right[0],
-        "metric": e.metric,
+        **described(e),
+        **setting.row(family),
         "error": reason,
     }

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from fopru.arguments import check_integer, check_number, check_share, hint
 from fopru.evaluation import keys
-from fopru.evaluation.readings import begins, legal_answers
+from fopru.evaluation.readings import described, judged
 from fopru.evaluation.runner import COLUMNS, by_picture, check_examples
 from fopru.evaluation.server import Reply, Server, ServerError, Unanswered
 from fopru.evaluation.settings import distinct
@@ -297,28 +297,18 @@ def _row(
     """Return the row of a question: with what the server answered, or with why it did not."""
     row = {
         **dict.fromkeys((*COLUMNS, *MEASURED)),
-        "id": e.id,
-        "task": e.task,
-        "variant": e.scene.get("variant", ""),
-        "image": e.scene.get("image_id", e.id),
+        **described(e),
         "modality": e.modality,
         "method": METHOD,
         "retention": share,
         "seed": 0,
-        "answer": e.right[0],
-        "metric": e.metric,
         "error": error,
     }
     if reply is None:
         return row
-    said, legal = reply.text.strip().lower(), legal_answers(e)
     return {
         **row,
-        "prediction": said,
-        "exact": said in e.right,
-        "begins": begins(said, e.right),
-        "formed": None if legal is None else said in legal,
-        "score": e.score(said),
+        **judged(e, reply.text.strip().lower()),
         "seconds": reply.seconds,
         "prompt_tokens": reply.prompt_tokens,
         "answer_tokens": reply.answer_tokens,

@@ -8,6 +8,7 @@ from typing import Any
 
 from fopru.arguments import check_integer, check_list, hint
 from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
+from fopru.families import Family
 from fopru.pruner import METHODS, Pruner
 
 RETENTIONS = (0.5, 0.25, 0.1)
@@ -43,6 +44,17 @@ class Setting:
     def budget(self) -> int | None:
         """The number of tokens that was asked for, or None."""
         return self.pruner.tokens
+
+    def row(self, family: Family) -> dict[str, Any]:
+        """Return what a row of results says of its setting, for models of a family."""
+        return {
+            "method": self.method,
+            "retention": self.retention,
+            "budget": self.budget,
+            "attention": self.pruner.attended(family),
+            "positions": self.pruner.numbering(family),
+            "seed": self.seed,
+        }
 
     def description(self) -> list[Any]:
         """Return all that this cell says of its rows, for the keys of `fopru.evaluation.keys`."""
