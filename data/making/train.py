@@ -163,7 +163,7 @@ def train(
     student.bfloat16()
     parameters = list(student.parameters())
     _copy(parameters, masters)
-    forward = torch.compile(student, dynamic=False) if recipe.compiled else student
+    forward = _compiled(student, data, device) if recipe.compiled else student
     optimizers = _optimizers(names, masters)
     if state is not None:
         for optimizer, found in zip(optimizers, state["optimizers"], strict=True):
@@ -227,6 +227,21 @@ def train(
     build.save(model, processor, out)
     _write_log(Path(out) / "log.csv", log)
     return model.eval()
+
+
+def _compiled(student: Student, data: Batches, device: torch.device) -> Any:
+    """The student, compiled for the first step of each stage in turn.
+
+    What torch compiles depends, in the last bits, on what it compiled before. So a run that goes on
+    in a later stage compiles what the run from the start did, in the same order.
+    """
+    forward = torch.compile(student, dynamic=False)
+    for step, (stage, place) in enumerate(data.recipe.schedule):
+        if place == 0:
+            tower, text = forward(data[step].to(device), answers=stage.learns != "tower")
+            (tower if text is None else text + tower).backward()
+    student.zero_grad(set_to_none=True)
+    return forward
 
 
 @torch.no_grad()

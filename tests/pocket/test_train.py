@@ -106,8 +106,12 @@ sys.path.insert(0, {data!r})
 import making.train
 from making.recipe import Recipe, Stage
 making.train.quick_accuracy = lambda *args: {{}}
-stages = (Stage("tower", 80, 4, 2e-3), Stage("answers", 120, 4, 2e-3, few=0.5, decay=0.5))
-recipe = Recipe(stages=stages, width=32, layers=2, compiled=False)
+stages = (
+    Stage("tower", 60, 4, 2e-3),
+    Stage("answers", 60, 2, 2e-3, few=0.5),
+    Stage("answers", 80, 4, 2e-3, warmup=0, decay=0.5),
+)
+recipe = Recipe(stages=stages, width=32, layers=2)
 making.train.train(sys.argv[1], sys.argv[1], recipe, save_every=float(sys.argv[2]))
 """
 
