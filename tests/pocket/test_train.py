@@ -111,7 +111,7 @@ stages = (
     Stage("answers", 60, 2, 2e-3, few=0.5),
     Stage("answers", 80, 4, 2e-3, warmup=0, decay=0.5),
 )
-recipe = Recipe(stages=stages, width=32, layers=2)
+recipe = Recipe(stages=stages, width=32, layers=2, compiled=False)
 making.train.train(sys.argv[1], sys.argv[1], recipe, save_every=float(sys.argv[2]))
 """
 
@@ -145,6 +145,32 @@ def test_two_hundred_steps_that_were_killed_again_and_again_are_bitwise_the_same
     )
     assert one["step"] == other["step"] == 200
     assert_same(one, other)
+
+
+COMPILED = """
+import sys
+sys.path.insert(0, {data!r})
+import making.train
+from making.recipe import Recipe, Stage
+making.train.quick_accuracy = lambda *args: {{}}
+stages = (Stage("answers", 3, 1, 2e-3), Stage("answers", 4, 2, 2e-3, warmup=0))
+recipe = Recipe(stages=stages, width=32, layers=1, text_tokens=32)
+making.train.train(sys.argv[1], sys.argv[1], recipe, stop_after=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_compiled_run_that_goes_on_in_a_later_stage_is_bitwise_the_same(tmp_path):
+    """What torch compiles depends on what the process compiled before."""
+    script = tmp_path / "compiled.py"
+    script.write_text(COMPILED.format(data=str(Path(__file__).parents[2] / "data")))
+    states = []
+    for folder, stops in (("whole", (7,)), ("parts", (5, 7))):
+        for stop in stops:
+            subprocess.run([sys.executable, script, tmp_path / folder, str(stop)], check=True)
+        states.append(torch.load(tmp_path / folder / "checkpoint.pt", weights_only=True))
+    assert states[0]["step"] == states[1]["step"] == 7
+    assert_same(*states)
 
 
 def assert_same(one, other):
