@@ -31,9 +31,9 @@ class Adaptive(Budget):
 
     The rule is ours. A view keeps a number of tokens that is proportional to its measure, rounded,
     and at least 1 and at most all. The factor is the one for which the mean share over some
-    pictures is `retention`; `fopru.calibrate` measures these. That pictures differ in what they
-    need, and that effective rank and entropy tell of it, is from AgilePruner (ICLR 2026, arXiv
-    2603.01236), which mixes attention and diversity by them.
+    pictures is `retention`; `fopru.calibrate` measures these. The idea that pictures need different
+    numbers of tokens, and that effective rank and entropy measure this, is from AgilePruner (ICLR
+    2026, arXiv 2603.01236), which mixes attention and diversity by these two.
 
     Args:
         by: "rank" measures the effective rank of the tokens' directions: the exponential of the
@@ -58,7 +58,7 @@ class Adaptive(Budget):
         return f"Adaptive(by={self.by!r})"
 
     def measure(self, image: EncodedImage) -> float:
-        """Return by how much of a view tokens are given: the effective number of its tokens."""
+        """Return the effective number of a view's tokens, in proportion to which its budget is."""
         if self.by == "rank":
             return effective_rank(unit(image.features))
         return torch.special.entr(as_shares(image)).sum().exp().item()
@@ -102,7 +102,8 @@ def calibrate(
     examples: Sequence[Example],
     pruner: Compose,
 ) -> Compose:
-    """Measure pictures, so that a pruner with an `Adaptive` budget keeps its promise on them.
+    """Measure pictures, so that a pruner with an `Adaptive` budget keeps its retention in the mean
+    over them.
 
     Args:
         model, processor: As for `fopru.evaluate`.

@@ -148,10 +148,10 @@ class Encoded:
     def text(self, sample: int) -> Tensor:
         """Return the language model's embeddings of the text in one row's prompt, (T, d).
 
-        Left out are padding, what ends a row of a picture, and every id that a config of the model
-        names: placeholders, and what begins and ends prompts, answers and pictures. Marks that only
-        the tokenizer knows, as Qwen's `<|im_start|>`, count as text, since the inputs do not say
-        which ones they are.
+        Padding is left out. So are the tokens that end a row of a picture, and every token that a
+        config of the model names: placeholders, and what begins and ends prompts, answers and
+        pictures. Marks that only the tokenizer knows, such as Qwen's `<|im_start|>`, count as text,
+        since the inputs do not tell them from words.
         """
         ids, mask = self.inputs["input_ids"][sample], self.inputs.get("attention_mask")
         keep = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask[sample].bool()
@@ -177,13 +177,13 @@ def encode(
 ) -> Encoded:
     """Run the vision tower and projector once, learning what all of `pruners` need to know.
 
-    Without gradients: training through pruned inputs reaches the language model only.
+    No gradients are kept, so that training through pruned inputs reaches the language model only.
 
     Args:
         model: a vision-language model of transformers, of a family in `fopru.families`.
         inputs: what the model's processor returned; tensors on any device.
-        pruners: their taps are computed in this one pass; none means a plain pass. One that leaves
-            patches out before the tower stands alone.
+        pruners: the methods whose scores this one pass computes; without any it is a plain pass. A
+            method that leaves patches out before the tower has to be the only one.
 
     Raises:
         UnsupportedModelError: no adapter for the model, or its tower has no attention to read.

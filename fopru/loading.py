@@ -39,14 +39,15 @@ HUB = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder
 def load(model: str | Path = "pocket", **kwargs: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """Load a vision-language model and its processor, ready to answer.
 
-    Their classes are those that transformers' Auto classes give, and the model is in eval mode.
-    Pictures are prepared with PIL whether or not torchvision is installed, so that results do not
-    depend on it. Videos need torchvision: without it the processor takes pictures alone, and raises
-    an ImportError that says so when it gets a video.
+    Both are made by transformers' Auto classes, and the model is in eval mode. Pictures are
+    prepared with PIL whether or not torchvision is installed, so that results do not depend on it.
+    Videos need torchvision: without it the processor takes pictures alone, and raises an
+    ImportError that says so when it gets a video.
 
     Args:
         model: "pocket" for the embedded model, else a Hugging Face id or a folder.
-        kwargs: Those of the model's `from_pretrained`, such as `dtype`, `device_map` or `revision`.
+        kwargs: Arguments for the model's `from_pretrained`, such as `dtype`, `device_map` or
+            `revision`.
 
     Raises:
         UnsupportedModelError: fopru has no adapter for this type of model.

@@ -201,8 +201,8 @@ def owners(features: Tensor, kept: Tensor) -> Tensor:
         kept: (k,) int64: the places of the kept tokens.
 
     Returns:
-        (N,) int64 places among the kept, ties to the lower; how often each place occurs is how
-        many tokens that kept one stands for.
+        (N,) int64: the place of each token's owner among the kept ones; ties go to the lower place.
+        A kept token stands for as many tokens as its place occurs times.
     """
     places = torch.arange(len(kept), device=kept.device)
     if len(kept) == len(features):

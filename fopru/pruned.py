@@ -115,9 +115,9 @@ class PrunedImage:
 class PrunedInputs(Mapping[str, Any]):
     """Inputs with the kept visual tokens only: `model.generate(**pruned)`, `model(**pruned)`.
 
-    The pictures ride along as `mm_encoder_outputs`, already encoded. With `positions="preserve"`
-    call `generate` with its cache (the default): without it transformers drops the attention mask
-    and then reads the gaps in `position_ids` as borders between packed sequences.
+    The pictures are in them as `mm_encoder_outputs`, already encoded. With `positions="preserve"`
+    call `generate` with a KV cache (the default). Without one, transformers drops the attention
+    mask, and then reads the gaps in `position_ids` as borders between packed sequences.
 
     Args:
         text: The inputs without pixels, such as input_ids and attention_mask.

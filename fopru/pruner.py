@@ -53,21 +53,22 @@ class Pruner:
             views, which share it in proportion to their sizes. `fopru.budgets.PAPERS` says what
             papers count.
         layer: The encoder block that the method reads, 0-based, negative from the end. None is the
-            block whose output the model uses, as in FoPru. Methods that read none refuse it.
+            block whose output the model uses, as in FoPru. A method that reads no block refuses
+            this argument.
         positions: How the kept tokens are numbered. "reindex" numbers the shorter prompt from 0
             without gaps, as FoPru's paper does; "preserve" keeps each token's original position
             id; None is the family's default.
         weights: "mass" lets the language model attend to each kept token as to all those that it
-            stands for: of a method that selects, those that are most like it
-            (`fopru.picking.owners`); of one that merges, those that went into it, which is ToMe's
-            proportional attention (Bolya et al., ICLR 2023, section 3). "restore" lets this count
-            grow with the distance between query and key, to about twice far away, as RESTORE does
-            (ICML 2026, arXiv 2606.01711), and is meant with positions="preserve": with "reindex"
-            distances are those of the new numbers. It needs one rotary embedding for all layers.
-            `fopru.applying.weights` has formulas and sources. Weights work in `with pruner(model)`
-            only, and not for methods inside the language model. A prompt of which nothing is pruned
-            is left as it is. Layers with linear attention (Qwen3.5 has three for each other one)
-            have no keys to weigh: they read each kept token once.
+            stands for. If the method selects tokens, these are the ones most like the kept one
+            (`fopru.picking.owners`). If it merges tokens, these are the ones that went into it:
+            ToMe's proportional attention (Bolya et al., ICLR 2023, section 3). "restore" lets this
+            count grow with the distance between query and key, to about twice far away, as RESTORE
+            does (ICML 2026, arXiv 2606.01711). It is meant for positions="preserve": with "reindex"
+            the distances are those of the new numbers. It needs one rotary embedding for all
+            layers. `fopru.applying.weights` has formulas and sources. Weights work in `with
+            pruner(model)` only, and not for methods inside the language model. A prompt from which
+            nothing was pruned is left as it is. Layers with linear attention (three of four in
+            Qwen3.5) have no keys to weigh: they read each kept token once.
         per: What has a budget of its own. "view" gives one to each view of a picture and to each
             frame of a video (in the Qwen families: to each pair of frames); "clip" lets all frames
             of a video share one, so that tokens compete across frames, and is refused for pictures.
@@ -149,8 +150,8 @@ class Pruner:
         return self.needs & {*AXES, "keys"}
 
     def attended(self, family: Family) -> str | None:
-        """Whose attention scores the tokens in this family, where the method has that choice: "cls"
-        or "received". None for other methods."""
+        """Which attention scores the tokens in this family: that of the CLS token ("cls"), or what
+        patches receive ("received"). None for methods without that choice."""
         return None
 
     @property
@@ -201,7 +202,8 @@ class Pruner:
         return None
 
     def select(self, image: EncodedImage, k: int) -> Tensor:
-        """The places of the k tokens to keep of what `score` gets: (k,) int64, sorted, distinct.
+        """The places of the k tokens to keep, of the view or clip that `score` gets: (k,) int64,
+        sorted, distinct.
 
         The default keeps the k tokens of largest significance.
         """
@@ -212,7 +214,8 @@ class Pruner:
         return top(image.significance, k)
 
     def merge(self, image: EncodedImage, k: int) -> Merged:
-        """The k tokens to keep of what `score` gets. Overridden by a method that makes new ones."""
+        """The k tokens to keep, of the view or clip that `score` gets. A method that makes new
+        tokens overrides this."""
         n = image.grid.n_tokens
         kept = torch.arange(n) if k == n else self.select(image, k).cpu()
         check_places(self, "select", kept, k, n)

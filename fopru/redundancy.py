@@ -151,12 +151,12 @@ class Answers:
 
 
 def insertion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
-    """Return the log-likelihood of the answer, in nats, from the first tokens of an order, for each
-    count."""
+    """Return the log-likelihood of the answer, in nats, with only the first tokens of an order, for
+    each count of them."""
     return [answers.loglik(order[:k]) for k in counts]
 
 
 def deletion(answers: Answers, order: Sequence[int], counts: Sequence[int]) -> list[float]:
     """Return the log-likelihood of the answer, in nats, without the first tokens of an order, for
-    each count; a count is smaller than the number of tokens."""
+    each count of them; a count is smaller than the number of tokens."""
     return [answers.loglik(order[k:]) for k in counts]

@@ -283,10 +283,10 @@ def test_towers_without_a_cls_token_are_scored_by_what_tokens_receive(family):
 # Every method on every family
 
 
-def test_the_readme_has_the_families_and_the_refusals():
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    assert coverage.families() in readme
-    assert zoo.refusals() in readme
+def test_the_book_has_the_families_and_the_refusals():
+    page = (Path(__file__).parents[1] / "book" / "models.md").read_text()
+    assert coverage.families() in page
+    assert zoo.refusals() in page
 
 
 EACH = ("fopru", "cls", "divprune", "mmtok", "random", "tome", "visionzip", "pool", "fastv")

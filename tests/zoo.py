@@ -197,11 +197,11 @@ REASONS = {
 }
 
 
-def write_readme():
-    """Bring the README's generated tables up to date."""
-    path = Path(__file__).parents[1] / "README.md"
+def write_models():
+    """Bring the generated tables of the book's page on models up to date."""
+    path = Path(__file__).parents[1] / "book" / "models.md"
     text = path.read_text()
-    for table in (coverage.families(), refusals()):
+    for table in (coverage.families(), refusals(), coverage.table()):
         head = table.splitlines()[0]
         text = re.sub(re.escape(head) + r"\n(\|.*\n)+", lambda _: f"{table}\n", text)  # noqa: B023
     path.write_text(text)

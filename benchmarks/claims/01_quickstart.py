@@ -3,20 +3,12 @@
 PAGE = "notebooks/01_quickstart.ipynb"
 CLAIMS = []
 ASIDE = [
-    "128, 64 or 16",
-    "it keeps 16 tokens",
-    "With 16 tokens",
-    "from all tokens to eight",
-    "Down to 32 tokens",
-    "From 12 tokens on",
-    # asserted by the page
-    "With 64 tokens FoPru knows the number on 98 of the 100 signs and says it on 87",
-    "with 16 tokens they know it on 15 and on 21 signs",
-    "with 64 tokens it knows 69 of the 100 counts, and with all tokens 93",
-    "65 with 16 tokens, while random tokens fall to 34",
-    "Row is as good as rank with 64 tokens",
+    "With 16 of the 256 tokens, which of the three",
+    "the two answers with 16 tokens",
+    "over random tokens larger, with 16 tokens",
+    "With 16 tokens it is far behind",
     "FoPru with 16 tokens",
-    "it is 31 points ahead",
-    "On counting with 64 and 32 tokens",
+    "How many of 100 tokens are 29 %?",
+    "it is 31 points ahead",  # asserted by the page
     "95.0 and 96.4 %",  # reported
 ]

@@ -172,7 +172,8 @@ def select_rows(cache: Cache, index: Tensor) -> None:
 
     Args:
         cache: The KV cache of a prompt that was pruned; it is changed in place.
-        index: (R,) int64: the rows, one of which may stand there several times.
+        index: (R,) int64: the rows to keep, in their new order. A row may stand there several
+            times.
     """
     cache.reorder_cache(index)  # the one way that states of linear attention know, too
     if (noted := conversation(cache)) is not None:

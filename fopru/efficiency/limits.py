@@ -55,8 +55,9 @@ def _best(call: Callable[[], Any], device: torch.device) -> float:
 def roofline(machine: Machine, decoder: nn.Module, flops: float, kv_bytes: float) -> float:
     """Return the seconds that a pass of the language model takes at the least on this machine.
 
-    The longer of its operations at the rate of a large product, and of reading all weights and
-    the KV cache once at the rate of a large copy (Williams et al., "Roofline", CACM 2009).
+    This is the longer of two times: that of its operations at the rate of a large product, and that
+    of reading all weights and the KV cache once at the rate of a large copy (Williams et al.,
+    "Roofline", CACM 2009).
 
     Args:
         decoder: The module that the pass goes through.

@@ -217,16 +217,17 @@ def measure(
     """Measure what each pruner costs and saves on these prompts, beside the model as it is
     ("full").
 
-    After a turn that is not counted, `turns` turns of all ways to answer, every other one in
-    reverse order. A turn times each stage apart (on a GPU synchronised), then all of them in one go
-    ("end to end": synchronising for stages changes what is timed), and the prefill of a prompt
-    with that many visual tokens and nothing else ("native prefill"), which is the limit of what
-    pruning before the language model can reach. What `generate` does around each step is not
-    pruning's and is left out.
+    In one turn each way to answer runs once. A first turn is not counted. Then there are `turns`
+    turns, every other one in reverse order. A turn times each stage apart (on a GPU synchronised),
+    then all of them in one go ("end to end": synchronising for stages changes what is timed), and
+    the prefill of a prompt with that many visual tokens and nothing else ("native prefill"), which
+    is the limit of what pruning before the language model can reach. What `generate` does around
+    each step is not pruning's and is left out.
 
     Args:
         model: A model of a family in `fopru.families`, where it is to run.
-        inputs: What its processor returned, for one batch; take the batch from there.
+        inputs: What its processor returned for one batch, whose size is the batch size of the
+            table.
         pruners: such as `[fopru.FoPru(0.5)]`, or `{"label": pruner}` to say what the table calls
             each. Each works as in `with pruner(model)`.
         new_tokens: The length of the answers, which do not stop before.

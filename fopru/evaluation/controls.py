@@ -1,4 +1,4 @@
-"""What stands beside every method: what a user could do without it, and what it is made of.
+"""The controls that stand beside every method, so that its numbers mean something.
 
 - "none", "grey" and "swapped" ask blind: without a picture, about a grey one, about another one.
 - "oracle" keeps the tokens under the evidence first, as if it knew where to look.
@@ -204,8 +204,8 @@ class Shuffled:
 class Later:
     """A method whose kept tokens another question has decided.
 
-    That is the next question on the same picture; the first one follows the last. So it needs a
-    method that reads the question, and several questions on each picture.
+    The other question is the next one on the same picture; the first one follows the last. So this
+    needs a method that reads the question, and several questions on each picture.
 
     Args:
         pruner: The method, which reads the question.

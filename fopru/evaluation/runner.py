@@ -78,15 +78,15 @@ def evaluate(
         retentions: Shares of each picture's visual tokens to keep, in (0, 1]; 0.5, 0.25 and 0.1
             where neither these nor `tokens` are given. A method that takes neither has one cell.
         positions: As for `fopru.Pruner`; None leaves each pruner its own.
-        seeds: Those of methods that have one.
+        seeds: The seeds for the methods that have one.
         blind: "none", "grey" or "swapped" ask without the true picture.
         batch_size: Questions at a time; those on one picture stay together.
         max_new_tokens: The longest answer, in tokens.
         out: SQLite file to which answers go as they come. A run that was stopped goes on from it,
             and other runs of the same model can share it: a row is taken from the file only where
-            question, answers, picture and settings are the same. Of a method it knows the name and
-            the arguments: write to another file after a change of its code. A question whose
-            picture could not be read is asked again by the next run.
+            question, answers, picture and settings are the same. The file knows a method by its
+            name and arguments only: after a change of the method's code write to another file. A
+            question whose picture could not be read is asked again by the next run.
         tokens: Numbers of visual tokens to keep of each picture instead of shares, as
             `fopru.Pruner(tokens=...)` takes them; `fopru.budgets.PAPERS` has those of papers.
 

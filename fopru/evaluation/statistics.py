@@ -17,7 +17,7 @@ RESAMPLES = 2000
 def answered(results: pd.DataFrame) -> pd.DataFrame:
     """Return the rows of questions that could be asked, of one way of asking for each method.
 
-    Every function here that takes the rows of `fopru.evaluate` takes these of them.
+    Every function of this module that takes the table of `fopru.evaluate` uses only these rows.
 
     Raises:
         ValueError: No question was answered, or a method has rows with two kinds of position ids or
@@ -218,13 +218,13 @@ def bands(
 
 
 def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -> pd.DataFrame:
-    """Return the share of what the picture is worth that each setting keeps: 1 answers as with all
-    tokens, 0 as if blind.
+    """Return the share of the picture's worth that each setting keeps: 1 is the accuracy with all
+    tokens, 0 that of a blind model.
 
     Args:
         results: The table of `fopru.evaluate`, the control `blind` among them.
-        blind: The control whose accuracy is the floor, since guessing is not worth the same
-            everywhere.
+        blind: The control whose accuracy is the floor, since guessing is easier in some tasks than
+            in others.
         value: The column of the reading.
 
     Returns:
@@ -278,8 +278,9 @@ def needing(
 ) -> pd.DataFrame:
     """Return the rows of questions that a smaller picture does not answer and the full one does.
 
-    What a smaller picture answers says nothing of how tokens are chosen: this is the filter of
-    VTC-Bench (arXiv 2510.07143). It is drawn anew at each retention, of what is kept there.
+    A question that a smaller picture answers says nothing about how tokens are chosen. Leaving such
+    questions out is the filter of VTC-Bench (arXiv 2510.07143). It is applied anew at each
+    retention.
 
     Args:
         results: The table of `fopru.evaluate`, with the control `downsampled` among the methods.
@@ -313,8 +314,9 @@ def area(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
     """Return the area under accuracy over the logarithm of tokens kept, divided by the width: a
     mean accuracy over budgets.
 
-    The budgets go from the fewest that all methods of the task reach up to all tokens; between its
-    own a method's curve is straight. Methods of a single budget have no area.
+    The area begins at the smallest budget that all methods of the task reach, and ends at all
+    tokens. Between the budgets that were measured a method's curve is straight. Methods of a single
+    budget have no area.
 
     Returns:
         Per task and method: area, start (tokens).

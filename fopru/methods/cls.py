@@ -21,10 +21,10 @@ class CLS(Pruner, name="cls"):
 
     The attention is that of the block whose output the model uses, averaged over heads. Where the
     tower has no CLS token, as SigLIP and Qwen's, tokens are scored by the attention that they
-    receive from all patches instead. The same authors say that they do so there, as VisionZip does
-    (github.com/Theia-4869/VisPruner, issue 1), and so do VScan (arXiv 2505.22654), SCOPE (arXiv
-    2510.24214) and HoloV (arXiv 2510.02912) on such towers. Where several patches make one token,
-    it gets their mean.
+    receive from all patches instead. The authors say that they do the same on such towers
+    (github.com/Theia-4869/VisPruner, issue 1). So do VisionZip, VScan (arXiv 2505.22654), SCOPE
+    (arXiv 2510.24214) and HoloV (arXiv 2510.02912). Where several patches make one token, the token
+    gets the mean of their scores.
 
     Args:
         attention: "cls" reads the CLS token's attention, and "received" the attention that each

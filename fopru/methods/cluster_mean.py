@@ -21,9 +21,9 @@ class ClusterMean(Pruner, name="cluster-mean"):
     `weights="mass"` the language model attends to it as to all of its members, which is PACT's
     proportional attention.
 
-    PACT works inside the language model, drops tokens that keys tell to be unimportant first, and
-    lets densities and a cutoff distance say how many clusters there are. Here the clusters are made
-    before the language model, of all tokens, and their number is given.
+    PACT works inside the language model, first drops the tokens that are unimportant by their keys,
+    and lets densities and a cutoff distance say how many clusters there are. Here the clusters are
+    made before the language model, of all tokens, and their number is given.
     """
 
     def merge(self, image: EncodedImage, k: int) -> Merged:

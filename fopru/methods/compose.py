@@ -41,8 +41,8 @@ class Share(Budget):
 class Holds(Budget):
     """Keep the fewest tokens that hold the share `retention` of a view's significance.
 
-    Where few tokens have most of it, few stay. The number is that of the tokens with the largest
-    scores, whichever ones the selector takes.
+    Where few tokens hold most of the significance, few stay. They are counted from the largest
+    score down, whichever tokens the selector takes.
 
     Raises:
         ValueError: while pruning, if scores are negative or all 0, so that they are no shares.
@@ -78,7 +78,8 @@ class Compose(Pruner):
     """A method put together from the score of another, a selector and a budget.
 
     `Compose(scorer=FoPru(axis="received"), pick=MMR(0.5))` ranks as FoPru does and selects by
-    maximal marginal relevance. Of the scorer its score counts, and not how it selects.
+    maximal marginal relevance. Only the scores of the scorer are used, and not its own way to
+    select.
 
     Args:
         scorer: A pruner that scores tokens, such as `fopru.FoPru(layer=3)`: it reads what it always

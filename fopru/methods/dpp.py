@@ -21,10 +21,11 @@ class DPP(Pruner, name="dpp"):
     """Keep the tokens that span the largest volume, found greedily (Chen et al., "Fast Greedy MAP
     Inference for Determinantal Point Process", NeurIPS 2018, arXiv 1709.05135).
 
-    Each token kept is the one that adds most to the determinant of the kept tokens' cosines, of
-    the features that the language model would get. All tokens add the same at first, so the first
-    one stays. Where none adds more than 1e-6 to the squared volume, since features are linearly
-    dependent, those that add most still go first. Ties go to the lower index.
+    Each next token is the one that adds most to the determinant of the matrix of cosines between
+    kept tokens. The cosines are those of the features that the language model would get. All tokens
+    add the same at first, so the first one stays. Where none adds more than 1e-6 to the squared
+    volume, since features are linearly dependent, those that add most still go first. Ties go to
+    the lower index.
     """
 
     def select(self, image: EncodedImage, k: int) -> Tensor:

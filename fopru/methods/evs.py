@@ -23,11 +23,11 @@ class EVS(Pruner, name="evs"):
     Video Sampling (Bagrov et al., arXiv 2510.14624).
 
     The dissimilarity of a token is 1 minus its cosine with the token at the same place in the frame
-    before. Tokens of the first frame have the largest that there can be. The k most dissimilar
-    tokens of the whole clip stay, so that a still scene costs little and a lively one gets what it
-    leaves. The paper compares pixels (the L1 norm of the difference of two patches); here the
-    features are compared that the language model would get, as vLLM and SGLang do under this name.
-    In the Qwen families a frame is a pair of frames, which their towers join.
+    before. Tokens of the first frame have the largest possible value. The k most dissimilar tokens
+    of the whole clip stay, so that a still scene gets few tokens and a lively one gets more. The
+    paper compares pixels (the L1 norm of the difference of two patches); here the features that the
+    language model would get are compared, as vLLM and SGLang do under this name. In the Qwen
+    families a frame is a pair of frames, which their towers join.
 
     The first frame always stays: `retention` keeps floor(N * retention) of a clip's N tokens, but
     no fewer than a frame has, as those engines do. The newline token that ends a video of

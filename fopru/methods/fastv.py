@@ -13,8 +13,9 @@ class FastV(InLLMPruner, name="fastv"):
     """Drop visual tokens inside the language model (Chen et al., "An Image is Worth 1/2 Tokens
     After Layer 2", ECCV 2024, arXiv 2403.06764).
 
-    Into layer `k_layer` go the round(N * retention) visual tokens that the last prompt token
-    attends to most in the layer before, averaged over heads. They keep their position ids.
+    From layer `k_layer` on the language model sees round(N * retention) visual tokens: those that
+    the last prompt token attends to most in the layer before, averaged over heads. They keep their
+    position ids.
 
     Args:
         k_layer: The 0-based layer that tokens are dropped before, the paper's K; at least 1.

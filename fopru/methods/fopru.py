@@ -21,22 +21,24 @@ class FoPru(Pruner, name="fopru"):
     """Keep the tokens, or the rows, that get most attention: Focal Pruning (Jiang et al., arXiv
     2411.14164), in three steps of significance, pruning and reordering.
 
-    The significance of a token is the attention in the block whose output the model uses, without
-    the row and the column of the CLS token, averaged over heads and then along one dimension.
-    Kept tokens stay in their order. The published text says nothing of the CLS token, which is
-    left out here, and nothing of the softmax, which `scores` decides.
+    The significance of a token is an average of the attention in the block whose output the model
+    uses: over heads, and then along one dimension. Kept tokens stay in the order of the picture.
+    The published text does not say what becomes of the CLS token; here its row and its column are
+    left out. Nor does it say whether attention is taken before or after the softmax; `scores`
+    decides this.
 
     Towers attend within a frame (in the Qwen families, a pair of frames), and each frame's received
-    attention sums to the same. With `per="clip"` a score is compared across frames all the same: as
-    the share of its own frame's attention that a token gets. So a frame whose attention is spread
-    evenly loses to one whose attention is concentrated, and a frame that repeats another gets the
-    same scores again: FoPru does not see repetition, which is what `EVS` is for.
+    attention sums to the same. With `per="clip"` scores are compared across frames all the same. A
+    score is then the share of its own frame's attention that a token gets. So a frame whose
+    attention is spread evenly loses to one whose attention is concentrated, and a frame that
+    repeats another gets the same scores again: FoPru does not see repetition, which is what `EVS`
+    is for.
 
     Args:
         strategy: "rank" keeps the floor(N * retention) tokens of largest significance. "row" keeps
             the floor(H * retention) rows of the grid with the largest sum, whole, each with its
-            newline token if it has one. Either keeps at least one. With `per="clip"` these are the
-            tokens and the rows of any frame.
+            newline token if it has one. Both keep at least one. With `per="clip"` they choose among
+            the tokens, or the rows, of all frames.
         axis: "received" averages over queries: how much a token is looked at. "given" averages
             over keys: how much it looks at others. "variance" takes, for each view, the one of the
             two that varies more over its patches.

@@ -20,9 +20,9 @@ class HoloV(CLS, name="holov"):
     NeurIPS 2025, arXiv 2510.02912, section 4.1).
 
     The tokens are cut into `crops` runs of nearly equal length in reading order. A run's quota is
-    in proportion to the mean CLS attention of its tokens, and no larger than the run; what is over
-    goes to the run with the largest product of that mean and its free places. In each run those
-    tokens stay that CLS attends to most.
+    in proportion to the mean CLS attention of its tokens, and no larger than the run. What is left
+    over goes to the run with the largest product of that mean and its free places. Each run keeps
+    the tokens that CLS attends to most.
 
     The paper adds the variance of a token's similarities to its score. In the authors' code it is
     scaled to the run's mean attention and cancels from the quotas, and tokens are kept by attention
@@ -31,7 +31,7 @@ class HoloV(CLS, name="holov"):
     Where the tower has no CLS token, `attention` decides as in `fopru.CLS`.
 
     Args:
-        crops: The number of runs; of a view with fewer tokens each token is one.
+        crops: The number of runs. In a view with fewer tokens than that, each token is a run.
     """
 
     crops: int = 16

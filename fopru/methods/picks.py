@@ -79,7 +79,7 @@ class Cells(Pick):
 @dataclass(frozen=True)
 class MaxMin(Pick):
     """Keep tokens that are far from each other, as `fopru.DivPrune` does: each is the one whose
-    largest cosine to those kept is smallest. Scores count for nothing."""
+    largest cosine to those kept is smallest. Scores are not used."""
 
     scored: ClassVar[bool] = False
 

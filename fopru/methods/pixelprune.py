@@ -18,22 +18,23 @@ class PixelPrune(Pruner, name="pixelprune"):
     """Leave out before the vision tower what its neighbours predict (PixelPrune, arXiv 2604.00886).
 
     What is kept or left out are the pixels of one visual token, as the processor made them. Two are
-    equal if none of their values differ by more than `threshold`. Token X with A to the left, B
-    above and C above A is predicted to be A; but B, if C equals A and not B. In the first row it is
-    predicted to be A, in the first column B. What equals its prediction is left out, and stands as
-    its prediction to those after it. The first token always stays.
+    equal if none of their values differ by more than `threshold`. Take a token X with A to its
+    left, B above it, and C above A. If C equals A and not B, X is predicted to be B; else it is
+    predicted to be A. In the first row it is predicted to be A, in the first column B. A token that
+    equals its prediction is left out, and its prediction stands for it when later tokens are
+    compared. The first token always stays.
 
     Dropped patches are neither computed in the tower nor attended to, so that this saves the
-    tower's time too; those kept have the places that they had. How many stay follows from the
-    picture alone: none of a noisy photograph leaves at 0, most of a blank page does.
+    tower's time too. Kept patches have the places that they had. How many stay follows from the
+    picture alone: with a threshold of 0 a noisy photograph loses none, and a blank page loses most.
 
     It is defined for pictures, not for videos, and works on towers that take patches one by one
     (the Qwen and GLM families). Its pass of the tower serves no other method.
 
     Args:
         threshold: The most by which values of equal pixels may differ, in the processor's units
-            (after normalisation). At 0 no pixel is lost; at more, each token is compared with what
-            stands for its neighbour, so that what is lost does not add up.
+            (after normalisation). At 0 no pixel is lost. Above 0, each token is compared with what
+            stands for its neighbour, so that errors do not add up.
 
     Raises:
         ValueError: `retention`, `tokens`, `layer` or weights="mass", which it does not take.

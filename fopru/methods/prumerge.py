@@ -23,19 +23,19 @@ class PruMerge(CLS, name="prumerge"):
     """Keep what CLS looks at, and fold neighbours in (Shang et al., "LLaVA-PruMerge", arXiv
     2403.15388).
 
-    Scores are the CLS token's attention in the last block of the tower, with its softmax over
-    whole queries and keys instead of head by head. To each kept token its 32 nearest others
-    (cosine of keys) are added, weighted by their scores, which do not sum to 1. One more token is
-    the weighted sum of all that were dropped. All this happens before the projector. A budget of k
-    counts that token, so k - 1 are kept; with k = 1, or if none is dropped, there is none. It
-    takes the last place that is free, where the authors append it. Views with newline tokens are
-    refused.
+    Scores are the CLS token's attention in the last block of the tower, with its softmax over whole
+    queries and keys instead of head by head. To each kept token its 32 nearest others (cosine of
+    keys) are added, weighted by their scores, which do not sum to 1. One more token is the weighted
+    sum of all that were dropped. All this happens before the projector. A budget of k includes this
+    additional token, so that k - 1 others are kept. With k = 1, or if no token is dropped, there is
+    no additional one. It takes the last place that is free; the authors append it at the end. Views
+    with newline tokens are refused.
 
     Where the tower has no CLS token, `attention` decides as in `fopru.CLS`: "received" is the mean
     over all patches of the same softmax over whole queries and keys. The authors name no stand-in.
 
-    A dropped token goes into several kept ones. As its `owner` counts the one it is most like,
-    among those that it is a neighbour of; else the additional token.
+    A dropped token goes into several kept ones. Its `owner` is the one that it is most like, among
+    those that it is a neighbour of; if there are none, the additional token.
 
     Args:
         adaptive: Keep as many tokens as have an outlying score (above Q3 + 1.5 IQR), as the

@@ -13,11 +13,11 @@ class PyramidDrop(InLLMPruner, name="pyramiddrop"):
     """Drop visual tokens in three steps inside the language model (Xing et al., "PyramidDrop",
     CVPR 2025, arXiv 2410.17247).
 
-    Tokens are dropped before layers L/4, L/2 and 3L/4 of L (8, 16 and 24 of 32). The same share of
-    them goes on each time, so that the last quarter of the layers sees `retention` of all; 0.125
-    gives the authors' 1/2, 1/4 and 1/8. Those go on that the last prompt token attends to most,
-    by that layer's own projections of its input. Tokens are numbered anew after each step, as in
-    the authors' code, unless positions="preserve".
+    Tokens are dropped before layers L/4, L/2 and 3L/4 of L (8, 16 and 24 of 32). Each step keeps
+    the same share of them, so that the last quarter of the layers sees `retention` of all; 0.125
+    gives the authors' 1/2, 1/4 and 1/8. The tokens that stay are those that the last prompt token
+    attends to most, by that layer's own projections of its input. Tokens are numbered anew after
+    each step, as in the authors' code, unless positions="preserve".
     """
 
     reindexes: ClassVar[bool] = True

@@ -25,12 +25,12 @@ class SparseVLM(InLLMPruner, name="sparsevlm"):
     The raters are chosen once, on what the language model's first layer gets. Each visual token
     spreads one vote over all text behind the pictures (softmax of its products with the text
     tokens), and the raters are the text tokens that get more than the mean; all of them, if all get
-    the same. After each of `after_layers` those visual tokens go on that the raters attend to most
-    in that layer, in the mean over raters and heads.
+    the same. After each of `after_layers` the visual tokens stay that the raters attend to most in
+    that layer, in the mean over raters and heads.
 
-    How many go on is ours, since the paper's rule is by the rank of the attention and the authors'
-    code has tables for four budgets: with m steps, floor(N * retention^(i / m)) of a prompt's N
-    visual tokens after step i, at least 1.
+    How many stay is our own rule, since the paper's rule is by the rank of the attention, and the
+    authors' code has tables for four budgets: with m steps, floor(N * retention^(i / m)) of a
+    prompt's N visual tokens after step i, at least 1.
 
     Recycling: of the n tokens of a picture that would leave, the floor(3 n / 10) + 1 that get most
     are grouped, about ten to a cluster, around density peaks of their hidden states (distance over

@@ -25,18 +25,18 @@ class VisPruner(CLS, name="vispruner"):
     """Keep important and diverse tokens (Zhang et al., "Beyond Text-Visual Attention", ICCV 2025,
     arXiv 2412.01818, section 4).
 
-    The floor(k * ratio) tokens that CLS attends to most are important. Of the rest, in the order
-    of that attention, near duplicates are removed 8 at a time until k tokens stay in all. In each
-    round the rest is split in turns into two halves, and those tokens of the first half go that
-    are most like one of the second (cosine of the tower's features). With an odd number the first
-    half has one more, where the authors' code would not run.
+    The floor(k * ratio) tokens that CLS attends to most are important. Of the rest, in the order of
+    that attention, near duplicates are removed 8 at a time until k tokens stay in all. In each
+    round the tokens that are left are dealt out in turns into two halves. Those of the first half
+    are removed that are most like a token of the second half (cosine of the tower's features). With
+    an odd number of tokens the first half has one more; the authors' code does not run then.
 
     Where the tower has no CLS token, `attention` decides as in `fopru.CLS`. Where several patches
     make one token, cosines are those of the patches' mean; the authors compare the merged tokens
     (github.com/Theia-4869/VisPruner, issue 1).
 
     Args:
-        ratio: The share of k that is kept for attention, in [0, 1].
+        ratio: The share of k that is kept by attention, in [0, 1].
     """
 
     ratio: float = 0.5

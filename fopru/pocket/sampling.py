@@ -43,7 +43,7 @@ def sample(
         n: number of questions; up to `QUESTIONS_PER_IMAGE` share a picture.
         seed: the same seed gives the same questions, and a larger n more of them.
         world: "first", the scenes that the shipped weights know; "second", harder ones;
-            "combinations", of what is never together in the training on "second".
+            "combinations", scenes with things that are never together in the training on "second".
 
     Raises:
         ValueError: an unknown world or task, or n or seed that is no integer of at least 0.

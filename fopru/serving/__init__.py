@@ -16,10 +16,11 @@ def embeddings(model: PreTrainedModel, inputs: Mapping[str, Any], pruner: Pruner
     """Return what to send, in place of each picture, to an engine that takes image embeddings.
 
     Such an engine (vLLM with `enable_mm_embeds`) puts as many placeholders into the prompt as a
-    picture has embeddings, and so needs no plug-in. It runs no vision tower: yours does, here.
+    picture has embeddings, and so needs no plug-in. The engine runs no vision tower; that of
+    `model` runs here.
 
     Args:
-        model: A model of transformers; of its language model nothing is run.
+        model: A model of transformers, whose language model does not run.
         inputs: What the model's processor returned for the pictures and a prompt.
         pruner: A method that works before the language model.
 
