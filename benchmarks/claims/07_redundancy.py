@@ -17,30 +17,25 @@ def digits_and_end(method: str) -> list[float]:
 
 CLAIMS = [
     (
-        "At a twentieth random tokens cover far better than FoPru's and let the model know {} "
-        "points less.",
+        "With FoPru's, by {} points.",
         lambda: gap(bench("fopru", 0.05), bench("random", 0.05)),
     ),
     (
-        "On the {} signs of the test split, each on its own picture, twelve significant tokens",
+        "Yet with random tokens the model knows {} points less.",
+        lambda: gap(bench("fopru", 0.05), bench("random", 0.05)),
+    ),
+    (
+        "From twelve significant tokens the digits of the {} test signs",
         lambda: signs("fopru").rows["image"].nunique(),
     ),
     (
-        "give the digits a median log-likelihood of {} nats and the end one of {}; twelve random "
-        "ones give the digits {} and the end {}.",
+        "have a median log-likelihood of {} nats and the end one of {}. From twelve random ones "
+        "the digits have {} and the end {}.",
         lambda: digits_and_end("fopru") + digits_and_end("random"),
-    ),
-    (
-        "From those twelve the model knows {} % of the signs and says {} %; from twelve random "
-        "ones {} % and {} %.",
-        lambda: [signs(m).share(c) for m in ("fopru", "random") for c in ("choice", "exact")],
     ),
 ]
 ASIDE = [
     "of 256 tokens in 128 dimensions",
-    "After four random tokens or more",  # this and the next are asserted by a cell
-    "Sixteen of the most significant tokens",
-    "after the 128 most significant tokens are deleted",
-    "128 random tokens",
-    "at 16 tokens of the most significant",
+    "two to eleven points",  # this and the next are asserted by a cell
+    "From eight tokens or fewer",
 ]
