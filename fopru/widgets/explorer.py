@@ -59,13 +59,13 @@ tokens of all others come with the state."""
 SIDE = 336
 """The pixels a side of the picture that the page gets, where the processor does not say."""
 
-MODULES = ("model.js", "input.js", "explorer.js")
+MODULES = ("model.js", "input.js", "parts.js", "explorer.js")
 """The page's half, from what imports nothing to what imports the others."""
 
 
-def page_source() -> str:
-    """Return the page's half as the one module that anywidget takes."""
-    text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in MODULES)
+def page_source(modules: Sequence[str] = MODULES) -> str:
+    """Return a page's half, of these files, as the one module that anywidget takes."""
+    text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in modules)
     return re.sub(r'^import .* from "\./.*";\n', "", text, flags=re.MULTILINE)
 
 
@@ -142,7 +142,7 @@ class Explorer(anywidget.AnyWidget):
         self.methods = [
             {"name": name, "kind": kind, "label": label, "color": look_of(name)[0]}
             for name in methods
-            for kind, label in [PAGE.get(name, ("given", name))]
+            for kind, label in [PAGE.get(name, ("given", METHODS[name].__name__))]
         ]
         self.axes = axes_of(family)
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
