@@ -286,17 +286,17 @@ def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
 
 
-def picture(image: Image.Image, processor: ProcessorMixin) -> str:
+def picture(image: Image.Image, processor: ProcessorMixin, lossless: bool = True) -> str:
     """Return what the tower sees of a picture, as a data URL.
 
-    It is lossless, and of the size that the tower sees where that is known: so a page that runs
-    the model can begin with it.
+    It is of the size that the tower sees where that is known, so that a page which runs the model
+    can begin with it if it is lossless.
     """
     seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
     size = getattr(processor.image_processor, "crop_size", None)
     side = (size["width"], size["height"]) if size else (SIDE, SIDE)
     data = io.BytesIO()
-    seen.resize(side, Image.Resampling.BICUBIC).save(data, format="webp", lossless=True)
+    seen.resize(side, Image.Resampling.BICUBIC).save(data, format="webp", lossless=lossless)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 

@@ -1,7 +1,6 @@
 """Small figures that a reader moves: what they show is computed here, before the page is read.
 
-Each function returns one figure. It tells its story untouched, needs no kernel in a page, and its
-numbers are those of the model and the pictures that it is given.
+Each function returns one figure, which tells its story untouched and needs no kernel in a page.
 """
 
 from __future__ import annotations
@@ -19,12 +18,10 @@ import traitlets
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from fopru.efficiency import Latency
 from fopru.encoding import TowerPass, run_tower
 from fopru.evaluation import evaluate
 from fopru.evaluation.asking import inputs_of
 from fopru.evaluation.batch import Batch
-from fopru.evaluation.controls import Shuffled
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
@@ -61,33 +58,20 @@ def _first(examples: Iterable[Example], told: Callable[[Example], Any], story: s
     raise ValueError(f"examples: there is none {story}.")
 
 
-def _seen(
-    model: PreTrainedModel, processor: ProcessorMixin, example: Example
-) -> tuple[TowerPass, View, dict[str, Any]]:
+def _seen(model: Any, processor: Any, example: Example) -> tuple[TowerPass, View, dict[str, Any]]:
     """Return the tower's pass over a picture, its one view, and what the page needs to draw it."""
     inputs = inputs_of(processor, [example]).to(model.device)
     tower = run_tower(model, inputs, [Everywhere(("received",)), FoPru()])
     (view,) = tower.grids[0].views
     under = cover(tower.grids[0], frame(example.image, processor), example.evidence) > 0.2
-    return (
-        tower,
-        view,
-        {
-            "image": picture(example.image, processor),
-            "height": view.height,
-            "width": view.width,
-            "question": example.question,
-            "answer": example.answer,
-            "evidence": under.nonzero().flatten().tolist(),
-        },
-    )
+    shown = {"image": picture(example.image, processor, lossless=False)}
+    shown |= {"height": view.height, "width": view.width}
+    shown |= {"question": example.question, "answer": example.answer}
+    return tower, view, shown | {"evidence": under.nonzero().flatten().tolist()}
 
 
 def _answers(
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    example: Example,
-    settings: Mapping[Any, Setting],
+    model: Any, processor: Any, example: Example, settings: Mapping[Any, Setting]
 ) -> dict[Any, dict[str, Any]]:
     """Return both readings of a question's answer under some settings."""
     batch = Batch(model, processor, [example], list(settings.values()))
@@ -138,12 +122,13 @@ def sink(model: PreTrainedModel, processor: ProcessorMixin, example: Example) ->
     stops = [received(place, strength) for strength in STRENGTHS]
     rows = [_row_order(scores, view)[: view.height // 4].sort().values for scores in stops]
     columns = torch.arange(view.width)
-    data = shown | {
-        "evidence": [],
+    data = {name: shown[name] for name in ("image", "height", "width")} | {
         "strengths": list(STRENGTHS),
         "place": place,
         "drawn": [scores[place].item() for scores in stops],
-        "received": [(len(s) * s).clamp(0.1, 10).log10().mul(49).round().int().tolist() for s in stops],
+        "received": [
+            (len(s) * s).clamp(0.1, 10).log10().mul(49).round().int().tolist() for s in stops
+        ],
         "kept": {
             "rank": [top(scores, len(scores) // 4).tolist() for scores in stops],
             "row": [(r[:, None] * view.width + columns).flatten().tolist() for r in rows],
@@ -152,7 +137,7 @@ def sink(model: PreTrainedModel, processor: ProcessorMixin, example: Example) ->
     return Live(
         kind="sink",
         data=data,
-        caption="Live figure. A patch that nobody looks at is turned into a sink: its key draws the "
+        caption="Live figure. A patch that nobody looks at becomes a sink: its key draws the "
         "attention of every query. Left: what each patch receives, as a multiple of an even share. "
         "Right: the quarter of the patches that stays. Drag the strength of the sink.",
     )
@@ -229,7 +214,7 @@ def order_and_position(
         tried = _answers(model, processor, example, tenth)
         if [answer["right"] for answer in tried.values()] != [False, True]:
             return None
-        tower, view, shown = _seen(model, processor, example)
+        tower, _, shown = _seen(model, processor, example)
         kept = {
             str(share): FoPru(share).compact(tower.scored()).images[0].kept.tolist()
             for share in (0.25, 0.1, 0.05)
@@ -268,7 +253,7 @@ def two_duplicates(
     """
 
     def told(example: Example) -> dict[str, Any] | None:
-        tower, view, shown = _seen(model, processor, example)
+        tower, _, shown = _seen(model, processor, example)
         share = cover(tower.grids[0], frame(example.image, processor), example.evidence)
         places = (share > 0.2).nonzero().flatten()
         if not 2 <= len(places) <= 12:
@@ -285,9 +270,7 @@ def two_duplicates(
         found = _answers(model, processor, example, settings)
         if [answer["right"] for answer in found.values()] != [True, True, True, False]:
             return None
-        return shown | {
-            "rest": rest, "pair": pair, "answers": found, "cosine": alike.max().item()
-        }
+        return shown | {"rest": rest, "pair": pair, "answers": found, "cosine": alike.max().item()}
 
     story = "with two duplicates, either of which answers"
     return Live(
@@ -302,28 +285,19 @@ def break_even(tables: Mapping[str, pd.DataFrame], kept: float = 0.25) -> Live:
     """Let the reader give the times of an answer, and say what pruning saves of it.
 
     Args:
-        tables: Tables of `fopru.measure` to start from, by the names that the reader sees.
+        tables: Tables of `fopru.measure` to start from, by the names that the reader sees; they
+            have FoPru at this retention.
         kept: The share of the visual tokens that is kept at first.
     """
     starts = []
     for name, table in tables.items():
         full = table[table.method == "full"].set_index("stage")
-        visual, length = int(full.visual.iloc[0]), int(full.tokens.iloc[0])
-        latency = Latency.fit(table)
-        base, slope = latency.overhead["fopru"]
-        starts.append(
-            {
-                "name": name,
-                "visual": visual,
-                "text": length - visual,
-                "answer": int(full.new_tokens.max()),
-                "vision": latency.vision,
-                "prefill": float(full.seconds["prefill"]),
-                "decode": float(full.seconds["decode"]),
-                "overhead": max(base + slope * kept * visual, 1e-4),
-                "kept": kept,
-            }
-        )
+        visual, text = int(full.visual.iloc[0]), int(full.tokens.iloc[0] - full.visual.iloc[0])
+        start = {"name": name, "visual": visual, "text": text, "kept": kept}
+        start |= full.seconds[["vision", "prefill", "decode"]].to_dict()
+        added = table.query("method == 'fopru' and retention == @kept").set_index("stage").seconds
+        start["overhead"] = float(added[["scoring", "selection", "compaction"]].sum())
+        starts.append(start | {"answer": int(full.new_tokens.max())})
     return Live(
         kind="break_even",
         data={"starts": starts, "colors": list(PALETTE[:4])},
@@ -369,6 +343,6 @@ def known_and_said(
     return Live(
         kind="known_and_said",
         data=_first(examples, told, "that is known from a tenth of FoPru's tokens and not said"),
-        caption="Live figure. What the model writes, and how likely each legal answer is when it is "
-        "read out to the model, as FoPru keeps fewer and fewer tokens. Drag the number of tokens.",
+        caption="Live figure. What the model writes, and how likely each legal answer is when it "
+        "is read out to the model, as FoPru keeps fewer tokens. Drag the number of tokens.",
     )
