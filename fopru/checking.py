@@ -14,7 +14,8 @@ from matplotlib import pyplot as plt
 from torch import Tensor
 
 from fopru.arguments import check_choice
-from fopru.picking import floor_share, top
+from fopru.efficiency import Latency
+from fopru.picking import first, floor_share, owners, top
 from fopru.significance import wider
 
 CASES = 200
@@ -83,8 +84,12 @@ def _flags(kept: Any, n: int) -> Tensor:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, Tensor) and not value.ndim:
+        return f"tensor({value.item()})"
     if isinstance(value, Tensor):
         return str([round(x, 3) if isinstance(x, float) else x for x in value.tolist()])
+    if isinstance(value, tuple):
+        return str(tuple(float(f"{x:.3g}") for x in value))
     return str(value)
 
 
@@ -129,18 +134,73 @@ def n_keep(n: int, retention: float) -> int:
     return floor_share(n, retention)
 
 
+def masses(features: Tensor, kept: Tensor) -> Tensor:
+    """Return how many tokens each kept one stands for, (k,) int64; they sum to N.
+
+    Each token counts for the kept one that is most like it by cosine, and a kept one for itself.
+    Ties go to the kept one that comes first.
+
+    Args:
+        features: (N, d) of all tokens of a picture.
+        kept: (k,) int64 places of the kept ones, sorted.
+    """
+    return owners(features, kept).bincount(minlength=len(kept))
+
+
+def compaction(input_ids: Tensor, kept: Tensor, image_token_id: int) -> Tensor:
+    """Return the shorter prompt: all ids but those placeholders whose tokens are not kept.
+
+    Args:
+        input_ids: (L,) the ids of one prompt. Its placeholders need not stand side by side.
+        kept: (k,) int64 places of the kept tokens among the placeholders, sorted.
+        image_token_id: The id of the placeholders.
+    """
+    places = (input_ids == image_token_id).nonzero().flatten()
+    stays = input_ids != image_token_id
+    stays[places[kept]] = True
+    return input_ids[stays]
+
+
+def choice(log_likelihoods: Tensor) -> int:
+    """Return which legal answer is the likeliest: its place in (A,) log-likelihoods.
+
+    Ties go to the first.
+    """
+    return int(first(log_likelihoods.double()))
+
+
+def break_even(
+    visual: int, text: int, prefill: tuple[float, float, float], overhead: tuple[float, float]
+) -> int:
+    """Return the most visual tokens that may stay if pruning shall save time; 0 if it never does.
+
+    Args:
+        visual, text: The visual tokens without pruning, and the other tokens of the prompt.
+        prefill: (a, b, c): reading a prompt of L tokens takes a + b L + c L squared seconds.
+        overhead: (a, b): pruning adds a + b k seconds where k visual tokens stay.
+    """
+    methods = {"full": (0.0, 0.0), "mine": overhead}
+    latency = Latency(vision=0.0, prefill=prefill, decode=(0.0, 0.0), overhead=methods)
+    saves = (k for k in range(visual, 0, -1) if latency.saved(visual, k, text, 1, "mine") > 0)
+    return next(saves, 0)
+
+
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "rank": rank,
     "row": row,
     "significance": significance,
     "reorder": reorder,
     "n_keep": n_keep,
+    "masses": masses,
+    "compaction": compaction,
+    "choice": choice,
+    "break_even": break_even,
 }
 
 
 def _cases(name: str) -> Iterator[dict[str, Any]]:
-    """Draw cases from small to large, with ties, grids that are not square, and rounded
-    products."""
+    """Draw cases from small to large, with ties, grids that are not square, rounded products,
+    duplicates, and prompts with nothing around the picture."""
     draw = torch.Generator().manual_seed(0)
     exact = ((100, 0.29), (100, 0.57), (10, 0.3), (7, 0.1), (576, 0.002), (3, 1.0))
     for i in range(CASES):
@@ -160,6 +220,29 @@ def _cases(name: str) -> Iterator[dict[str, Any]]:
         elif name == "n_keep":
             count, part = exact[i] if i < len(exact) else (n, share)
             yield {"n": count, "retention": part}
+        elif name == "masses":
+            kept = torch.randperm(n, generator=draw)[: floor_share(n, share)].sort().values
+            features = torch.randn(n, 4, generator=draw)
+            if i % 3 == 0:  # duplicates of several lengths, and what is like no other
+                kinds = torch.eye(4)[torch.randint(4, (n,), generator=draw)]
+                features = kinds * torch.randint(1, 4, (n, 1), generator=draw)
+            yield {"features": features, "kept": kept}
+        elif name == "compaction":
+            kept = torch.randperm(n, generator=draw)[: floor_share(n, share)].sort().values
+            parts = torch.randint(0, 1 + i // 12, (3,), generator=draw).tolist()
+            words = [torch.randint(0, 99, (part,), generator=draw) for part in parts]
+            left = int(torch.randint(0, n + 1, (), generator=draw))
+            picture = torch.full((n,), 99)
+            ids = torch.cat([words[0], picture[:left], words[1], picture[left:], words[2]])
+            yield {"input_ids": ids, "kept": kept, "image_token_id": 99}
+        elif name == "choice":
+            yield {"log_likelihoods": (scores - 1) * (1000 if i % 2 else 10)}
+        elif name == "break_even":
+            a, b, c, fixed, each = torch.rand(5, generator=draw, dtype=torch.float64).tolist()
+            prefill = (a, b / 10, c / 1000 * (i % 2))
+            overhead = (fixed * n / 10 * (i % 3 > 0), each / 10 * (i % 5 > 0))
+            text = int(torch.randint(0, 40, (), generator=draw))
+            yield {"visual": n, "text": text, "prefill": prefill, "overhead": overhead}
         else:
             logits = 3 * torch.randn(2, n + 1, n + 1, generator=draw)
             yield {"attention": logits.softmax(-1) if i % 2 else logits}
@@ -169,8 +252,9 @@ def check(name: str, function: Callable[..., Any]) -> Verdict:
     """Try a function of your own on cases from small to large.
 
     Args:
-        name: What the function does: "rank", "row", "significance", "reorder" or "n_keep". It takes
-            the arguments of the function of that name in `fopru.checking`, and returns the same.
+        name: What the function does: "rank", "row", "significance", "reorder", "n_keep", "masses",
+            "compaction", "choice" or "break_even". It takes the arguments of the function of that
+            name in `fopru.checking`, and returns the same.
         function: Your function. It is called with copies of the arguments, by position.
 
     Returns:

@@ -20,6 +20,40 @@ def rows(significance, height, width, k):
     return (best[:, None] * width + torch.arange(width)).flatten()
 
 
+def unit(features):
+    return torch.nn.functional.normalize(features, dim=1)
+
+
+def nearest(likeness, kept):
+    owner = likeness.argmax(1)
+    owner[kept] = torch.arange(len(kept))
+    return owner.bincount(minlength=len(kept))
+
+
+RIGHT = {  # as a reader would write them
+    "masses": lambda f, kept: nearest(unit(f) @ unit(f)[kept].T, kept),
+    "compaction": lambda ids, kept, image: ids[
+        (ids != image) | torch.isin((ids == image).cumsum(0) - 1, kept)
+    ],
+    "choice": lambda x: int(x.argmax()),
+    "break_even": lambda n, text, prefill, overhead: max(
+        k
+        for k in range(n)
+        if not k
+        or overhead[0] + overhead[1] * k + seconds(prefill, k + text) < seconds(prefill, n + text)
+    ),
+}
+
+
+def seconds(prefill, length):
+    return sum(part * length**power for power, part in enumerate(prefill))
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_what_a_reader_writes_passes(name):
+    assert fopru.check(name, RIGHT[name]).passed, fopru.check(name, RIGHT[name])
+
+
 WRONG = {
     "rank: best first": ("rank", lambda s, k: s.sort(descending=True, stable=True).indices[:k]),
     "rank: ties to the higher index": (
@@ -49,6 +83,55 @@ WRONG = {
     "n_keep: none at all": ("n_keep", lambda n, r: math.floor(round(n * r, 9))),
     "n_keep: ceil": ("n_keep", lambda n, r: math.ceil(n * r)),
     "n_keep: a float": ("n_keep", lambda n, r: float(checking.n_keep(n, r))),
+    "masses: by dot product": (
+        "masses",
+        lambda f, kept: nearest(f @ f[kept].T, kept),
+    ),
+    "masses: a kept one is not its own": (
+        "masses",
+        lambda f, kept: (unit(f) @ unit(f)[kept].T).argmax(1).bincount(minlength=len(kept)),
+    ),
+    "masses: itself not counted": ("masses", lambda f, kept: checking.masses(f, kept) - 1),
+    "masses: those that stand for none left out": (
+        "masses",
+        lambda f, kept: checking.masses(f, kept).unique(),
+    ),
+    "compaction: the picture only": (
+        "compaction",
+        lambda ids, kept, image: torch.full((len(kept),), image),
+    ),
+    "compaction: kept as places of the prompt": (
+        "compaction",
+        lambda ids, kept, image: ids[
+            [i for i in range(len(ids)) if ids[i] != image or i in kept.tolist()]
+        ],
+    ),
+    "compaction: the picture in one piece": (
+        "compaction",
+        lambda ids, kept, image: torch.cat(
+            [
+                ids[: (start := int((ids == image).int().argmax()))],
+                torch.full((len(kept),), image),
+                ids[start:][ids[start:] != image],
+            ]
+        ),
+    ),
+    "choice: the least likely": ("choice", lambda x: int(x.argmin())),
+    "choice: ties to the last": ("choice", lambda x: len(x) - 1 - int(x.flip(0).argmax())),
+    "choice: by probabilities, which underflow": ("choice", lambda x: int(x.exp().argmax())),
+    "choice: a tensor": ("choice", lambda x: x.argmax()),
+    "break_even: overhead left out": (
+        "break_even",
+        lambda n, text, prefill, overhead: n - 1,
+    ),
+    "break_even: text left out": (
+        "break_even",
+        lambda n, text, prefill, overhead: checking.break_even(n, 0, prefill, overhead),
+    ),
+    "break_even: the least that saves": (
+        "break_even",
+        lambda *case: min(1, checking.break_even(*case)),
+    ),
     "rank: raises": ("rank", lambda s, k: s[k + 100]),
 }
 

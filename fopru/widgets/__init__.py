@@ -2,6 +2,15 @@
 
 try:
     from fopru.widgets.explorer import Explorer
+    from fopru.widgets.live import (
+        Live,
+        break_even,
+        known_and_said,
+        order_and_position,
+        rank_and_row,
+        sink,
+        two_duplicates,
+    )
 except ModuleNotFoundError as error:
     if error.name not in ("anywidget", "traitlets"):
         raise
@@ -10,4 +19,13 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from None
 
-__all__ = ["Explorer"]
+__all__ = [
+    "Explorer",
+    "Live",
+    "break_even",
+    "known_and_said",
+    "order_and_position",
+    "rank_and_row",
+    "sink",
+    "two_duplicates",
+]

@@ -4,12 +4,9 @@
 
 import { Asked, Words, about, divprune, first, load, rank, row } from "./model.js";
 import { Pad, decoded, painted } from "./input.js";
+import { dimmed, known, laid, make, percent, shape, verdict, viridis } from "./parts.js";
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 2"];
-const VIRIDIS = [
-  [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
-  [31, 158, 137], [53, 183, 121], [109, 205, 89], [180, 222, 44], [253, 231, 37],
-];
 const WHETHER = {
   yes: "It knows the answer: of the legal ones the right one is the likeliest.",
   no: "It does not know the answer: of the legal ones a wrong one is the likeliest.",
@@ -21,47 +18,11 @@ const SIDE = 448; // pixels of the two pictures, and of the drawing
 const PAD = 224;
 const SEEN = ({ told }) => [told.image.height, told.image.width];
 
-/** What an answer is worth as it was said. */
-export function verdict({ right, begins, formed }) {
-  if (right) return "right";
-  if (begins && formed !== true) return "begins right, runs on";
-  return formed === false ? "no legal answer" : "wrong";
-}
-
-/** Whether the right answer is the likeliest of the legal ones; a question may name none. */
-export function known({ knows }) {
-  return knows === null ? "no choices" : knows ? "yes" : "no";
-}
-
 /** The (blocks, heads + 1, axes, N) maps of a scene. */
 export function unpacked(scene) {
   if (typeof scene.maps !== "string") return scene.maps;
   const bytes = Uint8Array.from(atob(scene.maps), (letter) => letter.charCodeAt(0));
   return new Float32Array(bytes.buffer);
-}
-
-/** An element with properties, attributes (in `attrs`) and children; text is never read as HTML. */
-function make(tag, { attrs = {}, ...properties } = {}, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  for (const [name, value] of Object.entries(attrs)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-function shape(tag, attributes, text = "") {
-  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.textContent = text;
-  return element;
-}
-
-const percent = (share) => `${Math.round(100 * share)} %`;
-
-function viridis(share) {
-  const place = share * (VIRIDIS.length - 1);
-  const low = Math.min(Math.floor(place), VIRIDIS.length - 2);
-  const mix = VIRIDIS[low].map((v, i) => v + (place - low) * (VIRIDIS[low + 1][i] - v));
-  return `rgba(${mix.map(Math.round).join(",")},0.72)`;
 }
 
 /** Everything on the page that belongs to one view of the widget. */
@@ -120,6 +81,7 @@ class Page {
     this.cursor = null;
     this.here = make("p", { className: "hidden", attrs: { "aria-live": "polite" } });
     this.captions = [make("figcaption"), make("figcaption")];
+    this.legend = make("div", { className: "legend", attrs: { "aria-hidden": "true" } });
     this.slider = make("input", {
       type: "range", min: 0, max: this.model.get("retentions").length - 1, step: 1,
       attrs: { "aria-label": "retention" },
@@ -132,7 +94,7 @@ class Page {
     this.says = make("div", { className: "says" });
     this.knows = make("div", { className: "knows" });
     this.table = make("tbody");
-    this.chart = shape("svg", { viewBox: "0 0 560 250", role: "img" });
+    this.chart = shape("svg", { viewBox: "0 0 380 330", role: "img" });
     this.note = make("p", { className: "note" });
     this.alert = make("p", { className: "alert", attrs: { role: "alert" } });
     this.status = make("p", { className: "status", attrs: { role: "status" } });
@@ -149,23 +111,25 @@ class Page {
       this.radios[i], this.swatch(i), method.label));
     this.form = this.asking();
     this.element = make("div", { className: "fopru-explorer" },
-      make("label", {}, "Picture ", this.pictures),
+      make("label", {}, "Picture ", this.pictures), this.question,
+      make("label", { className: "slider" }, "Retention ", this.slider, this.amount),
+      make("div", { className: "halves" },
+        make("figure", {}, this.kept, this.captions[0]),
+        make("div", { className: "readings" }, this.says, this.knows)),
+      this.here,
+      make("fieldset", {}, make("legend", { textContent: "Method" }), ...labels),
+      make("p", { className: "tools" }, this.player, " ", this.none, " ", this.start),
       this.yours = make("details", { className: "yours" },
         make("summary", { textContent: "Ask about a picture of your own" }), this.form),
-      this.status, this.alert, this.question,
-      make("div", { className: "pictures" },
-        make("figure", {}, this.kept, this.captions[0]),
-        make("figure", {}, this.heat, this.captions[1])),
-      this.here,
-      make("label", { className: "slider" }, "Retention ", this.slider, this.amount),
-      make("p", { className: "tools" }, this.player, " ", this.none, " ", this.start),
-      make("fieldset", {}, make("legend", { textContent: "Method" }), ...labels),
-      make("div", { className: "readings" }, this.says, this.knows), this.sentence,
+      this.status, this.alert, this.sentence,
       make("table", {}, make("thead", {}, make("tr", {}, ...[
         "method", "tokens", "evidence", "says", "knows it", "probability",
       ].map((text) => make("th", { textContent: text, scope: "col" })))), this.table),
-      this.chart, make("p", { className: "note", textContent: "Lines: the probability of the right "
-        + "answer with its end. Dots: where the right answer is known, the likeliest legal one." }),
+      make("div", { className: "halves" },
+        make("figure", {}, this.heat, this.legend, this.captions[1]),
+        make("figure", {}, this.chart, make("figcaption", { textContent: "Lines: the probability of "
+          + "the right answer with its end. Dots: where the right answer is known, the likeliest "
+          + "legal one." }))),
       make("details", {}, make("summary", { textContent: "Which attention?" }),
         make("label", {}, "Block ", this.blocks), make("label", {}, "Head ", this.heads),
         make("label", {}, "Attention ", this.axes), this.note,
@@ -671,7 +635,7 @@ class Page {
       + (scene.evidence.length ? `, ${this.evidence(kept)} of the evidence (outlined)` : "")
       + (this.state.method === this.own && kept.length !== count ? `; the methods keep ${count}` : "");
     this.captions[1].textContent = `attention ${READS[this.model.get("axes")[this.state.axis]]}, `
-      + `block ${this.state.block}, bright is more`;
+      + `block ${this.state.block}, as a multiple of an even share`;
     this.kept.setAttribute("aria-label", `${this.captions[0].textContent}. Arrow keys move, space drops `
       + "or restores a patch");
     this.heat.setAttribute("aria-label", this.captions[1].textContent);
@@ -729,7 +693,7 @@ class Page {
       const answer = this.answerOf(i);
       const evidence = kept && this.scene.evidence.length ? this.evidence(kept) : "–";
       const said = answer
-        ? make("td", {}, answer.text, " ", make("small", { textContent: verdict(answer) }))
+        ? make("td", { title: answer.text }, answer.text, " ", make("small", { textContent: verdict(answer) }))
         : make("td", { textContent: "–" });
       const cell = (text) => make("td", { textContent: text });
       return make("tr", { className: i === this.state.method ? "chosen" : "" },
@@ -739,29 +703,8 @@ class Page {
     }));
   }
 
-  canvas(canvas, filter) {
-    const context = canvas.getContext("2d");
-    context.filter = filter;
-    context.imageSmoothingEnabled = false;
-    context.drawImage(this.image, 0, 0, canvas.width, canvas.height);
-    context.filter = "none";
-    const wide = canvas.width / this.scene.width;
-    const high = canvas.height / this.scene.height;
-    const cell = (i) => [
-      (i % this.scene.width) * wide, Math.floor(i / this.scene.width) * high, wide, high,
-    ];
-    return [context, cell];
-  }
-
   paintKept(kept) {
-    const [context, cell] = this.canvas(this.kept, "none");
-    const stays = new Set(kept);
-    context.fillStyle = "rgba(0,0,0,0.74)";
-    for (let i = 0; i < this.scene.height * this.scene.width; i++) {
-      if (!stays.has(i)) context.fillRect(...cell(i));
-    }
-    this.outline(context, cell, kept, [["#000", 4], ["#fff", 2]]);
-    this.outline(context, cell, this.scene.evidence, [["#fff", 4], ["#D55E00", 2]]);
+    const [context, cell] = dimmed(this.kept, this.image, this.scene, kept, this.scene.evidence);
     if (this.cursor) {
       const [line, column] = this.cursor;
       Object.assign(context, { strokeStyle: "#0072b2", lineWidth: 4 });
@@ -769,30 +712,8 @@ class Page {
     }
   }
 
-  /** Lines around patches, each in some colours and widths. */
-  outline(context, cell, patches, lines) {
-    const { width } = this.scene;
-    const under = new Set(patches);
-    context.beginPath();
-    for (const i of patches) {
-      const [x, y, w, h] = cell(i);
-      const sides = [
-        [i - width, x, y, x + w, y], [i + width, x, y + h, x + w, y + h],
-        [i % width ? i - 1 : -1, x, y, x, y + h],
-        [(i + 1) % width ? i + 1 : -1, x + w, y, x + w, y + h],
-      ];
-      for (const [next, x0, y0, x1, y1] of sides) {
-        if (!under.has(next)) { context.moveTo(x0, y0); context.lineTo(x1, y1); }
-      }
-    }
-    for (const [color, thick] of lines) {
-      Object.assign(context, { strokeStyle: color, lineWidth: thick });
-      context.stroke();
-    }
-  }
-
   paintHeat() {
-    const [context, cell] = this.canvas(this.heat, "grayscale(1)");
+    const [context, cell] = laid(this.heat, this.image, this.scene, "grayscale(1)");
     const scores = this.scores();
     const low = Math.min(...scores);
     const range = Math.max(...scores) - low || 1;
@@ -800,27 +721,29 @@ class Page {
       context.fillStyle = viridis((score - low) / range);
       context.fillRect(...cell(i));
     });
+    const times = (score) => `${Number((scores.length * score).toPrecision(2))} ×`;
+    this.legend.replaceChildren(times(low), make("i"), times(low + range));
   }
 
   paintChart(k) {
     const { scene, chart } = this;
     const n = scene.height * scene.width;
-    const x = (tokens) => 50 + (490 * Math.log2(tokens)) / Math.log2(n);
-    const y = (p) => 205 - 190 * p;
+    const x = (tokens) => 54 + (310 * Math.log2(tokens)) / Math.log2(n);
+    const y = (p) => 280 - 262 * p;
     chart.replaceChildren();
     chart.setAttribute("aria-label",
       "probability of the right answer with its end, over the tokens kept; dots where it is known");
     for (const p of [0, 0.5, 1]) {
       chart.append(
-        shape("line", { x1: 50, x2: 540, y1: y(p), y2: y(p), class: "grid" }),
-        shape("text", { x: 44, y: y(p) + 5, "text-anchor": "end" }, `${100 * p}`));
+        shape("line", { x1: 54, x2: 364, y1: y(p), y2: y(p), class: "grid" }),
+        shape("text", { x: 48, y: y(p) + 5, "text-anchor": "end" }, `${100 * p}`));
     }
     for (let tokens = 1; tokens <= n; tokens *= 4) {
-      chart.append(shape("text", { x: x(tokens), y: 224, "text-anchor": "middle" }, `${tokens}`));
+      chart.append(shape("text", { x: x(tokens), y: 300, "text-anchor": "middle" }, `${tokens}`));
     }
     chart.append(
-      shape("text", { x: 295, y: 246, "text-anchor": "middle" }, "visual tokens kept"),
-      shape("text", { x: 0, y: 0, "text-anchor": "middle", transform: "translate(13 110) rotate(-90)" },
+      shape("text", { x: 209, y: 323, "text-anchor": "middle" }, "visual tokens kept"),
+      shape("text", { x: 0, y: 0, "text-anchor": "middle", transform: "translate(13 149) rotate(-90)" },
         "probability (%)"));
     this.model.get("methods").forEach(({ name, kind, color }, i) => {
       const tokens = kind === "row" ? scene.rows.map((r) => r * scene.width) : scene.counts;
@@ -836,7 +759,7 @@ class Page {
       })));
     });
     chart.append(
-      shape("line", { x1: x(k || 1), x2: x(k || 1), y1: 10, y2: 205, class: "cursor" }),
+      shape("line", { x1: x(k || 1), x2: x(k || 1), y1: 12, y2: 280, class: "cursor" }),
       shape("circle", {
         cx: x(k || 1), cy: y(this.answerOf(this.state.method)?.p ?? 0), r: 6, class: "cursor",
         visibility: this.answerOf(this.state.method) ? "visible" : "hidden",

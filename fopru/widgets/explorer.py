@@ -59,13 +59,13 @@ tokens of all others come with the state."""
 SIDE = 336
 """The pixels a side of the picture that the page gets, where the processor does not say."""
 
-MODULES = ("model.js", "input.js", "explorer.js")
+MODULES = ("model.js", "input.js", "parts.js", "explorer.js")
 """The page's half, from what imports nothing to what imports the others."""
 
 
-def page_source() -> str:
-    """Return the page's half as the one module that anywidget takes."""
-    text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in MODULES)
+def page_source(modules: Sequence[str] = MODULES) -> str:
+    """Return a page's half, of these files, as the one module that anywidget takes."""
+    text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in modules)
     return re.sub(r'^import .* from "\./.*";\n', "", text, flags=re.MULTILINE)
 
 
@@ -142,7 +142,7 @@ class Explorer(anywidget.AnyWidget):
         self.methods = [
             {"name": name, "kind": kind, "label": label, "color": look_of(name)[0]}
             for name in methods
-            for kind, label in [PAGE.get(name, ("given", name))]
+            for kind, label in [PAGE.get(name, ("given", METHODS[name].__name__))]
         ]
         self.axes = axes_of(family)
         self.layout_of_maps = [family.block(None) + 1, family.heads + 1, len(self.axes)]
@@ -286,17 +286,17 @@ def page_answer(row: Mapping[str, Any]) -> dict[str, Any]:
     return found | {name: None if pd.isna(v) else bool(v) for name, v in said.items()}
 
 
-def picture(image: Image.Image, processor: ProcessorMixin) -> str:
+def picture(image: Image.Image, processor: ProcessorMixin, lossless: bool = True) -> str:
     """Return what the tower sees of a picture, as a data URL.
 
-    It is lossless, and of the size that the tower sees where that is known: so a page that runs
-    the model can begin with it.
+    It is of the size that the tower sees where that is known, so that a page which runs the model
+    can begin with it if it is lossless.
     """
     seen = image.crop(tuple(round(edge) for edge in frame(image, processor)))
     size = getattr(processor.image_processor, "crop_size", None)
     side = (size["width"], size["height"]) if size else (SIDE, SIDE)
     data = io.BytesIO()
-    seen.resize(side, Image.Resampling.BICUBIC).save(data, format="webp", lossless=True)
+    seen.resize(side, Image.Resampling.BICUBIC).save(data, format="webp", lossless=lossless)
     return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
