@@ -393,74 +393,200 @@ def test_llava_next_keeps_a_share_of_each_view(llava_next, questions):
     assert said == expected
 
 
-# Qwen2.5-VL
-
-SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+# Tiny random models of other families, which know 64 words
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    """A folder with a tiny random Qwen2.5-VL that knows 55 words."""
-    place = tmp_path_factory.mktemp("qwen")
-    marks = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
-    words = ["<pad>", "<eos>", *marks, *(f"w{i}" for i in range(58))]
+def random_model(place, net, marks, **stds):
+    """Write a model with random weights, and a tokenizer that knows these marks and w0, w1, ..."""
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1:
+            std = next((std for part, std in stds.items() if part in name), 0.12)
+            torch.nn.init.normal_(weight, std=std)
+    net.save_pretrained(place)
+    words = ["<pad>", "<eos>", *marks]
+    words += [f"w{i}" for i in range(64 - len(words))]
     table = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
     tokenizer = Tokenizer(table)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
-    torch.manual_seed(0)
-    config = hf.Qwen2_5_VLConfig(
-        vision_config=dict(
-            depth=4,
-            num_heads=2,
-            hidden_size=128,
-            intermediate_size=192,
-            out_hidden_size=128,
-            window_size=56,
-            fullatt_block_indexes=[1, 3],
-        ),
-        text_config=dict(
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=64,
-            max_position_embeddings=4096,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=None,
-            rope_parameters=rope,
-        ),
-        image_token_id=4,
-        video_token_id=5,
-        vision_start_token_id=2,
-        vision_end_token_id=3,
-        tie_word_embeddings=False,
-    )
-    net = hf.Qwen2_5_VLForConditionalGeneration(config)
-    for name, weight in net.named_parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.15 if "visual" in name else 0.12)
-    net.save_pretrained(place)
-    hf.PreTrainedTokenizerFast(
+    known = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
-        additional_special_tokens=marks,
+        additional_special_tokens=list(marks),
+    )
+    known.save_pretrained(place)
+    return known
+
+
+TEXT = dict(
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    vocab_size=64,
+    max_position_embeddings=4096,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=None,
+)
+LONG = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+MIXED = [{"retention": 1.0}, {"retention": 0.5}, {}, {"retention": 0.5, "strategy": "row"}]
+
+
+def noise(draw, width, height):
+    squares = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+    return Image.fromarray(squares).resize((width, height), 0)
+
+
+def asked_of_both(net, processor, sizes, mark):
+    """Requests about one or two pictures, and what transformers says and keeps."""
+    draw = np.random.default_rng(1)
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    asked, expected, kept = [], [], []
+    for i in range(18):
+        shown = [sizes[(i + 3 * j) % len(sizes)] for j in range(1 + (i % 3 == 2))]
+        pictures = [noise(draw, *size) for size in shown]
+        text = f"w{i} w3{mark * len(pictures)} w5 w{i + 20} w9"
+        inputs = processor(text=[text], images=pictures, return_tensors="pt")
+        for settings in MIXED:
+            pruned = pruner_of(ENGINE | settings).prune(net, inputs)
+            out = net.generate(**pruned, **options)
+            expected.append(out[0, pruned["input_ids"].shape[1] :].tolist())
+            kept += [image.kept.tolist() for image in pruned.images]
+            request = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(request | {"mm_processor_kwargs": {"fopru": settings}})
+    assert len({*map(tuple, expected)}) > 36  # budgets change answers, so that equality says much
+    return asked, expected, kept
+
+
+def check_engine(llm, asked, expected, kept):
+    llm.apply_model(watch)
+    outs = [llm.generate([one], LONG, use_tqdm=False)[0] for one in asked]
+    assert llm.apply_model(take)[0] == kept
+    for warm in (outs, llm.generate(asked, LONG, use_tqdm=False)):
+        assert [list(out.outputs[0].token_ids) for out in warm] == expected
+
+
+# LLaVA-OneVision
+
+TILED = [(56, 56), (224, 168), (168, 224), (112, 56), (60, 200), (230, 160)]
+"""Some of twelve tiles, more than `anyres_max_9` has room for."""
+
+
+@pytest.fixture(scope="module")
+def onevision(tmp_path_factory):
+    """A folder with a tiny random LLaVA-OneVision."""
+    place = tmp_path_factory.mktemp("onevision")
+    points = [[56, 56], [56, 112], [112, 56], [56, 168], [168, 224], [224, 168]]
+    torch.manual_seed(0)
+    tower = hf.SiglipVisionConfig(
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    config = hf.LlavaOnevisionConfig(
+        vision_config=tower,
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_index=2,
+        video_token_index=3,
+        image_grid_pinpoints=points,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    net = hf.LlavaOnevisionForConditionalGeneration(config)
+    words = random_model(place, net, ["<image>", "<video>"])
+    pixels = dict(size={"height": 56, "width": 56}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    hf.LlavaOnevisionProcessor(
+        hf.LlavaOnevisionImageProcessorPil(**pixels, image_grid_pinpoints=points),
+        words,
+        hf.LlavaOnevisionVideoProcessor(**pixels),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        image_token="<image>",
+        video_token="<video>",
+        vision_aspect_ratio="anyres_max_9",
     ).save_pretrained(place)
+    return str(place)
+
+
+def onevision_engine(place):
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruLlavaOnevisionForConditionalGeneration"]
+    return another(model=place, hf_overrides=engine, enable_mm_embeds=False)
+
+
+@pytest.mark.slow
+def test_onevision_keeps_a_share_of_each_view(onevision):
+    net, _ = fopru.load(onevision)
+    processor = hf.AutoProcessor.from_pretrained(onevision)
+    both = asked_of_both(net, processor, TILED, " <image>")
+    with onevision_engine(onevision) as llm:
+        check_engine(llm, *both)
+
+
+# Qwen2.5-VL, Qwen3-VL
+
+SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+MARKS = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+TOWER = dict(depth=4, num_heads=2, hidden_size=128, intermediate_size=192, out_hidden_size=128)
+IDS = dict(
+    image_token_id=4,
+    video_token_id=5,
+    vision_start_token_id=2,
+    vision_end_token_id=3,
+    tie_word_embeddings=False,
+)
+
+
+def qwen_folder(place, net, kind, side):
+    """Write a Qwen with random weights, and what its processor is made of."""
+    random_model(place, net, MARKS, visual=0.15)
     pixels = {"shortest_edge": 784, "longest_edge": 200704}
-    for kind in ("Image", "Video"):
+    for modality in ("Image", "Video"):
+        family = "Qwen3VL" if (kind, modality) == ("Qwen3VL", "Video") else "Qwen2VL"
         settings = {
-            f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor",
-            "processor_class": "Qwen2_5_VLProcessor",
+            f"{modality.lower()}_processor_type": f"{family}{modality}Processor",
+            "processor_class": f"{kind}Processor",
             "size": pixels,
+            "patch_size": side,
             "image_mean": [0.48145466, 0.4578275, 0.40821073],  # vLLM wants them in the file
             "image_std": [0.26862954, 0.26130258, 0.27577711],
         }
         name = "preprocessor_config.json"
-        (place / (name if kind == "Image" else f"video_{name}")).write_text(json.dumps(settings))
+        name = name if modality == "Image" else f"video_{name}"
+        (place / name).write_text(json.dumps(settings))
     return str(place)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    torch.manual_seed(0)
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=TOWER | dict(window_size=56, fullatt_block_indexes=[1, 3]),
+        text_config=TEXT | {"rope_parameters": ROPE},
+        **IDS,
+    )
+    net = hf.Qwen2_5_VLForConditionalGeneration(config)
+    return qwen_folder(tmp_path_factory.mktemp("qwen"), net, "Qwen2_5_VL", 14)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    torch.manual_seed(0)
+    config = hf.Qwen3VLConfig(
+        vision_config=TOWER
+        | dict(patch_size=14, num_position_embeddings=64, deepstack_visual_indexes=[0, 2]),
+        text_config=TEXT | dict(head_dim=64, rope_parameters=ROPE | {"mrope_interleaved": True}),
+        **IDS,
+    )
+    net = hf.Qwen3VLForConditionalGeneration(config)
+    return qwen_folder(tmp_path_factory.mktemp("qwen3"), net, "Qwen3VL", 14)
 
 
 def switched_on(worker):
@@ -469,38 +595,18 @@ def switched_on(worker):
 
 
 @pytest.mark.slow
-def test_qwen_keeps_places_in_portrait_and_several_pictures(qwen):
-    net, processor = fopru.load(qwen)
-    draw = np.random.default_rng(1)
-    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
-    asked, expected, kept = [], [], []
-    for i in range(18):
-        pictures = []
-        for j in range(1 + (i % 3 == 2)):
-            width, height = SIZES[(i + 3 * j) % len(SIZES)]
-            noise = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
-            pictures.append(Image.fromarray(noise).resize((width, height), 0))
-        mark = " <|vision_start|> <|image_pad|> <|vision_end|>" * len(pictures)
-        text = f"w{i} w3{mark} w5 w{i + 20} w9"
-        inputs = processor(text=[text], images=pictures, return_tensors="pt")
-        for settings in (KINDS["rank-1.0"], KINDS["rank-0.5"], {}, KINDS["row-0.5"]):
-            pruned = pruner_of(ENGINE | settings).prune(net, inputs)
-            out = net.generate(**pruned, **options)
-            expected.append(out[0, pruned["input_ids"].shape[1] :].tolist())
-            kept += [image.kept.tolist() for image in pruned.images]
-            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
-            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
+@pytest.mark.parametrize("family", ["qwen", "qwen3"])
+def test_qwen_keeps_places_in_portrait_and_several_pictures(request, family):
+    place = request.getfixturevalue(family)
+    net, processor = fopru.load(place)
+    mark = " <|vision_start|> <|image_pad|> <|vision_end|>"
+    both = asked_of_both(net, processor, SIZES, mark)
     engine = overrides(**ENGINE)
-    engine["architectures"] = ["FoPruQwen2_5_VLForConditionalGeneration"]
-    own = dict(model=qwen, video_pruning_rate=1e-6, max_num_batched_tokens=64)
-    sampling = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+    engine["architectures"] = [f"FoPru{type(net).__name__}"]
+    own = dict(model=place, video_pruning_rate=1e-6, max_num_batched_tokens=64)
     with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
         llm.collective_rpc(switched_on)
-        llm.apply_model(watch)
-        outs = [llm.generate([one], sampling, use_tqdm=False)[0] for one in asked]
-        assert llm.apply_model(take)[0] == kept
-        for warm in (outs, llm.generate(asked, sampling, use_tqdm=False)):
-            assert [list(out.outputs[0].token_ids) for out in warm] == expected
+        check_engine(llm, *both)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,10 @@ from fopru.serving.vllm.settings import pruner_of
 PREFIX = "FoPru"
 """What stands before the name of a model's architecture in the name of its pruned one."""
 
-OPTIONS = {"FoPruQwen2_5_VLForConditionalGeneration": {"video_pruning_rate": 1e-6}}
+OPTIONS = dict.fromkeys(
+    ("FoPruQwen2_5_VLForConditionalGeneration", "FoPruQwen3VLForConditionalGeneration"),
+    {"video_pruning_rate": 1e-6},
+)
 """Architecture -> what an engine has to be started with, where anything."""
 
 
