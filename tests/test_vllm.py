@@ -8,17 +8,20 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers as hf
@@ -47,7 +50,7 @@ from fopru.cli import app
 from fopru.evaluation.asking import prepare, prompts
 from fopru.pocket import folder
 from fopru.serving.vllm.settings import pruner_of
-from fopru.serving.vllm.watching import take, watch
+from fopru.serving.vllm.watching import carry_places, take, watch
 
 KINDS = {
     "rank-1.0": {"retention": 1.0},
@@ -514,18 +517,14 @@ def onevision(tmp_path_factory):
     return str(place)
 
 
-def onevision_engine(place):
-    engine = overrides(**ENGINE)
-    engine["architectures"] = ["FoPruLlavaOnevisionForConditionalGeneration"]
-    return another(model=place, hf_overrides=engine, enable_mm_embeds=False)
-
-
 @pytest.mark.slow
 def test_onevision_keeps_a_share_of_each_view(onevision):
     net, _ = fopru.load(onevision)
     processor = hf.AutoProcessor.from_pretrained(onevision)
     both = asked_of_both(net, processor, TILED, " <image>")
-    with onevision_engine(onevision) as llm:
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruLlavaOnevisionForConditionalGeneration"]
+    with another(model=onevision, hf_overrides=engine, enable_mm_embeds=False) as llm:
         check_engine(llm, *both)
 
 
@@ -589,11 +588,6 @@ def qwen3(tmp_path_factory):
     return qwen_folder(tmp_path_factory.mktemp("qwen3"), net, "Qwen3VL", 14)
 
 
-def switched_on(worker):
-    """vLLM's runner for CPUs forgets this when it loads a model."""
-    worker.model_runner.is_multimodal_pruning_enabled = True
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen", "qwen3"])
 def test_qwen_keeps_places_in_portrait_and_several_pictures(request, family):
@@ -605,7 +599,7 @@ def test_qwen_keeps_places_in_portrait_and_several_pictures(request, family):
     engine["architectures"] = [f"FoPru{type(net).__name__}"]
     own = dict(model=place, video_pruning_rate=1e-6, max_num_batched_tokens=64)
     with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
-        llm.collective_rpc(switched_on)
+        llm.collective_rpc(carry_places)
         check_engine(llm, *both)
 
 
@@ -638,31 +632,37 @@ def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, exp
 
 
 @pytest.fixture(scope="module")
-def server():
-    """The address of a server that tells requests apart by their budgets."""
+def running():
+    """A server that tells requests apart by their budgets: its address and its process. It keeps
+    few pictures, so that what it holds does not grow with those it has seen."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     engine = json.dumps(overrides(**ENGINE))
     options = f"--model {folder()} --served-model-name pocket --dtype float32 --block-size 32"
     options += f" --max-model-len 1024 --enforce-eager --host 127.0.0.1 --port {port}"
+    options += " --mm-processor-cache-gb 0.02 --trust-request-mm-kwargs"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
-    command += ["--trust-request-mm-kwargs", "--hf-overrides", engine]
-    running = subprocess.Popen(command)
+    process = psutil.Popen([*command, "--hf-overrides", engine])
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            if running.poll() is not None:
+        for _ in range(600):
+            if process.poll() is not None:
                 raise RuntimeError("the server ended before it was ready")
             try:
                 urlopen(f"{url}/health", timeout=5).close()
                 break
             except OSError:
                 time.sleep(1)
-        yield url
+        yield url, process
     finally:
-        running.terminate()
-        running.wait(60)
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def server(running):
+    return running[0]
 
 
 def posted(url, question, picture, **options):
@@ -734,14 +734,121 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server, questions):
     example, long = questions[0], {"max_tokens": 600, "ignore_eos": True, "stream": True}
     with urlopen(posted(server, example.question, example.image, **long), timeout=60) as answer:
         answer.readline()
+    check_idle(server)
+
+
+def check_idle(server):
+    """Nothing runs, nothing waits, and no block of the KV cache is held."""
+    names = "num_requests_running|num_requests_waiting|kv_cache_usage_perc"
     for _ in range(60):
         with urlopen(f"{server}/metrics", timeout=60) as metrics:
             text = metrics.read().decode()
-        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_run")]
-        if running and all(float(line.split()[-1]) == 0 for line in running):
+        found = re.findall(rf"^vllm:({names})(?:{{.*}})? (\S+)$", text, re.M)
+        if len(found) == 3 and all(float(value) == 0 for _, value in found):
             return
         time.sleep(1)
-    pytest.fail("the request still runs")
+    pytest.fail(f"something is left behind: {found}")
+
+
+BAD = [
+    {"retention": 0},
+    {"retention": 7},
+    {"tokens": 300},
+    {"tokens": 7, "strategy": "row"},
+    {"strategy": "diag"},
+    {"layer": 1},
+]
+
+
+def drawn(draw, examples):
+    """One request of the flood: what it is, a question, the picture or bytes, and settings."""
+    example = examples[draw.integers(len(examples))]
+    kind = draw.choice(["good"] * 16 + ["bad budget", "broken", "text", "gone"])
+    if kind == "text":
+        return kind, example.question, b"", {}
+    picture = example.image.resize([int(side) for side in draw.integers(20, 500, 2)])
+    if kind == "broken":
+        data = io.BytesIO()
+        picture.save(data, "png")
+        whole = data.getvalue()
+        return kind, example.question, whole[: draw.integers(1, len(whole) // 2)], {}
+    if kind == "bad budget":
+        return kind, example.question, picture, BAD[draw.integers(len(BAD))]
+    budget = {"tokens": 16 * int(draw.integers(1, 17))}
+    if draw.random() < 0.5:
+        budget = {"retention": round(float(draw.uniform(0.07, 1)), 3)}
+    return kind, example.question, picture, budget | {"strategy": str(draw.choice(["rank", "row"]))}
+
+
+def flooded(url, one):
+    """What the server makes of one request: (status, text, tokens of the prompt)."""
+    kind, question, picture, settings = one
+    more = own(settings)
+    if kind == "gone":
+        more |= {"max_tokens": 300, "ignore_eos": True, "stream": True}
+    ask = request_of if isinstance(picture, bytes) else posted
+    try:
+        with urlopen(ask(url, question, picture, **more), timeout=300) as answer:
+            if kind == "gone":
+                answer.readline()
+                return 200, None, None
+            found = json.load(answer)
+    except HTTPError as refused:
+        return refused.code, json.load(refused)["error"]["message"], None
+    said = found["choices"][0]["message"]["content"].strip()
+    return 200, said, found["usage"]["prompt_tokens"]
+
+
+def expected_of(net, processor, one):
+    """What `flooded` should find, by fopru in transformers."""
+    kind, question, picture, settings = one
+    if kind in ("broken", "bad budget"):
+        return 400
+    if kind == "gone":
+        return 200, None, None
+    content = [{"type": "image"}] if kind == "good" else []
+    content += [{"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    pictures = [picture] if kind == "good" else None
+    inputs = processor(images=pictures, text=[text], return_tensors="pt")
+    if kind == "good":
+        inputs = pruner_of(ENGINE | settings).prune(net, inputs)
+    length = inputs["input_ids"].shape[1]
+    out = net.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return 200, processor.decode(out[0, length:], skip_special_tokens=True).strip(), length
+
+
+def memory(process):
+    """Bytes that a server's processes hold, and nobody else does."""
+    everyone = [process, *process.children(recursive=True)]
+    return sum(one.memory_full_info().uss for one in everyone)
+
+
+@pytest.mark.slow
+def test_a_flood_gets_no_wrong_answer_and_leaves_nothing_behind(running, pocket, questions):
+    url, process = running
+    draw = np.random.default_rng(0)
+    asked = [drawn(draw, questions) for _ in range(200)]
+    processor = hf.AutoProcessor.from_pretrained(folder())  # as vLLM: by torchvision, not by PIL
+    wanted = [expected_of(pocket[0], processor, one) for one in asked]
+    kinds = [one[0] for one in asked]
+    held, found = [], []
+    start = time.perf_counter()
+    with ThreadPoolExecutor(16) as clients:
+        for first in range(0, 200, 50):
+            found += clients.map(partial(flooded, url), asked[first : first + 50])
+            held.append(memory(process))
+    print(
+        Counter(kinds), f"{time.perf_counter() - start:.0f} s; MB held:", [n // 10**6 for n in held]
+    )
+    short = [got[0] if want == 400 else got for got, want in zip(found, wanted, strict=True)]
+    there = zip(asked, short, wanted, strict=True)
+    assert [(one, got, want) for one, got, want in there if got != want] == []
+    assert min(Counter(kinds).values()) >= 5 and len({*kinds}) == 5
+    assert held[-1] < 1.05 * held[0]
+    check_idle(url)
 
 
 @pytest.mark.slow
