@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import socket
 import sys
 import time
@@ -26,7 +25,6 @@ import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm")
@@ -603,24 +601,10 @@ def test_qwen_keeps_places_in_portrait_and_several_pictures(request, family):
         check_engine(llm, *both)
 
 
-@pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """The pocket model with the names of weights that stock vLLM wants."""
-    copy = tmp_path_factory.mktemp("stock") / "pocket"
-    shutil.copytree(folder(), copy)
-    for file in copy.glob("*.safetensors"):
-        renamed = {
-            name.replace("vision_tower.", "vision_tower.vision_model."): value
-            for name, value in load_file(file).items()
-        }
-        save_file(renamed, file, {"format": "pt"})
-    return str(copy)
-
-
 @pytest.mark.slow
-def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected, stock):
+def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected):
     model, processor = pocket
-    with another(model=stock) as llm:
+    with another() as llm:
         for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
             for i in range(0, 104, 8):
                 asked = prepare(processor, [questions[i]], prompts(processor, [questions[i]]))
