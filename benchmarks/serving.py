@@ -1,13 +1,14 @@
-"""What pruning changes for the users of a vLLM server: `data/results/serving/`.
+"""What pruning changes for the users of a vLLM server: `data/results/efficiency/serving.parquet`.
 
-    python benchmarks/serving.py load --python .venv-vllm/bin/python    # half an hour on two cores
-    python benchmarks/serving.py cache --python .venv-vllm/bin/python   # ten minutes
+    python benchmarks/serving.py --python .venv-vllm/bin/python    # 11 minutes on two quiet cores
 
-The Python that is named has vLLM and fopru in it; servers run there, on loopback. `load` is a
+The Python that is named has vLLM and fopru in it; servers run there, on loopback. Part "load" is a
 closed loop: as many clients as said, each of which asks as soon as its answer is there. Budgets
 take turns in one server of fopru's plug-in, and the stock engine answers such requests before or
-after it. `cache` gives a server a KV cache of 64 blocks of 32 tokens, and counts how many requests
-fit.
+after it. Part "cache" gives a server a KV cache of 64 blocks of 32 tokens, and 48 clients at once.
+
+Each cell is kept as soon as it is measured, in a file beside the result: a run that was killed goes
+on there, and without that file all is measured anew.
 
 Every picture is new and the prefix cache is off. `mini` has random weights and the proportions of
 LLaVA-1.5-7B (576 visual tokens, a language model 17 times its tower): its speed says something, and
@@ -29,6 +30,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +46,15 @@ import fopru
 from fopru.cli.common import keep
 from fopru.evaluation.server import Server, ServerError
 
-FOLDER = Path(__file__).parents[1] / "data" / "results" / "serving"
+OUT = Path(__file__).parents[1] / "data" / "results" / "efficiency" / "serving.parquet"
 RETENTIONS = (1.0, 0.5, 0.25, 0.1)
-REQUESTS = {1: 16, 4: 32, 16: 64}
-"""Clients -> requests of one cell in one round."""
-SECONDS = 90
-"""After so long a cell begins no further request."""
+SECONDS = {"mini": {1: 6, 4: 7, 16: 12}, "pocket": {1: 2, 4: 2, 16: 4}}
+"""For how long each model's cells begin requests, by the number of clients."""
+TURNS = {"mini": 2, "pocket": 1}
+"""How often all cells of a model are measured, every second time in the other order."""
+CLIENTS = 48
+"""Of part "cache"."""
+KEYS = ["part", "model", "engine", "turn", "concurrency", "retention"]
 SIDES = {"pocket": 224, "mini": 336}
 """The side of pictures that each model looks at, in pixels."""
 ANSWER = {"pocket": 4, "mini": 16}
@@ -106,19 +111,19 @@ def mini(folder: Path) -> None:
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """Write a model as stock vLLM loads it: weights of the tower have `vision_model.` in their
-    names."""
+    """Write a model as stock vLLM loads it."""
     folder = folder / name
+    if folder.exists():
+        return folder
     folder.mkdir()
     for file in fopru.pocket.folder().iterdir():
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     if name == "mini":
         mini(folder)
-    file = folder / "model.safetensors"
-    tower = re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)")
-    named = {tower.sub("vision_tower.vision_model.", k): v for k, v in load_file(file).items()}
-    save_file(named, file, metadata={"format": "pt"})
+        file, names = folder / "model.safetensors", ("vision_tower.", "vision_tower.vision_model.")
+        named = {name.replace(*names): weight for name, weight in load_file(file).items()}
+        save_file(named, file, metadata={"format": "pt"})
     return folder
 
 
@@ -199,8 +204,6 @@ def used(process: psutil.Process) -> dict[str, float]:
 class Gauges:
     """What a server's metrics say while a block runs: requests in flight and blocks in use."""
 
-    NAMES = ("num_requests_running", "kv_cache_usage_perc")
-
     def __init__(self, url: str, every: float = 0.1):
         self.url, self.every, self.seen = url, every, []
         self._over = threading.Event()
@@ -220,19 +223,26 @@ class Gauges:
                 self.seen.append(gauges(f.read(2**22).decode()))
 
     def most(self) -> dict[str, float | None]:
-        """The most requests in flight, and the share of the cache that one of them held then."""
-        busy = [(s[self.NAMES[0]], s.get(self.NAMES[1])) for s in self.seen if s.get(self.NAMES[0])]
+        """The most requests in flight, and the blocks of the cache that one of them held then."""
+        busy = [(running, held) for running, held in self.seen if running]
         if not busy:
-            return {"running": None, "cache_share": None}
+            return {"running": None, "blocks": None}
         running = max(n for n, _ in busy)
-        shares = [share / n for n, share in busy if n == running and share is not None]
-        return {"running": running, "cache_share": float(np.median(shares)) if shares else None}
+        return {
+            "running": running,
+            "blocks": float(np.median([held / n for n, held in busy if n == running])),
+        }
 
 
-def gauges(text: str) -> dict[str, float]:
-    """The values of vLLM's metrics of these names, from Prometheus' text."""
-    pattern = rf"^vllm:({'|'.join(Gauges.NAMES)})(?:\{{.*\}})? (\S+)$"
-    return {name: float(value) for name, value in re.findall(pattern, text, re.M)}
+def gauges(text: str) -> tuple[float, float]:
+    """Requests in flight, and blocks of the KV cache in use, from Prometheus' text of vLLM."""
+    wanted = (
+        r"^vllm:num_requests_running\S* (\S+)$",
+        r"^vllm:kv_cache_usage_perc\S* (\S+)$",
+        r'^vllm:cache_config_info\S*\bnum_gpu_blocks="(\d+)"',
+    )
+    running, share, blocks = (float(re.search(one, text, re.M)[1]) for one in wanted)
+    return running, share * blocks
 
 
 # Clients
@@ -274,23 +284,23 @@ def cell(
     questions: Questions,
     retention: float | None,
     clients: int,
-    n: int,
-    seconds: float = SECONDS,
+    seconds: float,
+    most: int | None = None,
 ) -> dict[str, Any]:
-    """Ask up to n questions by so many clients, and return what was measured.
+    """Ask by so many clients for so long, or this many questions, and return what was measured.
 
     A request without an answer ends the benchmark: times beside failures say nothing.
     """
-    waiting = [questions.new(retention) for _ in range(n)]
-    replies, failed = [], []
+    waiting = iter(range(10**9 if most is None else most))
+    replies, failed, lock = [], [], threading.Lock()
     end = time.monotonic() + seconds
 
     def client(server: Server) -> None:
         while not failed and time.monotonic() < end:
-            try:
-                request = waiting.pop()
-            except IndexError:
-                return
+            with lock:
+                if next(waiting, None) is None:
+                    return
+                request = questions.new(retention)
             try:
                 replies.append(server.chat(request))
             except Exception as error:
@@ -309,8 +319,6 @@ def cell(
     waited = [reply.seconds for reply in replies]
     (prompt,) = {reply.prompt_tokens for reply in replies}
     return {
-        "retention": 1.0 if retention is None else retention,
-        "concurrency": clients,
         "requests": len(replies),
         "per_second": len(replies) / taken,
         "p50": float(np.quantile(waited, 0.5)),
@@ -322,47 +330,68 @@ def cell(
     }
 
 
-# The two parts
+# The cells
 
 
-def load(python: str, turns: int, log: Path, folder: Path) -> pd.DataFrame:
-    rows = []
-    for name, side in SIDES.items():
-        model, questions = model_folder(name, folder), Questions(name, side, ANSWER[name])
-        for turn in range(turns):
-            kinds = ("stock", "fopru") if turn % 2 == 0 else ("fopru", "stock")
-            for kind in kinds:
-                shares = (None,) if kind == "stock" else RETENTIONS
-                with engine(python, model, kind, log, "--max-model-len", "1024") as (url, process):
-                    for share in shares:  # what is compiled or allocated once is not counted
-                        cell(url, process, questions, share, 4, 8)
-                    for clients, n in REQUESTS.items():
-                        for share in shares if turn % 2 == 0 else shares[::-1]:
-                            found = cell(url, process, questions, share, clients, n)
-                            rows.append({"model": name, "engine": kind, "turn": turn, **found})
-                            told(rows[-1])
-    table = pd.DataFrame(rows)
-    return table.assign(weights=table.model.map({"pocket": "trained", "mini": "random"}))
+class Kept:
+    """What was measured so far, in a file of a line for each cell."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.rows = [json.loads(line) for line in lines if line.endswith("}")]
+
+    def has(self, **cell: Any) -> bool:
+        return any(all(row[key] == cell[key] for key in KEYS) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self.path.write_text("".join(f"{json.dumps(row)}\n" for row in self.rows))
+        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+        print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
 
 
-def cache(python: str, log: Path, folder: Path, n: int = 48) -> pd.DataFrame:
-    model, questions = model_folder("pocket", folder), Questions("pocket", SIDES["pocket"], 48)
-    options = ["--max-model-len", "512", "--num-gpu-blocks-override", str(BLOCKS)]
-    rows = []
-    for kind, shares in {"stock": (None,), "fopru": RETENTIONS}.items():
-        with engine(python, model, kind, log, *options, "--max-num-seqs", "64") as (url, process):
-            for share in shares:
-                found = cell(url, process, questions, share, n, n, seconds=300)
-                held = found.pop("cache_share")
-                found["blocks"] = None if held is None else held * BLOCKS
-                rows.append({"model": "pocket", "engine": kind, "turn": 0, **found})
-                told(rows[-1])
-    return pd.DataFrame(rows).assign(weights="trained")
+def servers() -> Iterator[dict[str, Any]]:
+    """Each server that is started: its part, model, engine and turn, and its cells in order."""
+    for part, turns in {"load": TURNS, "cache": {"pocket": 1}}.items():
+        for model, n in turns.items():
+            for turn in range(n):
+                for kind in ("stock", "fopru") if turn % 2 == 0 else ("fopru", "stock"):
+                    shares = (1.0,) if kind == "stock" else RETENTIONS
+                    several = SECONDS[model] if part == "load" else (CLIENTS,)
+                    cells = [(n, r) for n in several for r in shares[:: (-1) ** turn]]
+                    yield {"part": part, "model": model, "engine": kind, "turn": turn}, cells
 
 
-def told(row: dict[str, Any]) -> None:
-    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-    print("  ".join(f"{name} {value}" for name, value in shown.items()), flush=True)
+def measure(python: str, log: Path, folder: Path, kept: Kept, only: str) -> None:
+    """Measure every cell that is not there yet.
+
+    Args:
+        only: A regular expression; cells whose six keys it is not found in are left out.
+    """
+    for server, cells in servers():
+        todo = [
+            (n, r)
+            for n, r in cells
+            if not kept.has(**server, concurrency=n, retention=r)
+            and re.search(only, " ".join(map(str, [*server.values(), n, r])))
+        ]
+        if not todo:
+            continue
+        name, kind, load = server["model"], server["engine"], server["part"] == "load"
+        model = model_folder(name, folder)
+        questions = Questions(name, SIDES[name], ANSWER[name] if load else 48)
+        small = ["--num-gpu-blocks-override", str(BLOCKS), "--max-num-seqs", str(CLIENTS)]
+        options = ["--max-model-len", "1024"] if load else [*small, "--max-model-len", "512"]
+        with engine(python, model, kind, log, *options) as (url, process):
+            ask = partial(cell, url, process, questions)
+            asked = {r: None if kind == "stock" else r for _, r in todo}
+            for retention in asked.values():  # what is compiled or allocated once is not counted
+                ask(retention, 4, 60, most=8)
+            for n, retention in todo:
+                limits = (SECONDS[name][n], None) if load else (300, n)
+                found = ask(asked[retention], n, *limits)
+                kept.add({**server, "concurrency": n, "retention": retention, **found})
 
 
 def versions(python: str) -> dict[str, str]:
@@ -376,20 +405,21 @@ def versions(python: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=["load", "cache"])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--python", required=True, help="the Python that has vLLM and fopru")
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--log", type=Path, default=Path("serving.log"), help="what servers print")
+    parser.add_argument(
+        "--only", default="", help='cells to measure, as "load mini (stock|fopru) 0 16"'
+    )
     arguments = parser.parse_args()
-    FOLDER.mkdir(parents=True, exist_ok=True)
+    kept = Kept(arguments.out.with_suffix(".jsonl"))
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.part == "load":
-            table = load(arguments.python, arguments.turns, arguments.log, Path(folder))
-        else:
-            table = cache(arguments.python, arguments.log, Path(folder))
-    out = FOLDER / f"{arguments.part}.parquet"
-    keep(table, out, servers=versions(arguments.python), cores=os.cpu_count())
-    columns = ["per_second", "p50", "p95", "worker_cpu", "running", "prompt_tokens"]
-    columns += [name for name in ("blocks",) if name in table]
-    print(table.groupby(["model", "engine", "concurrency", "retention"])[columns].median().round(3))
+        measure(arguments.python, arguments.log, Path(folder), kept, arguments.only)
+    table = pd.DataFrame(kept.rows)
+    table["weights"] = table.model.map({"pocket": "trained", "mini": "random"})
+    keep(table, arguments.out, servers=versions(arguments.python), cores=os.cpu_count())
+    kept.path.unlink()
+    columns = ["per_second", "p50", "p95", "worker_cpu", "running", "blocks", "prompt_tokens"]
+    keys = [key for key in KEYS if key != "turn"]
+    print(table.groupby(keys, sort=False)[columns].median().round(3).to_string())

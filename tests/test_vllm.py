@@ -8,22 +8,23 @@ import base64
 import io
 import json
 import os
-import shutil
+import re
 import socket
-import subprocess
 import sys
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import transformers as hf
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make vllm")
@@ -47,7 +48,7 @@ from fopru.cli import app
 from fopru.evaluation.asking import inputs_of, prompts
 from fopru.pocket import folder
 from fopru.serving.vllm.settings import pruner_of
-from fopru.serving.vllm.watching import take, watch
+from fopru.serving.vllm.watching import carry_places, take, watch
 
 KINDS = {
     "rank-1.0": {"retention": 1.0},
@@ -393,134 +394,217 @@ def test_llava_next_keeps_a_share_of_each_view(llava_next, questions):
     assert said == expected
 
 
-# Qwen2.5-VL
-
-SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+# Tiny random models of other families, which know 64 words
 
 
-@pytest.fixture(scope="module")
-def qwen(tmp_path_factory):
-    """A folder with a tiny random Qwen2.5-VL that knows 55 words."""
-    place = tmp_path_factory.mktemp("qwen")
-    marks = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
-    words = ["<pad>", "<eos>", *marks, *(f"w{i}" for i in range(58))]
+def random_model(place, net, marks, **stds):
+    """Write a model with random weights, and a tokenizer that knows these marks and w0, w1, ..."""
+    for name, weight in net.named_parameters():
+        if weight.dim() > 1:
+            std = next((std for part, std in stds.items() if part in name), 0.12)
+            torch.nn.init.normal_(weight, std=std)
+    net.save_pretrained(place)
+    words = ["<pad>", "<eos>", *marks]
+    words += [f"w{i}" for i in range(64 - len(words))]
     table = models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<pad>")
     tokenizer = Tokenizer(table)
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
-    torch.manual_seed(0)
-    config = hf.Qwen2_5_VLConfig(
-        vision_config=dict(
-            depth=4,
-            num_heads=2,
-            hidden_size=128,
-            intermediate_size=192,
-            out_hidden_size=128,
-            window_size=56,
-            fullatt_block_indexes=[1, 3],
-        ),
-        text_config=dict(
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            vocab_size=64,
-            max_position_embeddings=4096,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=None,
-            rope_parameters=rope,
-        ),
-        image_token_id=4,
-        video_token_id=5,
-        vision_start_token_id=2,
-        vision_end_token_id=3,
-        tie_word_embeddings=False,
-    )
-    net = hf.Qwen2_5_VLForConditionalGeneration(config)
-    for name, weight in net.named_parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.15 if "visual" in name else 0.12)
-    net.save_pretrained(place)
-    hf.PreTrainedTokenizerFast(
+    known = hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
         eos_token="<eos>",
-        additional_special_tokens=marks,
-    ).save_pretrained(place)
-    pixels = {"shortest_edge": 784, "longest_edge": 200704}
-    for kind in ("Image", "Video"):
-        settings = {
-            f"{kind.lower()}_processor_type": f"Qwen2VL{kind}Processor",
-            "processor_class": "Qwen2_5_VLProcessor",
-            "size": pixels,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # vLLM wants them in the file
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        }
-        name = "preprocessor_config.json"
-        (place / (name if kind == "Image" else f"video_{name}")).write_text(json.dumps(settings))
-    return str(place)
+        additional_special_tokens=list(marks),
+    )
+    known.save_pretrained(place)
+    return known
 
 
-def switched_on(worker):
-    """vLLM's runner for CPUs forgets this when it loads a model."""
-    worker.model_runner.is_multimodal_pruning_enabled = True
+TEXT = dict(
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    vocab_size=64,
+    max_position_embeddings=4096,
+    pad_token_id=0,
+    bos_token_id=0,
+    eos_token_id=None,
+)
+LONG = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
+MIXED = [{"retention": 1.0}, {"retention": 0.5}, {}, {"retention": 0.5, "strategy": "row"}]
 
 
-@pytest.mark.slow
-def test_qwen_keeps_places_in_portrait_and_several_pictures(qwen):
-    net, processor = fopru.load(qwen)
+def noise(draw, width, height):
+    squares = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
+    return Image.fromarray(squares).resize((width, height), 0)
+
+
+def asked_of_both(net, processor, sizes, mark):
+    """Requests about one or two pictures, and what transformers says and keeps."""
     draw = np.random.default_rng(1)
     options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
     asked, expected, kept = [], [], []
     for i in range(18):
-        pictures = []
-        for j in range(1 + (i % 3 == 2)):
-            width, height = SIZES[(i + 3 * j) % len(SIZES)]
-            noise = draw.integers(0, 256, (height // 14, width // 14, 3), dtype=np.uint8)
-            pictures.append(Image.fromarray(noise).resize((width, height), 0))
-        mark = " <|vision_start|> <|image_pad|> <|vision_end|>" * len(pictures)
-        text = f"w{i} w3{mark} w5 w{i + 20} w9"
+        shown = [sizes[(i + 3 * j) % len(sizes)] for j in range(1 + (i % 3 == 2))]
+        pictures = [noise(draw, *size) for size in shown]
+        text = f"w{i} w3{mark * len(pictures)} w5 w{i + 20} w9"
         inputs = processor(text=[text], images=pictures, return_tensors="pt")
-        for settings in (KINDS["rank-1.0"], KINDS["rank-0.5"], {}, KINDS["row-0.5"]):
+        for settings in MIXED:
             pruned = pruner_of(ENGINE | settings).prune(net, inputs)
             out = net.generate(**pruned, **options)
             expected.append(out[0, pruned["input_ids"].shape[1] :].tolist())
             kept += [image.kept.tolist() for image in pruned.images]
-            shown = {"prompt": text, "multi_modal_data": {"image": pictures}}
-            asked.append(shown | {"mm_processor_kwargs": {"fopru": settings}})
-    engine = overrides(**ENGINE)
-    engine["architectures"] = ["FoPruQwen2_5_VLForConditionalGeneration"]
-    own = dict(model=qwen, video_pruning_rate=1e-6, max_num_batched_tokens=64)
-    sampling = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
-    with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
-        llm.collective_rpc(switched_on)
-        llm.apply_model(watch)
-        outs = [llm.generate([one], sampling, use_tqdm=False)[0] for one in asked]
-        assert llm.apply_model(take)[0] == kept
-        for warm in (outs, llm.generate(asked, sampling, use_tqdm=False)):
-            assert [list(out.outputs[0].token_ids) for out in warm] == expected
+            request = {"prompt": text, "multi_modal_data": {"image": pictures}}
+            asked.append(request | {"mm_processor_kwargs": {"fopru": settings}})
+    assert len({*map(tuple, expected)}) > 36  # budgets change answers, so that equality says much
+    return asked, expected, kept
+
+
+def check_engine(llm, asked, expected, kept):
+    llm.apply_model(watch)
+    outs = [llm.generate([one], LONG, use_tqdm=False)[0] for one in asked]
+    assert llm.apply_model(take)[0] == kept
+    for warm in (outs, llm.generate(asked, LONG, use_tqdm=False)):
+        assert [list(out.outputs[0].token_ids) for out in warm] == expected
+
+
+# LLaVA-OneVision
+
+TILED = [(56, 56), (224, 168), (168, 224), (112, 56), (60, 200), (230, 160)]
+"""Some of twelve tiles, more than `anyres_max_9` has room for."""
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """The pocket model with the names of weights that stock vLLM wants."""
-    copy = tmp_path_factory.mktemp("stock") / "pocket"
-    shutil.copytree(folder(), copy)
-    for file in copy.glob("*.safetensors"):
-        renamed = {
-            name.replace("vision_tower.", "vision_tower.vision_model."): value
-            for name, value in load_file(file).items()
-        }
-        save_file(renamed, file, {"format": "pt"})
-    return str(copy)
+def onevision(tmp_path_factory):
+    """A folder with a tiny random LLaVA-OneVision."""
+    place = tmp_path_factory.mktemp("onevision")
+    points = [[56, 56], [56, 112], [112, 56], [56, 168], [168, 224], [224, 168]]
+    torch.manual_seed(0)
+    tower = hf.SiglipVisionConfig(
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        image_size=56,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    config = hf.LlavaOnevisionConfig(
+        vision_config=tower,
+        text_config=hf.Qwen2Config(**TEXT),
+        image_token_index=2,
+        video_token_index=3,
+        image_grid_pinpoints=points,
+        vision_feature_layer=-1,
+        tie_word_embeddings=False,
+    )
+    net = hf.LlavaOnevisionForConditionalGeneration(config)
+    words = random_model(place, net, ["<image>", "<video>"])
+    pixels = dict(size={"height": 56, "width": 56}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    hf.LlavaOnevisionProcessor(
+        hf.LlavaOnevisionImageProcessorPil(**pixels, image_grid_pinpoints=points),
+        words,
+        hf.LlavaOnevisionVideoProcessor(**pixels),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        image_token="<image>",
+        video_token="<video>",
+        vision_aspect_ratio="anyres_max_9",
+    ).save_pretrained(place)
+    return str(place)
 
 
 @pytest.mark.slow
-def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected, stock):
+def test_onevision_keeps_a_share_of_each_view(onevision):
+    net, _ = fopru.load(onevision)
+    processor = hf.AutoProcessor.from_pretrained(onevision)
+    both = asked_of_both(net, processor, TILED, " <image>")
+    engine = overrides(**ENGINE)
+    engine["architectures"] = ["FoPruLlavaOnevisionForConditionalGeneration"]
+    with another(model=onevision, hf_overrides=engine, enable_mm_embeds=False) as llm:
+        check_engine(llm, *both)
+
+
+# Qwen2.5-VL, Qwen3-VL
+
+SIZES = [(140, 196), (196, 140), (112, 280), (280, 84), (168, 168), (224, 140)]
+MARKS = [f"<|{name}|>" for name in ("vision_start", "vision_end", "image_pad", "video_pad")]
+ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 12, 12]}
+TOWER = dict(depth=4, num_heads=2, hidden_size=128, intermediate_size=192, out_hidden_size=128)
+IDS = dict(
+    image_token_id=4,
+    video_token_id=5,
+    vision_start_token_id=2,
+    vision_end_token_id=3,
+    tie_word_embeddings=False,
+)
+
+
+def qwen_folder(place, net, kind, side):
+    """Write a Qwen with random weights, and what its processor is made of."""
+    random_model(place, net, MARKS, visual=0.15)
+    pixels = {"shortest_edge": 784, "longest_edge": 200704}
+    for modality in ("Image", "Video"):
+        family = "Qwen3VL" if (kind, modality) == ("Qwen3VL", "Video") else "Qwen2VL"
+        settings = {
+            f"{modality.lower()}_processor_type": f"{family}{modality}Processor",
+            "processor_class": f"{kind}Processor",
+            "size": pixels,
+            "patch_size": side,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],  # vLLM wants them in the file
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        }
+        name = "preprocessor_config.json"
+        name = name if modality == "Image" else f"video_{name}"
+        (place / name).write_text(json.dumps(settings))
+    return str(place)
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory):
+    torch.manual_seed(0)
+    config = hf.Qwen2_5_VLConfig(
+        vision_config=TOWER | dict(window_size=56, fullatt_block_indexes=[1, 3]),
+        text_config=TEXT | {"rope_parameters": ROPE},
+        **IDS,
+    )
+    net = hf.Qwen2_5_VLForConditionalGeneration(config)
+    return qwen_folder(tmp_path_factory.mktemp("qwen"), net, "Qwen2_5_VL", 14)
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    torch.manual_seed(0)
+    config = hf.Qwen3VLConfig(
+        vision_config=TOWER
+        | dict(patch_size=14, num_position_embeddings=64, deepstack_visual_indexes=[0, 2]),
+        text_config=TEXT | dict(head_dim=64, rope_parameters=ROPE | {"mrope_interleaved": True}),
+        **IDS,
+    )
+    net = hf.Qwen3VLForConditionalGeneration(config)
+    return qwen_folder(tmp_path_factory.mktemp("qwen3"), net, "Qwen3VL", 14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen", "qwen3"])
+def test_qwen_keeps_places_in_portrait_and_several_pictures(request, family):
+    place = request.getfixturevalue(family)
+    net, processor = fopru.load(place)
+    mark = " <|vision_start|> <|image_pad|> <|vision_end|>"
+    both = asked_of_both(net, processor, SIZES, mark)
+    engine = overrides(**ENGINE)
+    engine["architectures"] = [f"FoPru{type(net).__name__}"]
+    own = dict(model=place, video_pruning_rate=1e-6, max_num_batched_tokens=64)
+    with another(hf_overrides=engine, enable_mm_embeds=False, **own) as llm:
+        llm.collective_rpc(carry_places)
+        check_engine(llm, *both)
+
+
+@pytest.mark.slow
+def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, expected):
     model, processor = pocket
-    with another(model=stock) as llm:
+    with another() as llm:
         for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
             for i in range(0, 104, 8):
                 asked = inputs_of(processor, [questions[i]], prompts(processor, [questions[i]]))
@@ -532,31 +616,37 @@ def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, exp
 
 
 @pytest.fixture(scope="module")
-def server():
-    """The address of a server that tells requests apart by their budgets."""
+def running():
+    """A server that tells requests apart by their budgets: its address and its process. It keeps
+    few pictures, so that what it holds does not grow with those it has seen."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     engine = json.dumps(overrides(**ENGINE))
     options = f"--model {folder()} --served-model-name pocket --dtype float32 --block-size 32"
     options += f" --max-model-len 1024 --enforce-eager --host 127.0.0.1 --port {port}"
+    options += " --mm-processor-cache-gb 0.02 --trust-request-mm-kwargs"
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *options.split()]
-    command += ["--trust-request-mm-kwargs", "--hf-overrides", engine]
-    running = subprocess.Popen(command)
+    process = psutil.Popen([*command, "--hf-overrides", engine])
     url = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(300):
-            if running.poll() is not None:
+        for _ in range(600):
+            if process.poll() is not None:
                 raise RuntimeError("the server ended before it was ready")
             try:
                 urlopen(f"{url}/health", timeout=5).close()
                 break
             except OSError:
                 time.sleep(1)
-        yield url
+        yield url, process
     finally:
-        running.terminate()
-        running.wait(60)
+        process.terminate()
+        process.wait(60)
+
+
+@pytest.fixture
+def server(running):
+    return running[0]
 
 
 def posted(url, question, picture, **options):
@@ -628,14 +718,121 @@ def test_a_client_that_goes_away_leaves_nothing_behind(server, questions):
     example, long = questions[0], {"max_tokens": 600, "ignore_eos": True, "stream": True}
     with urlopen(posted(server, example.question, example.image, **long), timeout=60) as answer:
         answer.readline()
+    check_idle(server)
+
+
+def check_idle(server):
+    """Nothing runs, nothing waits, and no block of the KV cache is held."""
+    names = "num_requests_running|num_requests_waiting|kv_cache_usage_perc"
     for _ in range(60):
         with urlopen(f"{server}/metrics", timeout=60) as metrics:
             text = metrics.read().decode()
-        running = [line for line in text.splitlines() if line.startswith("vllm:num_requests_run")]
-        if running and all(float(line.split()[-1]) == 0 for line in running):
+        found = re.findall(rf"^vllm:({names})(?:{{.*}})? (\S+)$", text, re.M)
+        if len(found) == 3 and all(float(value) == 0 for _, value in found):
             return
         time.sleep(1)
-    pytest.fail("the request still runs")
+    pytest.fail(f"something is left behind: {found}")
+
+
+BAD = [
+    {"retention": 0},
+    {"retention": 7},
+    {"tokens": 300},
+    {"tokens": 7, "strategy": "row"},
+    {"strategy": "diag"},
+    {"layer": 1},
+]
+
+
+def drawn(draw, examples):
+    """One request of the flood: what it is, a question, the picture or bytes, and settings."""
+    example = examples[draw.integers(len(examples))]
+    kind = draw.choice(["good"] * 16 + ["bad budget", "broken", "text", "gone"])
+    if kind == "text":
+        return kind, example.question, b"", {}
+    picture = example.image.resize([int(side) for side in draw.integers(20, 500, 2)])
+    if kind == "broken":
+        data = io.BytesIO()
+        picture.save(data, "png")
+        whole = data.getvalue()
+        return kind, example.question, whole[: draw.integers(1, len(whole) // 2)], {}
+    if kind == "bad budget":
+        return kind, example.question, picture, BAD[draw.integers(len(BAD))]
+    budget = {"tokens": 16 * int(draw.integers(1, 17))}
+    if draw.random() < 0.5:
+        budget = {"retention": round(float(draw.uniform(0.07, 1)), 3)}
+    return kind, example.question, picture, budget | {"strategy": str(draw.choice(["rank", "row"]))}
+
+
+def flooded(url, one):
+    """What the server makes of one request: (status, text, tokens of the prompt)."""
+    kind, question, picture, settings = one
+    more = own(settings)
+    if kind == "gone":
+        more |= {"max_tokens": 300, "ignore_eos": True, "stream": True}
+    ask = request_of if isinstance(picture, bytes) else posted
+    try:
+        with urlopen(ask(url, question, picture, **more), timeout=300) as answer:
+            if kind == "gone":
+                answer.readline()
+                return 200, None, None
+            found = json.load(answer)
+    except HTTPError as refused:
+        return refused.code, json.load(refused)["error"]["message"], None
+    said = found["choices"][0]["message"]["content"].strip()
+    return 200, said, found["usage"]["prompt_tokens"]
+
+
+def expected_of(net, processor, one):
+    """What `flooded` should find, by fopru in transformers."""
+    kind, question, picture, settings = one
+    if kind in ("broken", "bad budget"):
+        return 400
+    if kind == "gone":
+        return 200, None, None
+    content = [{"type": "image"}] if kind == "good" else []
+    content += [{"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    pictures = [picture] if kind == "good" else None
+    inputs = processor(images=pictures, text=[text], return_tensors="pt")
+    if kind == "good":
+        inputs = pruner_of(ENGINE | settings).prune(net, inputs)
+    length = inputs["input_ids"].shape[1]
+    out = net.generate(**inputs, max_new_tokens=6, do_sample=False)
+    return 200, processor.decode(out[0, length:], skip_special_tokens=True).strip(), length
+
+
+def memory(process):
+    """Bytes that a server's processes hold, and nobody else does."""
+    everyone = [process, *process.children(recursive=True)]
+    return sum(one.memory_full_info().uss for one in everyone)
+
+
+@pytest.mark.slow
+def test_a_flood_gets_no_wrong_answer_and_leaves_nothing_behind(running, pocket, questions):
+    url, process = running
+    draw = np.random.default_rng(0)
+    asked = [drawn(draw, questions) for _ in range(200)]
+    processor = hf.AutoProcessor.from_pretrained(folder())  # as vLLM: by torchvision, not by PIL
+    wanted = [expected_of(pocket[0], processor, one) for one in asked]
+    kinds = [one[0] for one in asked]
+    held, found = [], []
+    start = time.perf_counter()
+    with ThreadPoolExecutor(16) as clients:
+        for first in range(0, 200, 50):
+            found += clients.map(partial(flooded, url), asked[first : first + 50])
+            held.append(memory(process))
+    print(
+        Counter(kinds), f"{time.perf_counter() - start:.0f} s; MB held:", [n // 10**6 for n in held]
+    )
+    short = [got[0] if want == 400 else got for got, want in zip(found, wanted, strict=True)]
+    there = zip(asked, short, wanted, strict=True)
+    assert [(one, got, want) for one, got, want in there if got != want] == []
+    assert min(Counter(kinds).values()) >= 5 and len({*kinds}) == 5
+    assert held[-1] < 1.05 * held[0]
+    check_idle(url)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -171,8 +172,17 @@ def save(
     half = LlavaForConditionalGeneration(deepcopy(model.config))
     half.load_state_dict(model.state_dict())
     half.half().save_pretrained(folder)
+    rename(Path(folder) / "model.safetensors")
     loaded = deepcopy(half.config)
     for part in (loaded, loaded.vision_config, loaded.text_config):
         part.dtype = torch.float32
     loaded.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def rename(file: Path) -> None:
+    """Give the tower's weights the names they had before transformers 5, which it reads as well,
+    and vLLM reads alone."""
+    new, old = "vision_tower.", "vision_tower.vision_model."
+    named = {k.replace(old, new).replace(new, old): x for k, x in load_file(file).items()}
+    save_file(named, file, metadata={"format": "pt"})

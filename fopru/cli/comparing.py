@@ -23,7 +23,10 @@ from fopru.serving.vllm.settings import pruner_of
 PREFIX = "FoPru"
 """What stands before the name of a model's architecture in the name of its pruned one."""
 
-OPTIONS = {"FoPruQwen2_5_VLForConditionalGeneration": {"video_pruning_rate": 1e-6}}
+OPTIONS = {
+    f"{PREFIX}{name}ForConditionalGeneration": {"video_pruning_rate": 1e-6}
+    for name in ("Qwen2_5_VL", "Qwen3VL")
+}
 """Architecture -> what an engine has to be started with, where anything."""
 
 
@@ -149,8 +152,9 @@ def _transformers(
 
 def _engine(llm: Any, asked: list[dict[str, Any]], sampling: Any) -> Iterator[Seen]:
     """Yield what the engine keeps and says, one request at a time."""
-    from fopru.serving.vllm.watching import take, watch
+    from fopru.serving.vllm.watching import carry_places, take, watch
 
+    llm.collective_rpc(carry_places)
     llm.apply_model(watch)
     for request in asked:
         llm.reset_mm_cache()

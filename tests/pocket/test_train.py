@@ -13,6 +13,7 @@ from making import train as training
 from making.recipe import Recipe, Stage
 from making.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
 from making.train import Student, train
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import fopru
@@ -262,6 +263,9 @@ def test_what_is_saved_loads_with_the_auto_classes(tmp_path):
     processor = build.processor(scenes.WORDS)
     model = build.model(build.config(processor, width=32)).eval()
     build.save(model, processor, tmp_path)
+    names = load_file(tmp_path / "model.safetensors")
+    tower = [name for name in names if name.startswith("vision_tower.")]
+    assert tower and all(name.startswith("vision_tower.vision_model.") for name in tower)  # vLLM's
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     again = AutoProcessor.from_pretrained(tmp_path, backend="pil")
     assert loaded.dtype == torch.float32

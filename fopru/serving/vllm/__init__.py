@@ -12,7 +12,9 @@ from __future__ import annotations
 ARCHITECTURES = {
     "FoPruLlavaForConditionalGeneration": "llava:PrunedLlava",
     "FoPruLlavaNextForConditionalGeneration": "llava_next:PrunedLlavaNext",
+    "FoPruLlavaOnevisionForConditionalGeneration": "llava_onevision:PrunedLlavaOnevision",
     "FoPruQwen2_5_VLForConditionalGeneration": "qwen2_5_vl:PrunedQwen25VL",
+    "FoPruQwen3VLForConditionalGeneration": "qwen3_vl:PrunedQwen3VL",
 }
 """Each architecture that the plug-in adds -> its module and class."""
 

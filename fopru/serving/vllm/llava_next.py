@@ -23,13 +23,8 @@ class Processor(PrunedProcessor, LlavaNextMultiModalProcessor):
     """The processor of LLaVA-NeXT."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
-)
-class PrunedLlavaNext(Clip, LlavaNextForConditionalGeneration):
-    """LLaVA-NeXT whose pictures keep their budget of visual tokens."""
-
-    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | NAMES
+class Tiled(Clip):
+    """What LLaVA-NeXT and LLaVA-OneVision share: pictures that are cut into tiles."""
 
     def tiles(self, seen: Mapping[str, Any]) -> Tensor:
         """Return the places of the pictures' own tiles: those with fewer tiles than others of their
@@ -38,3 +33,12 @@ class PrunedLlavaNext(Clip, LlavaNextForConditionalGeneration):
         filled = [len(tiles) for tiles in seen["pixel_values"]]
         own = [torch.arange(most) < count for count, most in zip(counts, filled, strict=True)]
         return torch.cat(own).nonzero().flatten()
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=LlavaNextProcessingInfo, dummy_inputs=LlavaDummyInputsBuilder
+)
+class PrunedLlavaNext(Tiled, LlavaNextForConditionalGeneration):
+    """LLaVA-NeXT whose pictures keep their budget of visual tokens."""
+
+    hf_to_vllm_mapper = LlavaNextForConditionalGeneration.hf_to_vllm_mapper | NAMES

@@ -26,6 +26,14 @@ def others(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in kwargs.items() if name != NAME}
 
 
+class PicturesAlone:
+    """Mixin of a family's processing info: what is pruned are pictures, and videos are refused."""
+
+    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
+        """Return that a prompt may hold any number of pictures, and no video."""
+        return {"image": None, "video": 0}
+
+
 class PrunedProcessor:
     """Mixin of a family's processor: each picture gets its budget, and as many placeholders.
 

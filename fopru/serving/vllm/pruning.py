@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from vllm import __version__
 from vllm.distributed import tensor_model_parallel_all_gather
 
@@ -118,11 +117,12 @@ class Pruned:
         """Return the pictures that the tower saw last, as pruners get them.
 
         Args:
-            tokens: (N, d) per picture, as the language model would get them.
+            tokens: (N, d) per picture, as the language model would get them; deep features, where
+                there are any, stand behind them.
             seen: What transformers' processor made of the pictures.
         """
         grids: list[Grid] = self.family.grids(seen)
-        output = BaseModelOutputWithPooling(pooler_output=tokens)
+        output = self.family.encoder_outputs(tokens)[self.family.modality]
         calls = {block: self._calls(block, seen) for block in self.blocks}
         samples = [0] * len(grids)
         vision = [torch.cat(self.projected)[self.tiles(seen)]] if self.projected else []

@@ -1,6 +1,6 @@
 """Qwen2.5-VL in vLLM, pruned: pictures of any size; kept tokens keep their places in them.
 
-Experimental. It rests on what vLLM has for pruned videos: four channels behind a picture's features
+Experimental. It rests on what vLLM has for pruned videos: channels behind a picture's features
 carry its tokens' places in time, height and width, and are chosen with them. vLLM turns that on by
 a `--video-pruning-rate` above 0, so an engine is started with one, and without videos.
 """
@@ -8,7 +8,7 @@ a `--video-pruning-rate` above 0, so an engine is started with one, and without 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,40 +23,34 @@ from vllm.model_executor.models.qwen2_5_vl import (
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from fopru.encoding import EncodedImage
-from fopru.serving.vllm.processing import PrunedProcessor
+from fopru.serving.vllm.processing import PicturesAlone, PrunedProcessor
 from fopru.serving.vllm.pruning import Pruned
 from fopru.tapping import Attention
-
-PLACES = 4
-"""Channels behind the features: time, height and width of a token, and what videos need."""
 
 logger = init_logger(__name__)
 
 
-class Info(Qwen2_5_VLProcessingInfo):
+class Info(PicturesAlone, Qwen2_5_VLProcessingInfo):
     """The processing info of Qwen2.5-VL, without videos."""
-
-    def get_supported_mm_limits(self) -> Mapping[str, int | None]:
-        """Return that a prompt may hold pictures, any number of them, and nothing else."""
-        return {"image": None}
 
 
 class Processor(PrunedProcessor, Qwen2_5_VLMultiModalProcessor):
     """The processor of Qwen2.5-VL."""
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
-)
-class PrunedQwen25VL(Pruned, Qwen2_5_VLForConditionalGeneration):
-    """Qwen2.5-VL whose pictures keep their budget of visual tokens."""
+class Placed(Pruned):
+    """What Qwen2.5-VL and Qwen3-VL share: kept tokens keep their places in the picture."""
+
+    channels: ClassVar[int]
+    """Behind a picture's features: time, height and width of a token, and what videos need."""
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        logger.warning("fopru: Qwen2.5-VL is experimental in vLLM: check it by fopru serve-check.")
+        title = self.family.title
+        logger.warning("fopru: %s is experimental in vLLM: check it by fopru serve-check.", title)
         if not self.is_multimodal_pruning_enabled:
             raise ValueError(
-                "fopru: Qwen2.5-VL's kept tokens need their places, which vLLM carries for pruned "
+                f"fopru: kept tokens of {title} need their places, which vLLM carries for pruned "
                 "videos alone: start it with --video-pruning-rate 1e-6."
             )
 
@@ -73,7 +67,9 @@ class PrunedQwen25VL(Pruned, Qwen2_5_VLForConditionalGeneration):
 
     def images(self, tokens: list[Tensor], seen: Mapping[str, Any]) -> tuple[EncodedImage, ...]:
         sizes = seen["image_grid_thw"].cpu()
-        return super().images([x[:, :-PLACES] for x in tokens], {**seen, "image_grid_thw": sizes})
+        return super().images(
+            [x[:, : -self.channels] for x in tokens], {**seen, "image_grid_thw": sizes}
+        )
 
     def get_mrope_input_positions(
         self, input_tokens: Sequence[int], mm_features: Sequence[Any]
@@ -110,10 +106,20 @@ class PrunedQwen25VL(Pruned, Qwen2_5_VLForConditionalGeneration):
             visual = ids == self.config.image_token_id  # (L,)
             counted = torch.arange(len(ids), device=ids.device)
             begins = torch.where(visual & ~visual.roll(1), counted, 0).cummax(0).values
-            places = torch.cat([x[:, -PLACES:-1] for x in multimodal_embeddings]).long()  # (k, 3)
+            carried = [x[:, -self.channels :] for x in multimodal_embeddings]
+            places = torch.cat(carried)[:, :3].long()  # (k, 3)
             at = visual.nonzero()[:, 0]
             at = at[at >= num_computed_tokens][: len(places)]
             before = positions[:, begins[at] - 1]  # of <|vision_start|>
             positions[:, at] = before + 1 + places.T.to(positions.device)
-        features = [x[:, :-PLACES] for x in multimodal_embeddings]
+        features = [x[:, : -self.channels] for x in multimodal_embeddings]
         return features, positions, int(positions.max()) + 1 - n
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    Processor, info=Info, dummy_inputs=Qwen2_5_VLDummyInputsBuilder
+)
+class PrunedQwen25VL(Placed, Qwen2_5_VLForConditionalGeneration):
+    """Qwen2.5-VL whose pictures keep their budget of visual tokens."""
+
+    channels = 4

@@ -9,6 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 
+def carry_places(worker: Any) -> None:
+    """Let a worker ask its model for the places of kept tokens, where the engine was started so:
+    vLLM's runner for CPUs forgets to."""
+    runner = worker.model_runner
+    model = runner.get_model()
+    runner.is_multimodal_pruning_enabled = getattr(model, "is_multimodal_pruning_enabled", False)
+
+
 def watch(model: Any) -> None:
     """Let a pruned model note what it keeps of each picture from here on."""
     model.log = []
