@@ -11,7 +11,7 @@
 set -u
 cd "$(dirname "$0")/.."
 OUT=${OUT:?a folder for results} DEVICE=${DEVICE:-cuda} MEASURE=${MEASURE:-180} TRAIN=${TRAIN:-330}
-SHAPES=${SHAPES:-llava-1.5-7b llava-next-7b} WORK=$(mktemp -d)
+SHAPES=${SHAPES-llava-1.5-7b llava-next-7b} WORK=$(mktemp -d)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 for shape in $SHAPES; do
