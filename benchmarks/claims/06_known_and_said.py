@@ -56,7 +56,7 @@ CLAIMS = [
     ("FoPru at a tenth knows {} % and says {} %. For", lambda: both(FOPRU)),
     ("the two readings are close: {} % and {} %", lambda: both(RANDOM)),
     (
-        "FoPru's gap has {} points",
+        "FoPru's gap is {} points",
         lambda: FOPRU.share("choice") - FOPRU.share("exact"),
     ),
     (
