@@ -71,7 +71,7 @@ def shared(app: Sphinx, page: str, context: dict, doctree: nodes.document) -> st
         'property="og:title"': html.unescape(context["title"]),
         'property="og:description"': words,
         'property="og:url"': f"{base}{page}.html",
-        'property="og:image"': f"{base}_static/card.png",
+        'property="og:image"': f"{base}_static/card.jpg",
         'name="twitter:card"': "summary_large_image",
     }
     return "".join(f'<meta {name} content="{html.escape(v)}" />\n' for name, v in tags.items())
