@@ -1,9 +1,12 @@
 """What the book needs of Sphinx beyond its configuration file."""
 
 import hashlib
+import html
 import os
+import textwrap
 from pathlib import Path
 
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -45,11 +48,33 @@ def configure(app: Sphinx, config: Config) -> None:
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
-    """Follow the reader's light or dark setting, and leave out sphinx-thebe, which is not used and
-    names a CDN."""
+    """Follow the reader's light or dark setting, tell what a shared link is about, and leave out
+    sphinx-thebe, which is not used and names a CDN."""
     context["default_mode"] = "auto"
+    if "body" in context:  # what folds is named by its own words
+        context["body"] = context["body"].replace(' aria-label="Toggle hidden content"', "")
+    if doctree is not None:
+        context["metatags"] = context.get("metatags", "") + shared(app, page, context, doctree)
     context["script_files"] = [s for s in context.get("script_files", []) if not _is_thebe(s)]
     context["css_files"] = [s for s in context.get("css_files", []) if not _is_thebe(s)]
+
+
+def shared(app: Sphinx, page: str, context: dict, doctree: nodes.document) -> str:
+    """Return the tags by which a shared link shows title, first paragraph and a picture."""
+    words = next((p.astext() for p in doctree.findall(nodes.paragraph)), "")
+    words = " ".join(words.removeprefix("Objective. ").split())
+    words = textwrap.shorten(words, 200, placeholder=" …")
+    base = app.config.html_baseurl
+    tags = {
+        'name="description"': words,
+        'property="og:type"': "article",
+        'property="og:title"': html.unescape(context["title"]),
+        'property="og:description"': words,
+        'property="og:url"': f"{base}{page}.html",
+        'property="og:image"': f"{base}_static/card.jpg",
+        'name="twitter:card"': "summary_large_image",
+    }
+    return "".join(f'<meta {name} content="{html.escape(v)}" />\n' for name, v in tags.items())
 
 
 def _is_thebe(file: object) -> bool:

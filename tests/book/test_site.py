@@ -17,6 +17,15 @@ PAGES = [
     "search.html",
     "genindex.html",
 ]
+LIVE = (
+    "03_attention_significance",
+    "04_rank_and_row",
+    "05_order_and_position",
+    "06_known_and_said",
+    "07_redundancy",
+    "10_efficiency",
+)
+"""The chapters with a figure that the reader moves."""
 pytestmark = pytest.mark.slow
 
 
@@ -67,6 +76,56 @@ def test_a_page_loads_and_fits(visit, path, width, scheme):
     assert page.locator("h1").count() >= 1
     assert page.evaluate("document.documentElement.dataset.theme") == scheme
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["book/index", "notebooks/explorer", "notebooks/04_rank_and_row"])
+def test_everybody_can_read_a_page(visit, path, scheme):
+    axe = ROOT / "node_modules" / "axe-core" / "axe.min.js"
+    if not axe.is_file():
+        pytest.skip("axe-core comes from npm: `npm ci`")
+    page = visit(f"{path}.html", scheme=scheme)
+    page.locator(".fopru-explorer, .fopru-live").first.wait_for(timeout=20_000)
+    page.evaluate(axe.read_text("utf-8"))
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")["violations"]
+    themes = (".search-button-field", ".theme-switch-button")  # named otherwise than they read
+    faults = [
+        (fault["id"], node["target"], node["html"])
+        for fault in found
+        for node in fault["nodes"]
+        if fault["impact"] in ("serious", "critical") and node["target"][0] not in themes
+    ]
+    assert faults == []
+
+
+def test_the_first_page_shows_the_thing_itself(visit):
+    page = visit("book/index.html")
+    slider = page.get_by_role("slider", name="retention")
+    slider.wait_for(timeout=20_000)
+    assert slider.evaluate("input => input.getBoundingClientRect().bottom") < 800
+    assert page.locator("dl.numbers dt").count() == 3
+    assert "right" in page.locator(".fopru-explorer .says").inner_text()
+    row = page.locator(".fopru-explorer tbody tr", has_text="random")
+    assert "wrong" in row.inner_text() or "no legal" in row.inner_text()
+    shared = page.locator("meta[property='og:image']").get_attribute("content")
+    assert (SITE / "_static" / shared.rpartition("/")[2]).stat().st_size < 60_000
+    assert "visual tokens" in page.locator("meta[name=description]").get_attribute("content")
+
+
+@pytest.mark.parametrize("chapter", LIVE)
+def test_a_live_figure_moves_without_a_kernel(visit, chapter):
+    page = visit(f"notebooks/{chapter}.html", width=390, scheme="dark")
+    figure = page.locator(".fopru-live")
+    figure.wait_for(timeout=20_000)
+    before = figure.inner_text()
+    assert figure.locator(".sentence").inner_text()
+    figure.locator("input").last.focus()
+    page.keyboard.press("ArrowLeft" if chapter.startswith("10") else "Space")
+    if figure.inner_text() == before:
+        figure.locator("input").first.press("ArrowLeft")
+    assert figure.inner_text() != before
+    state = page.locator("script[type='application/vnd.jupyter.widget-state+json']")
+    assert len(state.inner_text()) < 120_000
 
 
 def test_formulas_are_set(visit):
