@@ -21,6 +21,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,19 +112,17 @@ def mini(folder: Path) -> None:
 
 
 def model_folder(name: str, folder: Path) -> Path:
-    """Write a model as stock vLLM loads it."""
+    """Return the folder of a model that stock vLLM loads."""
+    if name == "pocket":
+        return fopru.pocket.folder()
     folder = folder / name
     if folder.exists():
         return folder
-    folder.mkdir()
-    for file in fopru.pocket.folder().iterdir():
-        if file.is_file():
-            (folder / file.name).write_bytes(file.read_bytes())
-    if name == "mini":
-        mini(folder)
-        file, names = folder / "model.safetensors", ("vision_tower.", "vision_tower.vision_model.")
-        named = {name.replace(*names): weight for name, weight in load_file(file).items()}
-        save_file(named, file, metadata={"format": "pt"})
+    shutil.copytree(fopru.pocket.folder(), folder)  # for its words
+    mini(folder)
+    file, names = folder / "model.safetensors", ("vision_tower.", "vision_tower.vision_model.")
+    named = {name.replace(*names): weight for name, weight in load_file(file).items()}
+    save_file(named, file, metadata={"format": "pt"})
     return folder
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -37,16 +38,21 @@ os.environ |= {
 }
 
 from typer.testing import CliRunner
-from vllm import LLM, SamplingParams
+from vllm import LLM, ModelRegistry, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.processing import TimingContext
 from vllm.multimodal.processing.inputs import ProcessorInputs
+from vllm.multimodal.video_prune.evs import compute_mrope_for_media, recompute_mrope_positions
 
 import fopru
 from fopru.cli import app
 from fopru.evaluation.asking import inputs_of, prompts
+from fopru.families import UnsupportedModelError
 from fopru.pocket import folder
+from fopru.serving.vllm import ARCHITECTURES, register
+from fopru.serving.vllm.llava_onevision import PrunedLlavaOnevision
+from fopru.serving.vllm.pruning import Pruned
 from fopru.serving.vllm.settings import pruner_of
 from fopru.serving.vllm.watching import carry_places, take, watch
 
@@ -286,9 +292,7 @@ def test_text_without_a_picture_is_answered(engine):
 
 def test_what_a_request_asks_for_is_part_of_what_caches_go_by():
     def hashed(engine, asked):
-        options = {"hf_overrides": overrides(**engine), "dtype": "float32"}
-        config = EngineArgs(model=OPTIONS["model"], **options).create_model_config()
-        processor = MULTIMODAL_REGISTRY.create_processor(config)
+        processor = MULTIMODAL_REGISTRY.create_processor(configured(**engine))
         shown = processor.info.parse_mm_data({"image": Image.new("RGB", (64, 64))})
         given = ProcessorInputs([2, 4, 83], shown, hf_processor_mm_kwargs=asked)
         out = processor.apply(given, TimingContext(enabled=False))
@@ -298,6 +302,70 @@ def test_what_a_request_asks_for_is_part_of_what_caches_go_by():
     assert hashed({"retention": 0.25}, {}) != half
     assert hashed({"retention": 0.25}, {"fopru": {"retention": 0.5}}) == half
     assert hashed({"retention": 0.5}, {"fopru": {"strategy": "row"}}) != half
+
+
+# What is no engine
+
+
+def configured(architecture="FoPruLlavaForConditionalGeneration", **settings):
+    """vLLM's configuration of pocket in this architecture."""
+    over = {"architectures": [architecture], "fopru": settings}
+    options = EngineArgs(model=OPTIONS["model"], hf_overrides=over, dtype="float32")
+    return options.create_model_config()
+
+
+def test_the_plug_in_stands_beside_others_and_may_be_loaded_twice():
+    ModelRegistry.register_model("OfAnother", "another:Model")
+    register()
+    register()
+    assert {*ARCHITECTURES, "OfAnother"} <= {*ModelRegistry.get_supported_archs()}
+
+
+def test_a_family_that_is_not_served_is_no_architecture():
+    with pytest.raises(ValueError, match="FoPruGemma3ForConditionalGeneration.* not supported"):
+        configured("FoPruGemma3ForConditionalGeneration", retention=0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"method": "tome"}, "makes new tokens"), ({"retention": 7}, "retention=7: must be")],
+)
+def test_an_engine_of_bad_settings_ends_before_it_starts(settings, message):
+    with pytest.raises(ValueError, match=message):
+        MULTIMODAL_REGISTRY.create_processor(configured(**settings))
+
+
+class Bare:
+    def __init__(self, *, vllm_config, prefix=""):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("lora", "parallel", "message"),
+    [(True, "weights", "enable_tower_connector_lora"), (False, "data", "mm_encoder_tp_mode")],
+)
+def test_what_cannot_be_pruned_rightly_is_refused(lora, parallel, message):
+    modes = SimpleNamespace(mm_encoder_tp_mode=parallel)
+    asked = SimpleNamespace(
+        lora_config=SimpleNamespace(enable_tower_connector_lora=lora),
+        model_config=SimpleNamespace(multimodal_config=modes),
+    )
+    with pytest.raises(UnsupportedModelError, match=message):
+        type("Model", (Pruned, Bare), {})(vllm_config=asked)
+
+
+def test_onevision_that_vllm_would_pack_in_another_way_is_refused():
+    config = SimpleNamespace(vision_aspect_ratio="anyres_max_4")
+    asked = SimpleNamespace(model_config=SimpleNamespace(hf_config=config))
+    with pytest.raises(UnsupportedModelError, match="vision_aspect_ratio='anyres_max_4'"):
+        PrunedLlavaOnevision(vllm_config=asked)
+
+
+def test_a_tower_whose_attention_was_not_seen_is_told():
+    model = object.__new__(Pruned)
+    model.noted = {}
+    with pytest.raises(UnsupportedModelError, match="block 3 .* nothing to score tokens by"):
+        model._calls(3, {})
 
 
 # More engines
@@ -541,6 +609,20 @@ IDS = dict(
 )
 
 
+def test_stock_vllm_numbers_text_behind_a_portrait_picture_by_its_width():
+    """What book/serving.md says; when this fails, vLLM has mended it."""
+    start, end, picture, video, text = 2, 3, 4, 5, 9
+    for height, width in ((3, 2), (2, 3)):
+        ids = torch.tensor([text, start, *[picture] * 6, end, text])
+        places = compute_mrope_for_media((1, 2 * height, 2 * width), 2).T.long()  # (4, 6)
+        after = torch.arange(2) + 2 + max(height, width)
+        parts = [torch.arange(2).expand(3, 2), 2 + places[:3], after.expand(3, 2)]
+        right = torch.cat(parts, 1)  # (3, 10), as transformers numbers them
+        found, _ = recompute_mrope_positions(ids, [places], right, 0, start, picture, video)
+        assert torch.equal(right - found, right.new_zeros(3, 10)) == (height <= width)
+        assert found[0, -2:].tolist() == [2 + width, 3 + width]
+
+
 def qwen_folder(place, net, kind, side):
     """Write a Qwen with random weights, and what its processor is made of."""
     random_model(place, net, MARKS, visual=0.15)
@@ -641,7 +723,7 @@ def running():
         yield url, process
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(300)
 
 
 @pytest.fixture
@@ -798,7 +880,7 @@ def expected_of(net, processor, one):
     pictures = [picture] if kind == "good" else None
     inputs = processor(images=pictures, text=[text], return_tensors="pt")
     if kind == "good":
-        inputs = pruner_of(ENGINE | settings).prune(net, inputs)
+        inputs = pruner_of(settings).prune(net, inputs)
     length = inputs["input_ids"].shape[1]
     out = net.generate(**inputs, max_new_tokens=6, do_sample=False)
     return 200, processor.decode(out[0, length:], skip_special_tokens=True).strip(), length

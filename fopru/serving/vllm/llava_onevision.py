@@ -38,10 +38,10 @@ class PrunedLlavaOnevision(Tiled, LlavaOnevisionForConditionalGeneration):
     hf_to_vllm_mapper = LlavaOnevisionForConditionalGeneration.hf_to_vllm_mapper | NAMES
 
     def __init__(self, *, vllm_config: Any, prefix: str = ""):
-        super().__init__(vllm_config=vllm_config, prefix=prefix)
-        ratio = self.config.vision_aspect_ratio
+        ratio = vllm_config.model_config.hf_config.vision_aspect_ratio
         if ratio != RATIO:
             raise UnsupportedModelError(
                 f"fopru: vision_aspect_ratio={ratio!r}: vLLM packs the tiles of every "
                 f"LLaVA-OneVision as {RATIO!r} does, so that this model's are not as it learned."
             )
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
