@@ -8,6 +8,7 @@ const quoted = (text) => (text ? `“${text}”` : "nothing");
 
 /** A number of seconds in words of two digits. */
 function time(seconds) {
+  if (!seconds) return "–";
   const [value, unit] = seconds < 1 ? [1000 * seconds, "ms"] : [seconds, "s"];
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;
 }
