@@ -170,7 +170,7 @@ const FIGURES = {
   order_and_position(figure) {
     const { data } = figure;
     figure.choice("share", "Tokens kept", { 0.25: "25 %", 0.1: "10 %", 0.05: "5 %" }, "0.1");
-    figure.choice("ids", "Position ids", { reindex: "numbered anew", preserve: "kept" }, "reindex");
+    figure.choice("ids", "Position ids", { reindex: "new", preserve: "own" }, "reindex");
     figure.choice("order", "Order", { order: "of the picture", mixed: "mixed" }, "order");
     const kept = ({ share: some }) => data.kept[some];
     figure.picture((canvas, state) => {
