@@ -8,6 +8,7 @@ const quoted = (text) => (text ? `“${text}”` : "nothing");
 
 /** A number of seconds in words of two digits. */
 function time(seconds) {
+  if (!seconds) return "–";
   const [value, unit] = seconds < 1 ? [1000 * seconds, "ms"] : [seconds, "s"];
   return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${unit}`;
 }
@@ -169,7 +170,7 @@ const FIGURES = {
   order_and_position(figure) {
     const { data } = figure;
     figure.choice("share", "Tokens kept", { 0.25: "25 %", 0.1: "10 %", 0.05: "5 %" }, "0.1");
-    figure.choice("ids", "Position ids", { reindex: "numbered anew", preserve: "kept" }, "reindex");
+    figure.choice("ids", "Position ids", { reindex: "new", preserve: "own" }, "reindex");
     figure.choice("order", "Order", { order: "of the picture", mixed: "mixed" }, "order");
     const kept = ({ share: some }) => data.kept[some];
     figure.picture((canvas, state) => {

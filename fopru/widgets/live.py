@@ -191,12 +191,12 @@ def rank_and_row(
 def order_and_position(
     model: PreTrainedModel, processor: ProcessorMixin, examples: Sequence[Example]
 ) -> Live:
-    """Show kept tokens as the language model reads them, in order or mixed, with their ids or with
-    new ones.
+    """Show kept tokens as the language model reads them, in order or mixed, with their own ids or
+    with new ones.
 
     Args:
         model, processor: As of `sink`.
-        examples: The first of them is shown that a tenth of the tokens answers with its ids and
+        examples: The first of them is shown that a tenth of the tokens answers with own ids and
             not with new ones.
 
     Raises:
@@ -229,7 +229,7 @@ def order_and_position(
         first = before.index(tower.family.image_token_id)
         return shown | {"kept": kept, "mixed": draws, "answers": answers, "first": first}
 
-    story = "that a tenth of the tokens answers with its ids and not with new ones"
+    story = "that a tenth of the tokens answers with own ids and not with new ones"
     return Live(
         kind="order_and_position",
         data=_first(examples, told, story),
