@@ -150,7 +150,7 @@ def rank_and_row(
     answer.
 
     Args:
-        model, processor: As of `sink`.
+        model, processor: A model of a family with one grid of patches, and its processor.
         examples: The first of them is shown that a quarter of the tokens answers by rank and not
             by row.
 
@@ -195,7 +195,7 @@ def order_and_position(
     with new ones.
 
     Args:
-        model, processor: As of `sink`.
+        model, processor: A model of a family with one grid of patches, and its processor.
         examples: The first of them is shown that a tenth of the tokens answers with own ids and
             not with new ones.
 
@@ -244,7 +244,7 @@ def two_duplicates(
     """Delete one or both of two patches that say the same, where nothing else says it.
 
     Args:
-        model, processor: As of `sink`.
+        model, processor: A model of a family with one grid of patches, and its processor.
         examples: The first of them is shown whose evidence has two patches with a cosine of at
             least 0.98, either of which answers, and without both of which the answer is wrong.
 
@@ -313,7 +313,7 @@ def known_and_said(
     """Show what is said and how likely each legal answer is, over the number of kept tokens.
 
     Args:
-        model, processor: As of `sink`.
+        model, processor: A model of a family with one grid of patches, and its processor.
         examples: Questions that name few legal answers. The first of them is shown that is known
             from a tenth of FoPru's tokens and not said.
 
