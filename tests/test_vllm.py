@@ -829,7 +829,7 @@ BAD = [
 def drawn(draw, examples):
     """One request of the flood: what it is, a question, the picture or bytes, and settings."""
     example = examples[draw.integers(len(examples))]
-    kind = draw.choice(["good"] * 16 + ["bad budget", "broken", "text", "gone"])
+    kind = str(draw.choice(["good"] * 16 + ["bad budget", "broken", "text", "gone"]))
     if kind == "text":
         return kind, example.question, b"", {}
     picture = example.image.resize([int(side) for side in draw.integers(20, 500, 2)])
@@ -913,7 +913,7 @@ def test_a_flood_gets_no_wrong_answer_and_leaves_nothing_behind(running, pocket,
     there = zip(asked, short, wanted, strict=True)
     assert [(one, got, want) for one, got, want in there if got != want] == []
     assert min(Counter(kinds).values()) >= 5 and len({*kinds}) == 5
-    assert held[-1] < 1.05 * held[0]
+    assert held[-1] < 1.03 * held[1]  # after 200 requests and after 100
     check_idle(url)
 
 
