@@ -1,6 +1,6 @@
 """What pruning changes for the users of a vLLM server: `data/results/efficiency/serving.parquet`.
 
-    python benchmarks/serving.py --python .venv-vllm/bin/python    # 11 minutes on two quiet cores
+    python benchmarks/serving.py --python .venv-vllm/bin/python    # 12 minutes on two quiet cores
 
 The Python that is named has vLLM and fopru in it; servers run there, on loopback. Part "load" is a
 closed loop: as many clients as said, each of which asks as soon as its answer is there. Budgets
@@ -49,7 +49,7 @@ from fopru.evaluation.server import Server, ServerError
 
 OUT = Path(__file__).parents[1] / "data" / "results" / "efficiency" / "serving.parquet"
 RETENTIONS = (1.0, 0.5, 0.25, 0.1)
-SECONDS = {"mini": {1: 6, 4: 7, 16: 12}, "pocket": {1: 2, 4: 2, 16: 4}}
+SECONDS = {"mini": {1: 5, 4: 6, 16: 11}, "pocket": {1: 2, 4: 2, 16: 4}}
 """For how long each model's cells begin requests, by the number of clients."""
 TURNS = {"mini": 2, "pocket": 1}
 """How often all cells of a model are measured, every second time in the other order."""
