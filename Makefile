@@ -58,7 +58,7 @@ vllm-slow: .venv-vllm/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/pytest -q -m slow tests/test_vllm.py
 
 notebooks: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q --nbmake --nbmake-timeout=600 notebooks
+	$(SPREAD) --nbmake --nbmake-timeout=900 notebooks
 
 prose: $(READY)
 	$(BIN)/python benchmarks/prose.py
