@@ -79,6 +79,7 @@ def handler(stub):
         def do_GET(self):
             if self.path == "/metrics":
                 gauges = f'vllm:num_requests_running{{engine="0"}} {stub.busy}\n'
+                gauges += 'vllm:cache_config_info{num_gpu_blocks="64"} 1.0\n'
                 self.send(200, f'{gauges}vllm:kv_cache_usage_perc{{engine="0"}} 0.5\n'.encode())
                 return
             assert self.path == "/v1/models"

@@ -386,13 +386,13 @@ def test_the_load_of_a_server_is_measured():
     known = Stub({"is there a red circle?": "yes"}, tricks={"is there a red circle?": 0.1})
     asked = serving_.Questions("pocket", 32, 4)
     with serving(known) as url:
-        found = serving_.cell(url, psutil.Process(), asked, 0.25, 3, 9)
+        found = serving_.cell(url, psutil.Process(), asked, 0.25, 3, 60, most=9)
         known.tricks = {"is there a red circle?": (500, {"detail": "dead"})}
         with pytest.raises(Unanswered, match="dead"):
-            serving_.cell(url, psutil.Process(), asked, None, 3, 9)
+            serving_.cell(url, psutil.Process(), asked, None, 3, 60, most=9)
     assert found["requests"] == 9 and found["prompt_tokens"] == 11 + TOKENS // 4
     assert 0.1 < found["p50"] <= found["p95"] and found["per_second"] < 3 / 0.1
     assert known.most == 3 and 1 <= found["running"] <= 3
-    assert found["cache_share"] == 0.5 / found["running"]
+    assert found["blocks"] == 32 / found["running"]
     assert len({p.tobytes() for p in known.pictures}) == len(known.pictures)
     assert all(request["ignore_eos"] for request in known.asked)

@@ -59,7 +59,7 @@ def test_a_checkpoint_of_another_recipe_or_a_damaged_one_is_refused_and_stays(tm
 
     whole = saved.read_bytes()
     refused("holds a run with seed=0, not 1: use another folder", replace(TINY, seed=1))
-    refused("holds a run with dense=own, not output", replace(TINY, dense="output"))
+    refused("holds a run with dense=output, not own", replace(TINY, dense="own"))
     refused("holds a run with captions=False, not True", replace(TINY, captions=True))
     damaged = r"checkpoint\.pt is not a whole checkpoint of a training run: delete it"
     saved.write_bytes(whole[:2000])
