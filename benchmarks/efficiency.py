@@ -31,7 +31,7 @@ from transformers import (
 import fopru
 from fopru import efficiency
 from fopru.cli.common import keep
-from fopru.evaluation.asking import inputs_of, prompts
+from fopru.evaluation.asking import inputs_of
 from fopru.in_llm import InLLMPruner
 
 FOLDER = Path(__file__).parents[1] / "data" / "results" / "efficiency"
@@ -57,7 +57,7 @@ def against_native(table: pd.DataFrame) -> pd.Series:
 
 def pocket(turns: int) -> None:
     model, processor = fopru.load("pocket")
-    asked = inputs_of(processor, *_questions(processor, 1))
+    asked = inputs_of(processor, fopru.pocket.sample("reading", n=1))
     kinds = [cls for cls in fopru.METHODS.values() if "view" in cls.shares and cls.budgeted]
     pruners = [cls(r) for cls in kinds for r in RETENTIONS]
     table = fopru.measure(model, asked, pruners, new_tokens=8, turns=turns)
@@ -92,11 +92,6 @@ def check(model, asked, latency, retention: float, answer: int, turns: int) -> N
     )
     found = 1 - whole.seconds["fopru"] / whole.seconds["full"]
     print(f"  saved: predicted {saved:+.1%}, measured {found:+.1%}")
-
-
-def _questions(processor, n: int):
-    examples = fopru.pocket.sample("reading", n=n)
-    return examples, prompts(processor, examples)
 
 
 def llava(layers: int, **tower: int) -> LlavaForConditionalGeneration:

@@ -25,6 +25,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -40,14 +41,17 @@ import pandas as pd
 import psutil
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import fopru
 from fopru.cli.common import keep
 from fopru.evaluation.server import Server, ServerError
 
-OUT = Path(__file__).parents[1] / "data" / "results" / "efficiency" / "serving.parquet"
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "data"))
+from making.build import rename  # noqa: E402
+
+OUT = ROOT / "data" / "results" / "efficiency" / "serving.parquet"
 RETENTIONS = (1.0, 0.5, 0.25, 0.1)
 SECONDS = {"mini": {1: 5, 4: 6, 16: 11}, "pocket": {1: 2, 4: 2, 16: 4}}
 """For how long each model's cells begin requests, by the number of clients."""
@@ -120,9 +124,7 @@ def model_folder(name: str, folder: Path) -> Path:
         return folder
     shutil.copytree(fopru.pocket.folder(), folder)  # for its words
     mini(folder)
-    file, names = folder / "model.safetensors", ("vision_tower.", "vision_tower.vision_model.")
-    named = {name.replace(*names): weight for name, weight in load_file(file).items()}
-    save_file(named, file, metadata={"format": "pt"})
+    rename(folder / "model.safetensors")
     return folder
 
 

@@ -19,7 +19,7 @@ from fopru import MMR, Adaptive, Cells, Compose, Halves, Holds, MaxMin, Top, pic
 from fopru.adaptive import factor
 from fopru.encoding import Tap
 from fopru.evaluation import Example
-from fopru.evaluation.asking import inputs_of, prompts
+from fopru.evaluation.asking import inputs_of
 from fopru.families import Family, Grid, View
 
 HEIGHT, WIDTH = 6, 8
@@ -244,7 +244,7 @@ def kept_shares(model, processor, pruners, examples):
     """The share that each pruner keeps of each picture: a list for each pruner."""
     shares = [[] for _ in pruners]
     for e in examples:
-        inputs = inputs_of(processor, [e], prompts(processor, [e]))
+        inputs = inputs_of(processor, [e])
         encoded = fopru.encode(model, inputs, pruners)
         for pruner, found in zip(pruners, shares, strict=True):
             images = pruner.compact(encoded).images
@@ -388,7 +388,7 @@ def test_tables():
         pruned.images[0].n_kept
         for e in examples
         for share in budgets
-        for inputs in [inputs_of(processor, [e], prompts(processor, [e]))]
+        for inputs in [inputs_of(processor, [e])]
         for pruned in [replace(pruner, retention=share).prune(model, inputs)]
     ]
     assert table[table.method == pruner.label].kept.tolist() == wanted

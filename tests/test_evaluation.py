@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessorPil
 import fopru
 from fopru.applying import cache_name
 from fopru.evaluation import Example, answer, controls, evaluate, statistics
-from fopru.evaluation.asking import answer_ids, generate, inputs_of, prompts
+from fopru.evaluation.asking import answer_ids, generate, inputs_of
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.metrics import METRICS, Metric, f1
 from fopru.families import Grid, View
@@ -692,7 +692,7 @@ def test_weighted_answers_are_those_inside_with():
     said = found[found.method == "fopru-mass"].prediction.tolist()
     expected = []
     for e in asked:
-        prompt = inputs_of(processor, [e], prompts(processor, [e]))
+        prompt = inputs_of(processor, [e])
         with fopru.FoPru(0.1, weights="mass")(net):
             expected += generate(net, processor, dict(prompt), 8)
     assert said == expected

@@ -113,7 +113,7 @@ def test_a_number_of_tokens_is_that_of_each_picture(family, loaded):
     found = evaluate(model, processor, examples(), pruners, tokens=[8, 12], max_new_tokens=1)
     pictures = {}  # of each question: its tiles, where each is a picture
     for e in examples():
-        asked = inputs_of(processor, [e], prompts(processor, [e]))
+        asked = inputs_of(processor, [e])
         pictures[e.id] = len(Family.of(model).grids(asked))
     rows = found[found.method != "full"]
     assert len(rows) == 4 * 2 * len(pruners) and rows.error.isna().all()
@@ -212,7 +212,7 @@ def test_shuffled_tokens_keep_their_positions_and_weights(family, loaded):
     """With original ids the order says nothing to a model that goes by ids alone, but for the
     causal mask: shuffling back gives the inputs of before."""
     model, processor = loaded(family)
-    asked = inputs_of(processor, examples(), prompts(processor, examples()))
+    asked = inputs_of(processor, examples())
     pruner = fopru.FoPru(0.4, positions="preserve", weights="mass")
     with pruner(model) as session:
         plain = session.arguments(fopru.encode(model, asked, [pruner]))

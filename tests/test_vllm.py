@@ -689,7 +689,7 @@ def test_an_engine_without_plug_in_takes_embeddings(pocket, questions, asks, exp
     with another() as llm:
         for kind in ("rank-0.5", "rank-0.25", "row-0.25"):
             for i in range(0, 104, 8):
-                asked = inputs_of(processor, [questions[i]], prompts(processor, [questions[i]]))
+                asked = inputs_of(processor, [questions[i]])
                 pruner = pruner_of(ENGINE | KINDS[kind])
                 (one,) = fopru.serving.embeddings(model, asked, pruner)
                 request = {"prompt": asks(i)["prompt"]}

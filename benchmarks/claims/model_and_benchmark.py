@@ -6,10 +6,15 @@ from prose import Rows, bench, gap, table
 PAGE = "notebooks/model_and_benchmark.ipynb"
 
 
+def at(retention: float, name: str, **part) -> Rows:
+    """Rows of one retention of a part of a table."""
+    rows = Rows(table(name)).where(**part)
+    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)])
+
+
 def half(model: str, method: str, retention: float = 1.0) -> Rows:
     """Rows of a model that was trained for half as long."""
-    rows = Rows(table("pocket/half")).where(model=model, method=method)
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)])
+    return at(retention, "pocket/half", model=model, method=method)
 
 
 SEEDS = ("seed1", "seed2", "seed3")
@@ -24,10 +29,8 @@ def spread(other: str, retention: float) -> float:
 
 def cause(model: str, method: str = "fopru", retention: float = 0.1) -> Rows:
     """Rows of a training of a quarter of the steps, renumbered, one draw."""
-    rows = Rows(table("pocket/causes")).where(
-        model=model, method=method, positions="reindex", seed=0
-    )
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)])
+    part = {"model": model, "method": method, "positions": "reindex", "seed": 0}
+    return at(retention, "pocket/causes", **part)
 
 
 CLAIMS = [

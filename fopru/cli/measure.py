@@ -92,9 +92,7 @@ def measure(
             if processor is None:
                 inputs = efficiency.prompt(net, text, size)
             else:
-                examples = fopru.pocket.sample("reading", n=size)
-                prompts = asking.prompts(processor, examples)
-                inputs = asking.inputs_of(processor, examples, prompts)
+                inputs = asking.inputs_of(processor, fopru.pocket.sample("reading", n=size))
             table = efficiency.measure(net, inputs, pruners, new_tokens, turns)
             tables.append(
                 table.assign(model=shape or model, device=_named(device), attention=attention)

@@ -14,6 +14,9 @@ from transformers import AddedToken, BatchFeature, PreTrainedModel, ProcessorMix
 from fopru.evaluation.tasks import Example
 from fopru.videos import Video
 
+PADDED = {"padding": True, "padding_side": "left", "return_tensors": "pt"}
+"""How processors are called."""
+
 
 def chat(question: str, shown: Sequence[str] = ("image",)) -> list[dict[str, Any]]:
     """Return a question about what is shown as a conversation that chat templates take.
@@ -44,7 +47,14 @@ def prepare(
     text = processor.apply_chat_template(
         chat(question, ["image"] * len(shown)), add_generation_prompt=True
     )
-    made = processor(images=[shown], text=[text], return_tensors="pt")
+    return _processed(processor, [shown], [text])
+
+
+def _processed(
+    processor: ProcessorMixin, images: list[list[Image]], text: list[str]
+) -> BatchFeature:
+    """Return the processor's output for prompts with their pictures, padded on the left."""
+    made = processor(images=images, text=text, **PADDED)
     made.pop("labels", None)  # PaliGemma's, for training
     return made
 
@@ -120,12 +130,9 @@ def inputs_of(
         text: Their prompts, or None for `prompts` of them.
     """
     text = prompts(processor, examples) if text is None else list(text)
-    options = {"text": text, "padding": True, "padding_side": "left", "return_tensors": "pt"}
     if examples[0].modality == "video":
-        return processor(**videos([e.image for e in examples]), **options)
-    made = processor(images=[[e.image] for e in examples], **options)
-    made.pop("labels", None)  # PaliGemma's, for training
-    return made
+        return processor(**videos([e.image for e in examples]), text=text, **PADDED)
+    return _processed(processor, [[e.image] for e in examples], text)
 
 
 def videos(clips: Sequence[Video]) -> dict[str, Any]:

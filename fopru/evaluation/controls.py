@@ -214,6 +214,11 @@ class Later:
     pruner: Pruner
 
 
+def mixed(k: int, seed: int = 0) -> Tensor:
+    """Return the random order that `shuffled` gives k tokens, (k,) int64."""
+    return torch.randperm(k, generator=torch.Generator().manual_seed(seed))
+
+
 def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
     """Return the same inputs with the kept tokens of each picture in random order.
 
@@ -221,10 +226,7 @@ def shuffled(pruned: PrunedInputs, seed: int = 0) -> PrunedInputs:
     order says where a token was, with "preserve" only its position id.
     """
     text: dict[str, Any] = {n: v for n, v in pruned.items() if n != "mm_encoder_outputs"}
-    orders = [
-        torch.randperm(len(f), generator=torch.Generator().manual_seed(seed))
-        for f in pruned.features  # each by itself: the same in any batch
-    ]
+    orders = [mixed(len(f), seed) for f in pruned.features]  # each by itself: as in any batch
     features = [f[order.to(f.device)] for f, order in zip(pruned.features, orders, strict=True)]
     visual = text["input_ids"] == pruned.family.image_token_id  # (B, L)
     columns, source = torch.arange(visual.shape[1]), torch.empty(visual.shape, dtype=torch.int64)

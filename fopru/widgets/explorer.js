@@ -4,7 +4,7 @@
 
 import { Asked, Words, about, divprune, first, load, rank, row } from "./model.js";
 import { Pad, decoded, painted } from "./input.js";
-import { dimmed, known, laid, make, percent, shape, verdict, viridis } from "./parts.js";
+import { RAMP, dimmed, known, laid, make, percent, shape, verdict, viridis } from "./parts.js";
 
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 4", "1 2"];
 const WHETHER = {
@@ -722,7 +722,8 @@ class Page {
       context.fillRect(...cell(i));
     });
     const times = (score) => `${Number((scores.length * score).toPrecision(2))} ×`;
-    this.legend.replaceChildren(times(low), make("i"), times(low + range));
+    this.legend.replaceChildren(times(low), make("i", { style: `background: ${RAMP}` }),
+      times(low + range));
   }
 
   paintChart(k) {

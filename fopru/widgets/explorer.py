@@ -64,7 +64,7 @@ MODULES = ("model.js", "input.js", "parts.js", "explorer.js")
 
 
 def page_source(modules: Sequence[str] = MODULES) -> str:
-    """Return a page's half, of these files, as the one module that anywidget takes."""
+    """Return these files of a page's half as one module, or style sheet, as anywidget takes it."""
     text = "\n".join(Path(__file__).with_name(name).read_text("utf-8") for name in modules)
     return re.sub(r'^import .* from "\./.*";\n', "", text, flags=re.MULTILINE)
 
@@ -105,7 +105,7 @@ class Explorer(anywidget.AnyWidget):
     """
 
     _esm = page_source()
-    _css = Path(__file__).with_name("explorer.css")
+    _css = page_source(("parts.css", "explorer.css"))
 
     scenes = traitlets.List().tag(sync=True)
     methods = traitlets.List().tag(sync=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -18,10 +17,12 @@ import traitlets
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from fopru.checking import row
 from fopru.encoding import TowerPass, run_tower
 from fopru.evaluation import evaluate
 from fopru.evaluation.asking import inputs_of
 from fopru.evaluation.batch import Batch
+from fopru.evaluation.controls import mixed
 from fopru.evaluation.evidence import cover, frame
 from fopru.evaluation.settings import Setting
 from fopru.evaluation.tasks import Example
@@ -43,7 +44,7 @@ class Live(anywidget.AnyWidget):
     """One figure that a reader moves. `live.js` draws it and has a function of the name `kind`."""
 
     _esm = page_source(("parts.js", "live.js"))
-    _css = Path(__file__).with_name("live.css")
+    _css = page_source(("parts.css", "live.css"))
 
     kind = traitlets.Unicode().tag(sync=True)
     caption = traitlets.Unicode().tag(sync=True)
@@ -78,8 +79,8 @@ def _answers(
     found = {}
     for name, setting in settings.items():
         with torch.no_grad():
-            (row,) = batch.rows(setting, max_new_tokens=8)
-        found[name] = page_answer(row) | {"open": row["loglik_open"]}
+            (read,) = batch.rows(setting, max_new_tokens=8)
+        found[name] = page_answer(read) | {"open": read["loglik_open"]}
     return found
 
 
@@ -120,8 +121,6 @@ def sink(model: PreTrainedModel, processor: ProcessorMixin, example: Example) ->
     line = int(plain.view(view.height, view.width).sum(1).argmin())
     place = line * view.width + int(plain.view(view.height, view.width)[line].argmin())
     stops = [received(place, strength) for strength in STRENGTHS]
-    rows = [_row_order(scores, view)[: view.height // 4].sort().values for scores in stops]
-    columns = torch.arange(view.width)
     data = {name: shown[name] for name in ("image", "height", "width")} | {
         "strengths": list(STRENGTHS),
         "place": place,
@@ -131,7 +130,7 @@ def sink(model: PreTrainedModel, processor: ProcessorMixin, example: Example) ->
         ],
         "kept": {
             "rank": [top(scores, len(scores) // 4).tolist() for scores in stops],
-            "row": [(r[:, None] * view.width + columns).flatten().tolist() for r in rows],
+            "row": [row(scores, view.height, view.width, 0.25).tolist() for scores in stops],
         },
     }
     return Live(
@@ -219,10 +218,7 @@ def order_and_position(
             str(share): FoPru(share).compact(tower.scored()).images[0].kept.tolist()
             for share in (0.25, 0.1, 0.05)
         }
-        draws = {
-            share: torch.randperm(len(some), generator=torch.Generator().manual_seed(0)).tolist()
-            for share, some in kept.items()  # as `shuffled` mixes them
-        }
+        draws = {share: mixed(len(some)).tolist() for share, some in kept.items()}
         found = _answers(model, processor, example, settings)
         answers = {" ".join(map(str, key)): answer for key, answer in found.items()}
         before = inputs_of(processor, [example])["input_ids"][0].tolist()

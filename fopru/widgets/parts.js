@@ -41,6 +41,9 @@ export function viridis(share) {
   return `rgba(${mix.map(Math.round).join(",")},0.72)`;
 }
 
+/** The colours of `viridis` from left to right, as CSS has them. */
+export const RAMP = `linear-gradient(90deg, ${VIRIDIS.map((color) => `rgb(${color})`).join(", ")})`;
+
 /** A picture on a canvas, and a function from a patch to its (x, y, width, height) there. */
 export function laid(canvas, image, { height, width }, filter = "none") {
   const context = canvas.getContext("2d");

@@ -14,7 +14,7 @@ from PIL import Image
 
 import fopru
 from fopru.evaluation import Example
-from fopru.evaluation.asking import inputs_of, prompts
+from fopru.evaluation.asking import inputs_of
 from fopru.plots import LOOKS
 from fopru.widgets import Explorer
 from fopru.widgets.explorer import RETENTIONS, packed, page_source
@@ -342,9 +342,7 @@ def test_models_of_other_families(family, tmp_path):
             Explorer(model, processor, asked, ["fopru"])
         return
     (scene,) = Explorer(model, processor, asked, ["fopru"]).scenes
-    encoded = fopru.encode(
-        model, inputs_of(processor, asked, prompts(processor, asked)), [fopru.FoPru()]
-    )
+    encoded = fopru.encode(model, inputs_of(processor, asked), [fopru.FoPru()])
     (image,) = encoded.images
     maps = unpacked(scene).view(-1, len(image.features))
     received = image.tap("received").float()
