@@ -1,16 +1,18 @@
-"""PocketBench's questions, asked of the pocket model under every method: `pocketbench.parquet` and
-`validation.parquet` in `data/results/`.
+"""PocketBench's questions, asked of every training of the pocket model under every method:
+`pocketbench.parquet`, `beyond.parquet` and `validation.parquet` in `data/results/`.
 
-    python benchmarks/pocketbench.py               # about 90 minutes on one core
-    python benchmarks/pocketbench.py curves copies # these parts only, as a second process beside it
+    python benchmarks/pocketbench.py ask 0              # two hours on one core; so 1, so 2
+    python benchmarks/pocketbench.py ask 0 curves later # these parts only
+    python benchmarks/pocketbench.py write              # the tables, where everything is answered
 
-Answers go to a database in `~/.cache/fopru`, so that a stopped run goes on and processes can share
-the work; a call without parts writes the tables. `PARTS` says what is asked, and why.
+Answers go to one database for each training in `~/.cache/fopru/pocketbench`, so that a stopped run
+goes on and processes can share the work. `PARTS` says what is asked, and why.
 """
 
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import pandas as pd
@@ -25,12 +27,16 @@ from fopru.in_llm import InLLMPruner
 from fopru.methods.divprune import DivPrune
 from fopru.picking import owners
 from fopru.pruned import Merged
+from fopru.pruner import POSITIONS, WEIGHTS
 
 RESULTS = Path(__file__).parents[1] / "data" / "results"
-STORE = Path("~/.cache/fopru/pocketbench.sqlite").expanduser()
+STORE = Path("~/.cache/fopru/pocketbench").expanduser()
+TRAININGS = ("pocket", "pocket-1", "pocket-2")
+"""The folders under `data/` of the weights that differ in the seed of their training only."""
 
 RANGE = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
 FOUR = (0.5, 0.25, 0.1, 0.05)
+TWO = (0.25, 0.1)
 ROWS = (1 / 16, 2 / 16, 3 / 16, 4 / 16)
 INSIDE = tuple(name for name, kind in fopru.METHODS.items() if issubclass(kind, InLLMPruner))
 BEFORE = tuple(
@@ -38,9 +44,9 @@ BEFORE = tuple(
     for name, kind in fopru.METHODS.items()
     if name not in INSIDE and "view" in kind.shares and kind.budgeted
 )
-SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
-"""What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
-in the mean over the language model's layers: as many, before it."""
+MAIN = ("fopru", "fopru-row", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
+OTHERS = tuple(name for name in BEFORE if name not in (*MAIN, "random"))
+TUNED = (*MAIN, "cluster-mean", "random")
 
 
 class Constant(DivPrune):
@@ -66,39 +72,42 @@ class Part:
 
     methods: tuple | dict
     retentions: tuple[float, ...]
-    positions: str | None = None
+    positions: str | None
     seeds: tuple[int, ...] = (0,)
     blind: tuple[str, ...] = ()
     split: str = "test"
+    every: int = 1
+    """Of the pictures only each so-manieth is asked about."""
 
 
-def weighted(names) -> tuple[fopru.Pruner, ...]:
+def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
     kinds = {**fopru.METHODS, **CONTROLS}
-    return tuple(kinds[name](weights="mass") for name in names)
+    return tuple(kinds[name](weights=weights) for name in names)
 
 
 FOPRU = fopru.FoPru()
-ALONE = tuple(name for name in BEFORE if name != "random")
-TUNED = ("fopru", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
+PICKS = {"cells": fopru.Cells(), "mmr": fopru.MMR(), "halves": fopru.Halves()}
+SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
 PARTS = {
-    # every method and control over the whole range, numbered as each method does by default
+    # the main methods and the controls over the whole range
     "curves": [
-        Part((*ALONE, *INSIDE, *CONTROLS), RANGE, blind=(*BLIND,)),
-        Part(("random",), RANGE, seeds=(0, 1, 2)),
+        Part((*MAIN, *INSIDE, *CONTROLS), RANGE, "reindex", blind=(*BLIND,)),
+        Part(("random",), RANGE, "reindex", (0, 1, 2)),
     ],
-    # the same selections with the position ids of the picture that was pruned
-    "preserve": [
-        Part((*ALONE, "oracle", "pyramiddrop"), FOUR, "preserve"),
-        Part(("random",), FOUR, "preserve", (0, 1, 2)),
-        Part(("fastv",), FOUR, "reindex"),
-        *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in ("reindex", "preserve")),
+    # all methods, with both kinds of position ids
+    "methods": [
+        *(Part((*MAIN, *INSIDE, *CONTROLS), FOUR, positions) for positions in POSITIONS),
+        *(Part(OTHERS, FOUR, positions, every=2) for positions in POSITIONS),
+        *(Part(("random",), FOUR, positions, (0, 1, 2)) for positions in POSITIONS),
+        *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in POSITIONS),
     ],
     # kept tokens that count as those they stand for
-    "mass": [
-        *(Part(weighted((*ALONE, "oracle")), FOUR, p) for p in ("reindex", "preserve")),
-        *(Part(weighted(("random",)), FOUR, p) for p in ("reindex", "preserve")),
+    "weights": [
+        Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, every=2)
+        for positions, weights in product(POSITIONS, WEIGHTS)
+        if weights != "none"
     ],
-    # what the published text leaves open, and rank and row at the same number of tokens
+    # what the published text leaves open
     "readings": [
         Part(
             tuple(
@@ -107,50 +116,86 @@ PARTS = {
                 for scores in ("probabilities", "logits")
                 if (axis, scores) != ("variance", "probabilities")
             ),
-            FOUR,
+            TWO,
+            "reindex",
         ),
-        *(Part(("fopru", "fopru-row"), ROWS, positions) for positions in ("reindex", "preserve")),
     ],
+    # rank and row at the same number of tokens
+    "rows": [Part(("fopru", "fopru-row"), ROWS, positions) for positions in POSITIONS],
     # as many tokens as the methods inside the language model keep in the mean over its layers
-    "same mean": [Part(("fopru", "divprune", "uniform", "random"), SAME_MEAN)],
+    "same mean": [Part(("fopru", "divprune", "uniform", "random"), SAME_MEAN, "reindex")],
     # is it the masses, or any weights?
     "copies": [
         Part(
             {
-                "divprune-averaged": fopru.ClusterMean(),
-                "divprune-averaged-mass": fopru.ClusterMean(weights="mass"),
                 "divprune-constant": Constant(weights="mass"),
                 "divprune-dealt": Dealt(weights="mass"),
             },
-            FOUR,
+            TWO,
+            "reindex",
+            every=2,
+        )
+    ],
+    # FoPru's score under other selectors
+    "composed": [
+        Part(
+            {
+                name: fopru.Compose(scorer=fopru.FoPru(axis="received"), pick=pick)
+                for name, pick in PICKS.items()
+            },
+            TWO,
+            "reindex",
         )
     ],
     # another question decides
-    "later": [Part(tuple(Later(fopru.METHODS[n]()) for n in (*INSIDE, "cdpruner")), FOUR)],
+    "later": [
+        Part(tuple(Later(fopru.METHODS[n]()) for n in (*INSIDE, "cdpruner")), TWO, "reindex")
+    ],
+    # what training never showed together, and what is likely and absent
+    "beyond": [
+        *(
+            Part((*MAIN, "random", "oracle"), TWO, positions, blind=(*BLIND,), split=split)
+            for split in ("combinations", "hallucination")
+            for positions in POSITIONS
+        ),
+        *(
+            Part(weighted((*MAIN, "random"), weights), TWO, positions, split="hallucination")
+            for positions, weights in product(POSITIONS, WEIGHTS)
+            if weights != "none"
+        ),
+    ],
     # what to recommend is chosen on the validation split
     "validation": [
-        Part(methods, (0.25, 0.1), positions, split="validation")
-        for positions in ("reindex", "preserve")
-        for methods in ((*TUNED, "random"), weighted((*TUNED, "random")))
+        Part(weighted(TUNED, weights), TWO, positions, split="validation")
+        for positions, weights in product(POSITIONS, WEIGHTS)
     ],
 }
+FILES = {"beyond": "beyond", "validation": "validation"}
+"""The tables of the parts that are not in `pocketbench.parquet`."""
 
 
-def ask(model, processor, name: str) -> list[pd.DataFrame]:
-    return [
-        fopru.evaluate(
+def ask(training: int, name: str) -> pd.DataFrame:
+    """The answers of one training to one part."""
+    folder = TRAININGS[training]
+    model, processor = fopru.load(fopru.pocket.folder(folder))
+    parts = []
+    for part in PARTS[name]:
+        questions = fopru.pocket.benchmark(part.split)
+        pictures = {e.scene["image_id"]: None for e in questions}
+        some = set([*pictures][:: part.every])
+        rows = fopru.evaluate(
             model,
             processor,
-            fopru.pocket.benchmark(part.split),
+            [e for e in questions if e.scene["image_id"] in some],
             part.methods,
             part.retentions,
             part.positions,
             part.seeds,
             part.blind,
-            out=STORE,
+            out=STORE / f"{folder}.sqlite",
         )
-        for part in PARTS[name]
-    ]
+        parts.append(rows.assign(split=part.split))
+    return pd.concat(parts, ignore_index=True).assign(training=training)
 
 
 def guesser(asked: pd.DataFrame, examples: dict[str, Example], n: int = 7000) -> pd.DataFrame:
@@ -171,7 +216,7 @@ def guesser(asked: pd.DataFrame, examples: dict[str, Example], n: int = 7000) ->
         key = next(key for key in keys(e) if key in right)
         return max(e.choices, key=lambda a: right[key][a] / max(1, offered[key][a]))
 
-    rows = asked[asked.method == "full"].drop_duplicates("id").copy()
+    rows = asked[asked.method == "full"].drop_duplicates(["id", "training"]).copy()
     guesses = [guess(examples[name]) for name in rows.id]
     hits = [said == row.answer for said, row in zip(guesses, rows.itertuples(), strict=True)]
     unknown = dict.fromkeys(["margin", "loglik", "loglik_open", "kl"], float("nan"))
@@ -190,28 +235,41 @@ def guesser(asked: pd.DataFrame, examples: dict[str, Example], n: int = 7000) ->
 
 
 def small(results: pd.DataFrame) -> pd.DataFrame:
-    """Without repetition, rounded to a thousandth, which is more than any figure shows."""
-    results = results.drop_duplicates(["id", "method", "retention", "positions", "seed"])
-    results = results.drop(columns="error")
+    """Without repetition, rounded to a thousandth, which is more than any figure shows, and without
+    the columns that say the same everywhere."""
+    keys = ["training", "split", "id", "method", "retention", "positions", "seed"]
+    results = results.drop_duplicates(keys)
+    same = [name for name in ("modality", "budget", "attention", "error") if name in results]
+    results = results.drop(columns=same)
     floats = ["found", "loglik", "loglik_open", "margin", "kl", "layer_weighted", "score"]
     rounded = {name: results[name].astype("float32").round(3) for name in floats}
     return results.assign(**rounded)
 
 
-def main(names: list[str]) -> None:
-    STORE.parent.mkdir(parents=True, exist_ok=True)
-    model, processor = fopru.load("pocket")
-    torch.set_grad_enabled(False)
-    for name in names:
-        ask(model, processor, name)
-    if names:
-        return
-    parts = {name: pd.concat(ask(model, processor, name), ignore_index=True) for name in PARTS}
-    test = pd.concat([parts[name] for name in PARTS if name != "validation"], ignore_index=True)
+def write() -> None:
+    """The tables, of all trainings."""
+    tables = defaultdict(list)
+    for training, name in product(range(len(TRAININGS)), PARTS):
+        tables[FILES.get(name, "pocketbench")].append(ask(training, name))
+    whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     examples = {e.id: e for e in fopru.pocket.benchmark("test")}
-    test = pd.concat([test, guesser(test, examples)], ignore_index=True)
-    keep(small(test), RESULTS / "pocketbench.parquet")
-    keep(small(parts["validation"]), RESULTS / "validation.parquet")
+    test = whole["pocketbench"]
+    whole["pocketbench"] = pd.concat([test, guesser(test, examples)], ignore_index=True)
+    for name, table in whole.items():
+        keep(small(table), RESULTS / f"{name}.parquet")
+
+
+def main(words: list[str]) -> None:
+    STORE.mkdir(parents=True, exist_ok=True)
+    torch.set_grad_enabled(False)
+    match words:
+        case ["ask", training, *names] if training in map(str, range(len(TRAININGS))):
+            for name in names or PARTS:
+                ask(int(training), name)
+        case ["write"]:
+            write()
+        case _:
+            sys.exit(__doc__)
 
 
 if __name__ == "__main__":

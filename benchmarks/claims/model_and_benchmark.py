@@ -39,6 +39,10 @@ CLAIMS = [
         lambda: [cause(m).share("malformed") for m in ("answers-output", "answers-own")],
     ),
     (
+        "{} % of FoPru's answers are malformed with them and {} % without",
+        lambda: [cause(m).share("malformed") for m in ("planted", "captions-output")],
+    ),
+    (
         "That tower did not get far: {} % exact match",
         lambda: half("captions", "full").share("exact"),
     ),
