@@ -614,7 +614,7 @@ def test_readings_are_known_said_and_malformed():
     frame = results(rows).assign(
         choice=[True] * 6 + [False, None], formed=[True] * 4 + [False] * 3 + [None]
     )
-    table = statistics.readings(frame, intervals=False).set_index("reading")
+    table = statistics.readings(frame, table=statistics.means).set_index("reading")
     assert table["n"].to_dict() == {"known": 7, "said": 8, "malformed": 7}
     assert table["mean"].to_dict() == {
         "known": pytest.approx(6 / 7),

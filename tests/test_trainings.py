@@ -3,7 +3,6 @@
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import t
 
 from fopru.evaluation import statistics, trainings
 
@@ -29,9 +28,12 @@ def test_mean_and_spread_are_over_trainings():
     means = np.array(shares) / 40
     assert found.loc["one", ["trainings", "mean"]].tolist() == [3, pytest.approx(0.6)]
     assert found.loc["one", "spread"] == pytest.approx(means.std(ddof=1))
-    half = t.ppf(0.975, 2) * means.std(ddof=1) / 3**0.5
-    assert found.loc["one", ["low", "high"]].tolist() == pytest.approx([0.6 - half, 0.6 + half])
+    assert found.loc["one", ["low", "high"]].tolist() == [0.5, 0.7]
     assert found.loc["other", ["spread", "low", "high"]].tolist() == [0, 1, 1]
+    table["formed"] = table.method.eq("one")
+    known = statistics.readings(table, table=trainings.over_trainings).set_index("reading")
+    assert known.loc["known", "high"].tolist() == [0.7, 1]
+    assert known.loc["malformed", "low"].tolist() == [0, 1]
 
 
 def test_one_training_has_no_spread():

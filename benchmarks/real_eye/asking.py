@@ -16,9 +16,11 @@ from fopru.in_llm import InLLMPruner
 from fopru.pruner import POSITIONS, WEIGHTS
 from real_eye import world
 
-SCENES = {"known": range(900_000, 900_200), "unseen": range(910_000, 910_200)}
+SCENES = {"known": range(900_000, 900_200), "unseen": range(910_000, 910_100)}
 """The seeds of the scenes that are asked about. No training draws these: its own run from 0."""
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
+WEIGHTED = (0.25, 0.1)
+"""The retentions at which tokens are weighted too."""
 METHODS = tuple(
     name for name, kind in fopru.METHODS.items() if "view" in kind.shares and kind.budgeted
 )
@@ -48,7 +50,7 @@ def ask(
                 processor,
                 examples,
                 {name: kinds[name](weights=weights) for name in names},
-                retentions,
+                [r for r in retentions if weights == "none" or r in WEIGHTED],
                 positions,
                 seeds=(0, 1),
                 blind=tuple(BLIND) if plain else (),

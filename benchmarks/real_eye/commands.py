@@ -80,7 +80,7 @@ def ask(
             folder = learned(tower, each)
             model, processor = training.load(eye(tower), folder)
             rows = asking.ask(model, processor, folder / "answers.sqlite")
-            parts.append(rows.assign(trained=each))
+            parts.append(rows.assign(training=each))
         found = pd.concat(parts, ignore_index=True)
         seeds = {part: [*asked][:: len(asked) - 1] for part, asked in asking.SCENES.items()}
         written(found, out, tower, seeds, looking.CAVEAT)

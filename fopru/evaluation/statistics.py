@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -92,7 +92,7 @@ def means(
 ) -> pd.DataFrame:
     """Return the mean of a column per method, retention and `by`.
 
-    Seeds of a method are averaged per question first, so that they do not count as more questions.
+    Seeds and trainings are averaged per question first, so that they are not more questions.
 
     Returns:
         The keys, n (questions), kept (mean of the tokens really kept), mean.
@@ -137,23 +137,33 @@ def accuracy(
 
 
 READINGS = {"known": "choice", "said": "exact", "malformed": "malformed"}
-"""Each reading of an answer -> the column that holds it. "known" is by forced choice, "said" by
-exact match of what was generated, and "malformed" the share of what was said that is no legal
-answer, which every function here that takes a column counts from `formed`."""
+"""Each reading of an answer -> the column that holds it: known by forced choice, said by exact
+match, and the share that is no legal answer, which every function here counts from `formed`."""
 
 
-def readings(results: pd.DataFrame, by: Sequence[str] = (), intervals: bool = True) -> pd.DataFrame:
-    """Return what the model knows and what it says, side by side: `accuracy`, or `means`, of each
-    of `READINGS`, with the column "reading".
+def readings(
+    results: pd.DataFrame,
+    by: Sequence[str] = (),
+    table: Callable[[pd.DataFrame, Sequence[str], str], pd.DataFrame] = accuracy,
+) -> pd.DataFrame:
+    """Return what the model knows and what it says, side by side.
 
     Questions that name no legal answers count in "said" only.
+
+    Args:
+        results: The table of `fopru.evaluate`.
+        by: Columns that cells are told apart by, beside method and retention.
+        table: What is counted of each reading: `accuracy`, `means`, `bands`, or
+            `fopru.evaluation.trainings.over_trainings`.
+
+    Returns:
+        The rows that `table` gives for each of `READINGS`, with the column "reading".
 
     Raises:
         ValueError: Not one question names its legal answers.
     """
     if results["choice"].isna().all():
         raise ValueError("results: no question names its legal answers: only `exact` can be read.")
-    table = accuracy if intervals else means
     parts = [table(results, by, column).assign(reading=name) for name, column in READINGS.items()]
     return pd.concat(parts, ignore_index=True)
 

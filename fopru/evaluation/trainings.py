@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
-from scipy.stats import t
 
 from fopru.evaluation.statistics import difference, means
 
@@ -30,8 +28,8 @@ def over_trainings(
 
     Returns:
         The keys, trainings (their number), kept, mean, spread (standard deviation over trainings,
-        in the units of the column), low and high: the 95 % interval of Student for the mean over
-        trainings, within [0, 1] for shares. All three are NaN where there is one training.
+        in the units of the column), low and high: the means of the lowest and of the highest
+        training. All three are NaN where there is one training.
 
     Raises:
         ValueError: there is no column "training".
@@ -45,16 +43,12 @@ def over_trainings(
         **({"kept": ("kept", "mean")} if "kept" in each else {}),
         average=("mean", "mean"),
         spread=("mean", "std"),
-    ).reset_index()
-    table = table.rename(columns={"average": "mean"})
-    n = table["trainings"].to_numpy()
-    width = np.full(len(n), np.nan)
-    many = n > 1
-    width[many] = t.ppf(0.975, n[many] - 1) * table["spread"][many] / np.sqrt(n[many])
-    low, high = table["mean"] - width, table["mean"] + width
-    if each["mean"].between(0, 1).all():
-        low, high = low.clip(lower=0), high.clip(upper=1)
-    return table.assign(low=low, high=high)
+        low=("mean", "min"),
+        high=("mean", "max"),
+    )
+    ends = ["low", "high"]
+    table[ends] = table[ends].where(table["trainings"] > 1)
+    return table.reset_index().rename(columns={"average": "mean"})
 
 
 def compared(
