@@ -3,7 +3,6 @@ PAGE = "notebooks/15_real_models.ipynb"
 CLAIMS = []
 
 ASIDE = [
-    "So a quarter is 144 tokens in one model",  # asserted on the page
     "VisionZip at 128 of 576 tokens",  # reported
     "by less than one point at 192, 128 and 64 tokens",  # reported
     "the whole 95 % interval lies in the range",
