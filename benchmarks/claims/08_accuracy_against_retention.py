@@ -74,9 +74,8 @@ CLAIMS = [
         0.3,
     ),
     (
-        "PyramidDrop pays most, {} points at 10 % [{}, {}]",
-        lambda: later("pyramiddrop", 0.1),
-        0.3,
+        "PyramidDrop pays most, {} points at 10 %",
+        lambda: later("pyramiddrop", 0.1)[0],
     ),
     (
         "On the {} counting questions whose evidence the oracle keeps whole at a tenth, it knows "

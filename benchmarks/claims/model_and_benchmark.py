@@ -48,10 +48,6 @@ CLAIMS = [
     ),
     ("has a standard deviation of {} points", lambda: spread("divprune", 0.1)),
     (
-        "has an ANLS of {} % and knows {} %",
-        lambda: [bench("fopru", 0.1, task="documents").share(c) for c in ("score", "choice")],
-    ),
-    (
         "the guesser gets {} % of counting, and {} % of knowledge",
         lambda: [bench("guess", task=t).share() for t in ("counting", "knowledge")],
     ),

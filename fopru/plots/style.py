@@ -24,7 +24,7 @@ page's text."""
 
 LOOKS = {
     "fopru": (BLUE, "o"),
-    "fopru-row": (BLUE, "s"),
+    "fopru-row": (ORANGE, "P"),
     "mosaic": (BLUE, "D"),
     "hiprune": (BLUE, "^"),
     "cls": (RED, "o"),
@@ -55,7 +55,7 @@ LOOKS = {
     "smaller": (GREY, "v"),
 }
 """The colour and the marker of each method in every figure; the colour says of what kind the method
-is."""
+is. Only fopru-row leaves its kind, since it is so often drawn beside fopru."""
 
 
 def look(label: str) -> tuple[str, str]:
