@@ -632,7 +632,7 @@ class Page {
     this.paintKept(kept);
     this.paintHeat();
     this.captions[0].textContent = `${label}: ${kept.length} of ${n} patches stay`
-      + (scene.evidence.length ? `, ${this.evidence(kept)} of the evidence (outlined)` : "")
+      + (scene.evidence.length ? `, ${this.evidence(kept)} of the evidence (orange)` : "")
       + (this.state.method === this.own && kept.length !== count ? `; the methods keep ${count}` : "");
     this.captions[1].textContent = `attention ${READS[this.model.get("axes")[this.state.axis]]}, `
       + `block ${this.state.block}, as a multiple of an even share`;

@@ -305,7 +305,7 @@ const FIGURES = {
     });
     figure.bars("It knows: how likely each legal answer is", ({ at }) => answers[at].choices
       .map(([name, p]) => [name, p, name === data.answer]));
-    figure.says(({ at }) => `With ${counts[at]} tokens: ${told(answers[at])}`);
+    figure.says(({ at }) => `${counts[at]} tokens. ${told(answers[at])}`);
   },
 };
 
