@@ -3,6 +3,6 @@ PAGE = "notebooks/anatomy.ipynb"
 CLAIMS = []
 
 ASIDE = [
-    "The formulas agree with the counter to 2 %",  # asserted on the page
+    "The formulas agree with the counter to a thousandth",  # asserted on the page
     "Pictures of 2,880 tokens (LLaVA-NeXT)",  # reported
 ]

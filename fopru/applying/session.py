@@ -61,9 +61,9 @@ class Session:
 
     @property
     def kept(self) -> list[Tensor]:
-        """The visual tokens that were kept of each row of the last prompt: one (k,) int64 tensor of
-        indices among the row's own. Inside the language model these are the tokens that its last
-        layer sees."""
+        """The visual tokens that were kept of each row of the last prompt, one (k,) int64 tensor of
+        indices among the row's own for each. Inside the language model these are the tokens that
+        its last layer sees."""
         raise NotImplementedError
 
     @property

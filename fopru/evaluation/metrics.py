@@ -15,11 +15,11 @@ class Metric(NamedTuple):
     `metric="mine"` be judged by it."""
 
     each: Callable[[str, str], float]
-    """A function of what was said and one right answer, both stripped and in lower case: how right
-    it is, in [0, 1]."""
+    """A function of what was said and one right answer, both stripped and in lower case. It says
+    how right the one is by the other, in [0, 1]."""
     over: Callable[[pd.DataFrame], float]
-    """A function of rows of `fopru.evaluate`, of one method, retention and seed: the metric over
-    all of them."""
+    """A function of rows of `fopru.evaluate`, of one method, retention and seed. It gives the
+    metric over all of them."""
 
 
 def exact(said: str, right: str) -> float:

@@ -137,8 +137,9 @@ def accuracy(
 
 
 READINGS = {"known": "choice", "said": "exact", "malformed": "malformed"}
-"""Each reading of an answer -> the column that holds it: known by forced choice, said by exact
-match, and the share that is no legal answer, which every function here counts from `formed`."""
+"""Each reading of an answer -> the column that holds it. They are known by forced choice, said by
+exact match, and the share that is no legal answer. Every function here counts the last from
+`formed`."""
 
 
 def readings(

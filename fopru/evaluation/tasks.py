@@ -66,7 +66,7 @@ class Example:
 
     @property
     def modality(self) -> str:
-        """What is shown: "image" or "video"."""
+        """What is shown, "image" or "video"."""
         return "video" if isinstance(self.image, Video) else "image"
 
     @property

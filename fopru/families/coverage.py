@@ -45,7 +45,7 @@ def coverage() -> dict[str, tuple[str, str]]:
 
 def table() -> str:
     """`coverage` in Markdown, one row a type."""
-    words = {OWN: "its own", GENERIC: "the generic one", NONE: "none"}
+    words = {OWN: "its own", GENERIC: "generic", NONE: "none"}
     rows = ["| `model_type` | adapter | notes |", "|---|---|---|"]
     rows += [f"| `{name}` | {words[kind]} | {why} |" for name, (kind, why) in coverage().items()]
     return "\n".join(rows)
