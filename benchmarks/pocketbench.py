@@ -77,7 +77,7 @@ class Part:
     blind: tuple[str, ...] = ()
     split: str = "test"
     every: int = 1
-    """Of the pictures only each so-manieth is asked about."""
+    """1 asks about all pictures, 2 about every second one."""
 
 
 def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
@@ -86,8 +86,13 @@ def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
 
 
 FOPRU = fopru.FoPru()
+WEIGHTED = [w for w in product(POSITIONS, WEIGHTS) if w[1] != "none"]
+"""Position ids, and the weights of kept tokens."""
 PICKS = {"cells": fopru.Cells(), "mmr": fopru.MMR(), "halves": fopru.Halves()}
 SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
+"""What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
+in the mean over the four layers of the shipped decoder: as many, before it. A decoder of another
+depth has other means."""
 PARTS = {
     # the main methods and the controls over the whole range
     "curves": [
@@ -104,8 +109,7 @@ PARTS = {
     # kept tokens that count as those they stand for
     "weights": [
         Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, every=2)
-        for positions, weights in product(POSITIONS, WEIGHTS)
-        if weights != "none"
+        for positions, weights in WEIGHTED
     ],
     # what the published text leaves open
     "readings": [
@@ -160,8 +164,7 @@ PARTS = {
         ),
         *(
             Part(weighted((*MAIN, "random"), weights), TWO, positions, split="hallucination")
-            for positions, weights in product(POSITIONS, WEIGHTS)
-            if weights != "none"
+            for positions, weights in WEIGHTED
         ),
     ],
     # what to recommend is chosen on the validation split
@@ -170,8 +173,8 @@ PARTS = {
         for positions, weights in product(POSITIONS, WEIGHTS)
     ],
 }
-FILES = {"beyond": "beyond", "validation": "validation"}
-"""The tables of the parts that are not in `pocketbench.parquet`."""
+APART = ("beyond", "validation")
+"""The parts that have a table of their own, beside `pocketbench.parquet`."""
 
 
 def ask(training: int, name: str) -> pd.DataFrame:
@@ -181,8 +184,8 @@ def ask(training: int, name: str) -> pd.DataFrame:
     parts = []
     for part in PARTS[name]:
         questions = fopru.pocket.benchmark(part.split)
-        pictures = {e.scene["image_id"]: None for e in questions}
-        some = set([*pictures][:: part.every])
+        pictures = list(dict.fromkeys(e.scene["image_id"] for e in questions))
+        some = set(pictures[:: part.every])
         rows = fopru.evaluate(
             model,
             processor,
@@ -236,11 +239,10 @@ def guesser(asked: pd.DataFrame, examples: dict[str, Example], n: int = 7000) ->
 
 def small(results: pd.DataFrame) -> pd.DataFrame:
     """Without repetition, rounded to a thousandth, which is more than any figure shows, and without
-    the columns that say the same everywhere."""
+    what follows from the method or is nothing here."""
     keys = ["training", "split", "id", "method", "retention", "positions", "seed"]
     results = results.drop_duplicates(keys)
-    same = [name for name in ("modality", "budget", "attention", "error") if name in results]
-    results = results.drop(columns=same)
+    results = results.drop(columns=["modality", "budget", "attention", "error"])
     floats = ["found", "loglik", "loglik_open", "margin", "kl", "layer_weighted", "score"]
     rounded = {name: results[name].astype("float32").round(3) for name in floats}
     return results.assign(**rounded)
@@ -250,7 +252,7 @@ def write() -> None:
     """The tables, of all trainings."""
     tables = defaultdict(list)
     for training, name in product(range(len(TRAININGS)), PARTS):
-        tables[FILES.get(name, "pocketbench")].append(ask(training, name))
+        tables[name if name in APART else "pocketbench"].append(ask(training, name))
     whole = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
     examples = {e.id: e for e in fopru.pocket.benchmark("test")}
     test = whole["pocketbench"]

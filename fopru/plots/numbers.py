@@ -61,9 +61,9 @@ def curves(cells: pd.DataFrame, ax: Axes | None = None) -> Axes:
     return ax
 
 
-DASHES = {"mass": (2, 1), "restore": (1, 1), "row": (5, 2), "uniform": (5, 2)}
-"""The dashes of methods whose tokens are weighted, and of those that are often drawn beside a
-method of the same colour."""
+DASHES = {"mass": (2, 1), "restore": (1, 1), "uniform": (5, 2)}
+"""The dashes of methods whose tokens are weighted, and of uniform, which is drawn beside random in
+the same colour."""
 
 LONE = {
     "full": "-",
