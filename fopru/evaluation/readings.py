@@ -132,18 +132,23 @@ class Known:
 
     def margin(self, row: int) -> tuple[float | None, set[Tokens]]:
         """Return how much likelier the likeliest right answer is than the likeliest wrong one, in
-        nats, and the beginnings that could still change it."""
+        nats, and the beginnings to read next: the likeliest one while no right or no wrong answer
+        is known whole, then all that could still change the margin."""
         if len(self.choices[row].tokens) < 2:
             return None, set()
         best: dict[bool, float] = {True: -torch.inf, False: -torch.inf}
-        open_: list[tuple[bool, float, Tokens]] = []
+        open_: dict[bool, list[tuple[float, Tokens]]] = {True: [], False: []}
         for tokens, right in self.choices[row].tokens.items():
             total, unread = self.bound(row, tokens)
             if unread is None:
                 best[right] = max(best[right], total)
             else:
-                open_.append((right, total, unread))
-        needed = {unread for right, total, unread in open_ if total > best[right]}
+                open_[right].append((total, unread))
+        needed: set[Tokens] = set()
+        for right, some in open_.items():
+            if some and best[right] == -torch.inf:
+                some = [max(some)]
+            needed |= {unread for total, unread in some if total > best[right]}
         return best[True] - best[False], needed
 
 
