@@ -290,6 +290,10 @@ def test_evaluate_on_questions_of_ones_own(tmp_path, picture):
     "arguments, message",
     [
         (("readin", "--out", "x.parquet"), "task 'readin': .* Did you mean 'reading'?"),
+        (
+            ("counting", "--out", "x.parquet", "--split", "combinations"),
+            "task 'counting': .* split 'combinations', one of presence,",
+        ),
         (("reading", "--out", "x.csv"), r"out x.csv: must end in \.parquet"),
         (("none.jsonl", "--out", "x.parquet"), r"there is no file none\.jsonl"),
         (

@@ -212,12 +212,14 @@ def _examples(tasks: list[str], split: str, limit: int | None) -> list[Example]:
 
 def _questions(tasks: list[str], split: str) -> Iterator[list[Example]]:
     """Yield the questions of each task; those of PocketBench share their pictures."""
-    known = fopru.pocket.scenes.TASKS
+    check_choice("split", split, fopru.pocket.pocketbench.SPLITS)
+    known = fopru.pocket.pocketbench.SPLITS[split].tasks
     readers = {".jsonl": fopru.evaluation.read_jsonl, ".parquet": fopru.pocket.pocketbench.read}
     for name in tasks:
         if Path(name).suffix not in readers and name not in known:
             raise ValueError(
-                f"task {name!r}: must be a .jsonl or .parquet file or one of {', '.join(known)}."
+                f"task {name!r}: must be a .jsonl or .parquet file or, of PocketBench's split "
+                f"{split!r}, one of {', '.join(known)}."
                 f"{hint(name, known)}"
             )
     shipped = fopru.pocket.benchmark(split) if set(tasks) & set(known) else []

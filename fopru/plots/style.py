@@ -25,7 +25,7 @@ page's text."""
 LOOKS = {
     "fopru": (BLUE, "o"),
     "fopru-row": (ORANGE, "P"),
-    "mosaic": (BLUE, "D"),
+    "mosaic": (PINK, "h"),
     "hiprune": (BLUE, "^"),
     "cls": (RED, "o"),
     "vispruner": (RED, "s"),
@@ -55,7 +55,7 @@ LOOKS = {
     "smaller": (GREY, "v"),
 }
 """The colour and the marker of each method in every figure; the colour says of what kind the method
-is. Only fopru-row leaves its kind, since it is so often drawn beside fopru."""
+is. Only fopru-row and the book's mosaic leave their kind: they are drawn beside fopru."""
 
 
 def look(label: str) -> tuple[str, str]:
