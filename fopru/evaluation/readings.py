@@ -8,6 +8,7 @@ each read out to the model, its end not scored.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def legal_answers(e: Example) -> tuple[str, ...] | None:
     found = tuple(choice.strip().lower() for choice in e.choices)
     if not found:
         raise ValueError(f"examples: question {e.id!r} has choices=(): name some, or leave it out.")
-    if twice := sorted({choice for choice in found if found.count(choice) > 1}):
+    if twice := sorted(choice for choice, times in Counter(found).items() if times > 1):
         raise ValueError(f"examples: question {e.id!r} names the choice {twice[0]!r} twice.")
     if not set(found) & set(e.right):
         raise ValueError(
@@ -169,13 +170,13 @@ def margins(
         arguments: "attention_mask", (B, L), and "position_ids", (..., B, L), of the prompts.
         size: How many beginnings are read at a time.
     """
-    while True:
-        found = [known.margin(row) for row in range(len(known.choices))]
-        unread = [(row, tokens) for row, (_, needed) in enumerate(found) for tokens in needed]
-        if not unread:
-            return [value for value, _ in found]
+    found = [known.margin(row) for row in range(len(known.choices))]
+    while unread := [(row, tokens) for row, (_, needed) in enumerate(found) for tokens in needed]:
         for start in range(0, len(unread), size):
             _read(model, known, cache, arguments, unread[start : start + size])
+        for row in {row for row, _ in unread}:
+            found[row] = known.margin(row)
+    return [value for value, _ in found]
 
 
 def _read(
