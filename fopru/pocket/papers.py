@@ -67,6 +67,11 @@ class Receipt(Scene):
         return (10 + rng.permutation(90)[: len(items)]).tolist()
 
     @classmethod
+    def price_left(cls, rng: np.random.Generator, item_end: int, column: int, few: bool) -> int:
+        """Where a price begins, in pixels: all prices end in one column."""
+        return column
+
+    @classmethod
     def draw(cls, rng: np.random.Generator, few: bool = False) -> Self:
         image, draw, (x0, y0, x1, y1), ink = page(rng)
         face = font(rng, 15, 19)
@@ -80,7 +85,8 @@ class Receipt(Scene):
             top = round(y0 + 6 + i * pitch + rng.uniform(0.1, 0.3) * (pitch - 14))
             word, text = ITEMS[item], str(price)
             box = hull(write(draw, face, word, int(left), top, ink))
-            glyphs = write(draw, face, text, int(right) - extent(face, text)[0], top, ink)
+            column = int(right) - extent(face, text)[0]
+            glyphs = write(draw, face, text, cls.price_left(rng, box[2], column, few), top, ink)
             lines.append(Line(word, text, box, glyphs))
             if ruled and i:
                 y = round(y0 + 4 + i * pitch)

@@ -1,7 +1,7 @@
 """Scenes for the pocket model: a seed makes a picture, what is on it, and questions about it.
 
-A picture is 224 x 224. Half of them show coloured shapes and numbered signs on clutter; the others
-are receipts, diagrams and bar charts. Each task is the small cousin of a public benchmark:
+A picture is 224 x 224. About half of them show coloured shapes and numbered signs on clutter; the
+others are receipts, diagrams and bar charts. Each task is the small cousin of a public benchmark:
 presence of POPE, attributes of GQA, counting of TallyQA, reading of TextVQA, documents of DocVQA,
 diagrams of AI2D, charts of ChartQA, knowledge of ScienceQA.
 """
@@ -46,7 +46,7 @@ WORLDS = {
         {Objects: Crowd},
     ),
     "second": World(
-        {second.Busy: 0.5, second.Bill: 0.16, second.Plan: 0.18, second.Bars: 0.16},
+        {second.Busy: 0.44, second.Bill: 0.2, second.Plan: 0.2, second.Bars: 0.16},
         {
             "presence": (second.Busy, second.presence),
             "attributes": (second.Busy, objects.attributes),

@@ -200,6 +200,11 @@ class Bill(Receipt):
             found.append(left[rng.integers(len(left))])
         return found
 
+    @classmethod
+    def price_left(cls, rng: np.random.Generator, item_end: int, column: int, few: bool) -> int:
+        """With `few`, near its item, from where it is easier to learn what belongs together."""
+        return min(column, item_end + int(rng.integers(4, 25))) if few else column
+
 
 @dataclass(frozen=True)
 class NewBill(Bill):
