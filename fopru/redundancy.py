@@ -122,9 +122,7 @@ class Answers:
                 f"answers from given tokens take pictures of one view, and {encoded.family.title} "
                 f"sees this one in {len(views)}."
             )
-        self.answer = torch.tensor([answer_ids(processor, text[0], example.answer)]).to(
-            model.device
-        )
+        self.answer = torch.tensor(answer_ids(processor, text[0], example.answer)).to(model.device)
         self.n_tokens = views[0].n_tokens
         self.encoded = encoded
 

@@ -295,7 +295,7 @@ def test_the_answer_follows_the_prompt_as_the_model_would_go_on():
     tokens = processor.tokenizer
 
     def words(prompt, text):
-        return tokens.convert_ids_to_tokens(answer_ids(processor, prompt, text))
+        return tokens.convert_ids_to_tokens(answer_ids(processor, prompt, text)[0])
 
     assert words("USER: w1 ASSISTANT:", "w7 w8") == ["w7", "w8", "</s>"]
     assert words("USER: w1 ASSISTANT: ", "w7") == ["w7", "</s>"]
@@ -306,7 +306,7 @@ def test_the_answer_follows_the_prompt_as_the_model_would_go_on():
         ("ASSISTANT:", "ASSISTANT: w7</s>"),
     ):
         seen = SimpleNamespace(tokenizer=Letters())
-        assert prompt + "".join(map(chr, answer_ids(seen, prompt, "w7"))) == whole
+        assert prompt + "".join(map(chr, answer_ids(seen, prompt, "w7")[0])) == whole
     with pytest.raises(ValueError, match="answer='\\\\nw7': the tokenizer joins its beginning"):
         answer_ids(SimpleNamespace(tokenizer=Letters()), "assistant\n", "\nw7")
 
@@ -316,8 +316,8 @@ class Letters:
 
     eos_token, all_special_tokens = "</s>", ["</s>"]
 
-    def __call__(self, text):
-        return SimpleNamespace(input_ids=list(map(ord, text.replace("\n\n", "\r"))))
+    def __call__(self, texts):
+        return SimpleNamespace(input_ids=[[*map(ord, t.replace("\n\n", "\r"))] for t in texts])
 
 
 def test_no_picture_is_no_tokens():

@@ -70,7 +70,7 @@ def by_hand(model, processor, pruner, e):
     asked = dict(inputs_of(processor, [e], text))
     total = 0.0
     with pruner(model) as session, torch.no_grad():
-        for token in answer_ids(processor, text[0], e.answer):
+        for token in answer_ids(processor, text[0], e.answer)[0]:
             out = model(**asked, use_cache=True)
             total += out.logits[0, -1].double().log_softmax(-1)[token].item()
             asked = {

@@ -30,7 +30,7 @@ def margin(model, processor, e, pruner):
     text = prompts(processor, [e])
     prompt = inputs_of(processor, [e], text)
     end = [processor.tokenizer.eos_token_id]
-    ids = {name: answer_ids(processor, text[0], name) for name in e.choices}
+    ids = {name: answer_ids(processor, text[0], name)[0] for name in e.choices}
     bare = {name: tokens[:-1] for name, tokens in ids.items()}
     scores = {}
     with pruner(model):
@@ -109,7 +109,7 @@ def test_log_likelihoods_with_and_without_the_end(pocket):
     (e,) = fopru.pocket.sample("attributes", n=1, seed=5)
     row = evaluate(model, processor, [e], (), []).iloc[0]
     text = prompts(processor, [e])
-    prompt, ids = inputs_of(processor, [e], text), answer_ids(processor, text[0], e.answer)
+    prompt, ids = inputs_of(processor, [e], text), answer_ids(processor, text[0], e.answer)[0]
     whole = torch.cat([prompt["input_ids"], torch.tensor([ids])], 1)
     mask = torch.ones_like(whole)
     with torch.no_grad():

@@ -76,7 +76,13 @@ def evaluate(
     blind: Annotated[list[str] | None, typer.Option(help="none, grey or swapped.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often methods draw at random.")] = 5,
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task.")] = None,
-    split: Annotated[str, typer.Option(help="Of PocketBench: test or validation.")] = "test",
+    split: Annotated[
+        str,
+        typer.Option(
+            help="Of PocketBench: test, validation, test-2, validation-2, combinations or "
+            "hallucination."
+        ),
+    ] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 8,
     device: Annotated[

@@ -152,36 +152,37 @@ def videos(clips: Sequence[Video]) -> dict[str, Any]:
     }
 
 
-def answer_ids(processor: ProcessorMixin, prompt: str, text: str) -> list[int]:
-    """Return the token ids of an answer with its end, as they follow the prompt.
+def answer_ids(processor: ProcessorMixin, prompt: str, *texts: str) -> list[list[int]]:
+    """Return the token ids of each answer with its end, as they follow the prompt.
 
     A space parts the answer from a prompt that ends in a word, as after "ASSISTANT:"; none does
     where a template ends its prompt with white space or a special token.
 
     Args:
         prompt: One of `prompts`.
-        text: The answer.
+        texts: The answers.
 
     Raises:
-        ValueError: The tokenizer joins the end of the prompt with the answer, or there is no token
+        ValueError: The tokenizer joins the end of the prompt with an answer, or one has no token
             to measure.
     """
     tokenizer = processor.tokenizer
-    parted = (
-        not text or prompt[-1:].isspace() or prompt.endswith(tuple(tokenizer.all_special_tokens))
-    )
-    whole = f"{prompt}{'' if parted else ' '}{text}{tokenizer.eos_token or ''}"
-    before, ids = (tokenizer(words).input_ids for words in (prompt, whole))
-    if ids[: len(before)] != before:
-        raise ValueError(
-            f"answer={text!r}: the tokenizer joins its beginning with the end of the prompt "
-            f"({prompt[-20:]!r}), so its likelihood is not defined."
-        )
-    if len(ids) == len(before):
-        raise ValueError(
-            f"answer={text!r}: has no token, and this tokenizer has no token that ends an answer."
-        )
-    return ids[len(before) :]
+    parted = prompt[-1:].isspace() or prompt.endswith(tuple(tokenizer.all_special_tokens))
+    end = tokenizer.eos_token or ""
+    wholes = [f"{prompt}{' ' if text and not parted else ''}{text}{end}" for text in texts]
+    before, *found = tokenizer([prompt, *wholes]).input_ids
+    for text, ids in zip(texts, found, strict=True):
+        if ids[: len(before)] != before:
+            raise ValueError(
+                f"answer={text!r}: the tokenizer joins its beginning with the end of the prompt "
+                f"({prompt[-20:]!r}), so its likelihood is not defined."
+            )
+        if len(ids) == len(before):
+            raise ValueError(
+                f"answer={text!r}: has no token, and this tokenizer has no token that ends an "
+                "answer."
+            )
+    return [ids[len(before) :] for ids in found]
 
 
 def generate(

@@ -47,7 +47,7 @@ class Batch:
         """Return the token ids of the right answers with their ends, and where these are no
         padding: (B, A) each."""
         ids = [
-            torch.tensor(answer_ids(self.processor, text, e.answer), device=self.model.device)
+            torch.tensor(answer_ids(self.processor, text, e.answer)[0], device=self.model.device)
             for text, e in zip(prompts, self.examples, strict=True)
         ]
         lengths = torch.tensor([len(answer) for answer in ids], device=self.model.device)

@@ -83,7 +83,8 @@ class Choices:
 
     def __init__(self, processor: ProcessorMixin, prompt: str, e: Example):
         names = [choice.strip() for choice in e.choices] if legal_answers(e) else []
-        whole = {name: tuple(answer_ids(processor, prompt, name)) for name in names}
+        found = map(tuple, answer_ids(processor, prompt, *names))
+        whole: dict[str, Tokens] = dict(zip(names, found, strict=True))
         end = 1 if processor.tokenizer.eos_token else 0
         short = {name: ids[: len(ids) - end] for name, ids in whole.items()}
         ends: dict[Tokens, list[str]] = {}
