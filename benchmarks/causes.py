@@ -27,7 +27,7 @@ from fopru.pocket import scenes
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "data"))
-from making.recipe import SHIPPED, Recipe  # noqa: E402
+from making.recipe import FIRST, Recipe  # noqa: E402
 from making.train import train  # noqa: E402
 
 FOLDER = Path("~/.cache/fopru/causes").expanduser()
@@ -38,7 +38,7 @@ CELLS = {
     )
     for dense, captions in product(("output", "own"), (True, False))
 }
-PLANTED = {"planted": replace(CELLS["captions-output"], slots=SHIPPED.slots)}
+PLANTED = {"planted": replace(CELLS["captions-output"], slots=FIRST.slots)}
 METHODS = ("fopru", "random")
 RETENTIONS = (0.25, 0.1)
 QUESTIONS, SEED = 100, 20  # a task, on pictures that nothing else shows

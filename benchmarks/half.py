@@ -6,7 +6,7 @@
 
 Every method once on PocketBench's test split, on models that were trained for half as long: three
 from other seeds, one whose tower saw captions only. The weights are not kept. (The committed file
-was made by the recipe of the shipped weights, `SHIPPED` in `data/making/recipe.py`, and before
+was made by the recipe of the first weights, `FIRST` in `data/making/recipe.py`, and before
 answers were kept: it has exact match and evidence only.)
 """
 

@@ -1,8 +1,18 @@
 """Numbers of "What it knows and what it says"."""
 
-from prose import bench, ends, gap
+import numpy as np
+from prose import Rows, ends, gap, table
 
 PAGE = "notebooks/06_known_and_said.ipynb"
+
+
+def bench(method, retention=None, positions="reindex", **equal):
+    """Rows of the first model's answers."""
+    rows = Rows(table("pocket/first")).where(method=method, **equal)
+    if retention is None:
+        return rows
+    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)]).where(positions=positions)
+
 
 FOPRU, RANDOM, DIVPRUNE = (bench(name, 0.1) for name in ("fopru", "random", "divprune"))
 FACTS = {"variant": "fact"}
@@ -24,10 +34,10 @@ def malformed(rows):
 
 def unlikely(rows):
     """Percent of questions whose right answer, and whose end after it, is below one half."""
-    table = rows.rows
-    words = table["loglik_open"] < -0.6931472
-    end = table["loglik"] - table["loglik_open"] < -0.6931472
-    return [100 * part.groupby(table["id"]).mean().mean() for part in (words, end)]
+    told = rows.rows
+    words = told["loglik_open"] < -0.6931472
+    end = told["loglik"] - told["loglik_open"] < -0.6931472
+    return [100 * part.groupby(told["id"]).mean().mean() for part in (words, end)]
 
 
 def shapes(task):

@@ -85,11 +85,11 @@ class Recipe:
         return replace(self, stages=stages, dense="none")
 
 
-SHIPPED = Recipe(
+FIRST = Recipe(
     world="first",
     slots=("name", "color", "row", "column", "tens", "ones", "to"),
     dense="output",
     captions=True,
     layers=4,
 )
-"""What the weights in `data/pocket` were trained by."""
+"""What the weights in `data/pocket-first` were trained by."""

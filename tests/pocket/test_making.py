@@ -22,6 +22,7 @@ def test_the_wheel_carries_the_weights_and_not_what_makes_them():
     assert {
         "fopru/pocket/scenes.py",
         "fopru/pocket/data/pocket/model.safetensors",
+        "fopru/pocket/data/pocket-first/model.safetensors",
         "fopru/pocket/data/pocketbench/test.parquet",
     } <= names
     made_by = {path.name for path in ROOT.glob("data/making/*.py")} - {"__init__.py", "__main__.py"}
