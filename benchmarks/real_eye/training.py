@@ -11,9 +11,11 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,9 +31,12 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
+    PreTrainedTokenizerFast,
 )
 
 from fopru.evaluation import chat
+from fopru.evaluation.asking import answer_ids
 from real_eye import world
 from real_eye.pictures import MEAN, PATCH, STD, pixels
 
@@ -73,21 +78,48 @@ class Recipe:
         return self.lr * min(1, (place + 1) / 100, (total - place) / (self.decay * total))
 
 
-def model(
-    tower: Dinov2Model, recipe: Recipe
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """An untrained LLaVA on the tower, and its processor."""
+def processor(words: PreTrainedTokenizerFast, template: str, **more: Any) -> LlavaProcessor:
+    """LLaVA's processor for the tower's pictures and these words."""
     square = {"height": world.SIZE, "width": world.SIZE}
-    processor = LlavaProcessor(
-        CLIPImageProcessorPil(
-            size={"shortest_edge": world.SIZE}, crop_size=square, image_mean=MEAN, image_std=STD
-        ),
-        words := build.tokenizer(world.WORDS),
+    pictures = CLIPImageProcessorPil(
+        size={"shortest_edge": world.SIZE}, crop_size=square, image_mean=MEAN, image_std=STD
+    )
+    return LlavaProcessor(
+        pictures,
+        words,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=build.CHAT_TEMPLATE,
+        chat_template=template,
+        **more,
     )
+
+
+def llava(
+    tower: Dinov2Model, text: PreTrainedConfig, image_token: int, recipe: Recipe
+) -> LlavaForConditionalGeneration:
+    """An untrained LLaVA on the tower, which is frozen."""
+    config = LlavaConfig(
+        vision_config=tower.config,
+        text_config=text,
+        image_token_index=image_token,
+        image_seq_length=(world.SIZE // PATCH) ** 2,
+        vision_feature_layer=recipe.state,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        made = LlavaForConditionalGeneration(config)
+    made.model.vision_tower = tower.requires_grad_(False)
+    return made
+
+
+def model(
+    tower: Dinov2Model, recipe: Recipe
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """A LLaVA on the tower with an untrained decoder, and its processor."""
+    words = build.tokenizer(world.WORDS)
     text = LlamaConfig(
         vocab_size=len(words),
         hidden_size=recipe.width,
@@ -101,20 +133,8 @@ def model(
         pad_token_id=words.pad_token_id,
         tie_word_embeddings=True,
     )
-    config = LlavaConfig(
-        vision_config=tower.config,
-        text_config=text,
-        image_token_index=processor.image_token_id,
-        image_seq_length=(world.SIZE // PATCH) ** 2,
-        vision_feature_layer=recipe.state,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        made = LlavaForConditionalGeneration(config)
-    made.model.vision_tower = tower
-    return made, processor
+    made = processor(words, build.CHAT_TEMPLATE)
+    return llava(tower, text, made.image_token_id, recipe), made
 
 
 class Features:
@@ -171,19 +191,25 @@ class Features:
         return features[i], labels[i], asked[i]
 
 
+Assemble = Callable[[Dinov2Model, Recipe], tuple[LlavaForConditionalGeneration, LlavaProcessor]]
+
+
 class Student(nn.Module):
     """The model without its tower, and what names patches and is thrown away."""
+
+    ends = True
+    """Whether it learns where answers end."""
 
     def __init__(self, model: LlavaForConditionalGeneration, processor: LlavaProcessor):
         super().__init__()
         core = model.model
         self.projector, self.decoder = core.multi_modal_projector, core.language_model
-        self.head, self.words = model.lm_head, processor.tokenizer
+        self.head, self.processor, self.words = model.lm_head, processor, processor.tokenizer
         self.named = nn.Linear(core.language_model.config.hidden_size, len(world.LABELS))
         text = processor.apply_chat_template(chat("?"), add_generation_prompt=True)
-        ids = self.words(text).input_ids
-        image = ids.index(processor.image_token_id)
-        self.before, self.after = ids[:image], ids[image + 2 :]  # "?" is the question
+        before, _, asked = text.partition(processor.image_token)
+        self.before = self.words(before).input_ids
+        self.around = asked.split("?")  # what stands before and after a question
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
@@ -196,7 +222,7 @@ class Student(nn.Module):
 
     def naming(self, visual: Tensor, labels: Tensor) -> Tensor:
         """How badly visual tokens (B, P, D) name what is under them: labels (B, P)."""
-        weight = torch.ones(len(world.LABELS))
+        weight = torch.ones(len(world.LABELS), device=visual.device)
         weight[0] = 0.1  # nothing is on most patches
         return F.cross_entropy(
             self.named(visual).flatten(0, 1), labels.flatten(), weight, ignore_index=IGNORE
@@ -207,15 +233,18 @@ class Student(nn.Module):
         rows = [self._packed(row) for row in asked]
         length = max(len(row[0]) for row in rows)
         text, segments, offsets, labels = (
-            torch.tensor([row[j] + [empty] * (length - len(row[j])) for row in rows])
+            torch.tensor(
+                [row[j] + [empty] * (length - len(row[j])) for row in rows], device=visual.device
+            )
             for j, empty in enumerate((0, 0, 0, IGNORE))
         )
         embed = self.decoder.get_input_embeddings()
-        before = embed(torch.tensor(self.before)).expand(len(visual), -1, -1)
+        before = embed(torch.tensor(self.before, device=visual.device)).expand(len(visual), -1, -1)
         embeds = torch.cat([before, visual, embed(text)], 1)  # (B, L, D)
         prefix = before.shape[1] + visual.shape[1]
         mask, positions = isolated(prefix, segments, offsets)
-        bias = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
+        bias = torch.zeros(mask.shape, device=mask.device)
+        bias.masked_fill_(~mask, torch.finfo(torch.float32).min)
         hidden = self.decoder(
             inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False
         ).last_hidden_state
@@ -225,13 +254,14 @@ class Student(nn.Module):
     def _packed(self, asked: list[tuple[str, str]]) -> tuple[list[int], ...]:
         text, segments, offsets, labels = [], [], [], []
         for i, (question, answer) in enumerate(asked, start=1):
-            ask, say = self.words([question, answer], add_special_tokens=False).input_ids
-            ids = [*ask, *self.after, *say, self.words.eos_token_id]
-            told = len(say) + 1
+            prompt = question.join(self.around)
+            (say,) = answer_ids(self.processor, prompt, answer)
+            say = say if self.ends else say[:-1]
+            ids = [*self.words(prompt, add_special_tokens=False).input_ids, *say]
             text += ids
             segments += [i] * len(ids)
             offsets += range(len(ids))
-            labels += [IGNORE] * (len(ids) - told) + ids[-told:]
+            labels += [IGNORE] * (len(ids) - len(say)) + say
         return text, segments, offsets, labels
 
 
@@ -242,46 +272,55 @@ def train(
     recipe: Recipe,
     save_every: int = 250,
     stop_after: int | None = None,
+    device: str | torch.device = "cpu",
+    assemble: Assemble = model,
+    student: type[Student] = Student,
 ) -> None:
-    """Train, and write `model.safetensors` (projector and decoder), `recipe.json` and `log.csv`.
+    """Train, and write `model.safetensors` (what learned), `recipe.json` and `log.csv`.
 
     Args:
         features: folder for the tower's features, which all seeds share.
         out: folder for the results and, meanwhile, for what a later call goes on from.
         save_every: steps between checkpoints.
         stop_after: leave after this step, to go on later; for tests.
+        device: where to train.
+        assemble, student: what makes the untrained model, and what learns.
 
     Raises:
         ValueError: `out` holds a run of another recipe, or a damaged checkpoint; both stay.
     """
+    device = torch.device(device)
     data = Features(tower, features, recipe.state, recipe.scenes)
     data.make()
-    net, processor = model(tower, recipe)
+    net, words = assemble(tower, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        student = Student(net, processor)
+        learner = student(net, words)
         some = range(0, recipe.scenes, max(1, recipe.scenes // 100))
-        student.standardise(torch.cat([data[i][0] for i in some]).float())
+        learner.standardise(torch.cat([data[i][0] for i in some]).float())
+    learner.to(device)
     checkpoint = out / "checkpoint.pt"
     state, first, log = _resume(checkpoint, recipe), 0, []
-    parameters = list(student.parameters())
+    learned = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    parameters = list(learned.values())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.05)
     if state is not None:
         first, log = state["step"], state["log"]
-        student.load_state_dict(state["masters"])
+        learner.load_state_dict(state["masters"], strict=False)
         optimizer.load_state_dict(state["optimizers"])
-    student.train()
+    learner.train()
     for step in tqdm(range(first, recipe.warm + recipe.steps), desc=f"seed {recipe.seed}"):
         rng, warm = random.Random(f"{recipe.seed} {step}"), step < recipe.warm
         rows = [data[i] for i in rng.sample(range(recipe.scenes), recipe.batch)]
-        seen = torch.stack([row[0] for row in rows]).float()  # (B, P, d)
-        with torch.autocast("cpu", torch.bfloat16):  # a quarter faster
-            visual = student.projector(seen)  # (B, P, D)
-            named = student.naming(visual, torch.stack([row[1] for row in rows]))
+        seen = torch.stack([row[0] for row in rows]).to(device).float()  # (B, P, d)
+        labels = torch.stack([row[1] for row in rows]).to(device)  # (B, P)
+        with torch.autocast(device.type, torch.bfloat16):  # a quarter faster
+            visual = learner.projector(seen)  # (B, P, D)
+            named = learner.naming(visual, labels)
             loss, answered = named, None
             if not warm:
                 asked = [rng.sample(row[2], len(row[2])) for row in rows]
-                answered = student.answering(visual, asked)
+                answered = learner.answering(visual, asked)
                 loss = answered + recipe.dense_weight * named
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
@@ -297,25 +336,32 @@ def train(
                 checkpoint,
                 recipe=asdict(recipe),
                 step=done,
-                masters=student.state_dict(),
+                masters={name: p.detach() for name, p in learned.items()},
                 optimizers=optimizer.state_dict(),
                 log=log,
             )
         if done == stop_after:
             return
     out.mkdir(parents=True, exist_ok=True)
-    learned = {k: v for k, v in net.state_dict().items() if "vision_tower" not in k}
-    save_file({k: v.clone() for k, v in learned.items()}, out / "model.safetensors")
+    net.cpu()
+    save_file({name: p.detach() for name, p in _learned(net)}, out / "model.safetensors")
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     np.savetxt(out / "log.csv", log, "%.6g", ",", header="step,named,answered", comments="")
 
 
-def load(tower: Dinov2Model, out: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def _learned(net: LlavaForConditionalGeneration) -> list[tuple[str, nn.Parameter]]:
+    return [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+
+
+def load(
+    tower: Dinov2Model, out: Path, assemble: Assemble = model
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model that `train` wrote, on its tower."""
     if not (out / "recipe.json").exists():
         raise FileNotFoundError(f"there is no trained model in {out}: run `real_eye train` first.")
-    net, processor = model(tower, Recipe(**json.loads((out / "recipe.json").read_text())))
-    missing, unexpected = net.load_state_dict(load_file(out / "model.safetensors"), strict=False)
-    if unexpected or any("vision_tower" not in name for name in missing):
+    net, words = assemble(tower, Recipe(**json.loads((out / "recipe.json").read_text())))
+    state = load_file(out / "model.safetensors")
+    _, unexpected = net.load_state_dict(state, strict=False)
+    if unexpected or any(name not in state for name, _ in _learned(net)):
         raise ValueError(f"{out / 'model.safetensors'} is not of this recipe: train anew.")
-    return net.eval(), processor
+    return net.eval(), words
