@@ -45,8 +45,8 @@ def score(
     seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
     model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
     world: Annotated[
-        str, typer.Option(help="first, as the shipped weights were trained on, or second.")
-    ] = "first",
+        str, typer.Option(help="second, or first, which data/pocket-first was trained on.")
+    ] = "second",
     out: Annotated[
         Path | None, typer.Option(help="Write answers to this .parquet, provenance beside it.")
     ] = None,

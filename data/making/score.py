@@ -29,7 +29,7 @@ def score(
     model: str | Path = "pocket",
     methods: Sequence[str] = METHODS,
     retentions: Sequence[float] = RETENTIONS,
-    world: str = "first",
+    world: str = "second",
 ) -> pd.DataFrame:
     """Ask n fresh questions per task with all tokens, blind, and pruned.
 
@@ -55,7 +55,7 @@ def score(
 
 @torch.no_grad()
 def sinks(
-    n: int = 200, seed: int = 1, model: str | Path = "pocket", world: str = "first"
+    n: int = 200, seed: int = 1, model: str | Path = "pocket", world: str = "second"
 ) -> pd.DataFrame:
     """Whether single tokens stand out, per picture: attention sinks, tokens of high norm.
 
