@@ -413,22 +413,27 @@ def test_scenes_hold_out_cutouts_backgrounds_and_fonts_and_ask_what_is_there(fol
     assert world.scene("train", 3).image.tobytes() != made[3].image.tobytes()
 
 
-TINY = training.Recipe(state=-2, scenes=6, warm=2, steps=3, batch=2, width=16, layers=3, heads=2)
+SMALL = {"state": -2, "scenes": 6, "warm": 2, "steps": 3, "batch": 2}
+TINY = training.Recipe(**SMALL, width=16, layers=3, heads=2, compiled=False)
 
 
-def test_training_that_is_stopped_goes_on_bitwise_and_leaves_the_tower_alone(folder):
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["plain", "compiled"]
+)
+def test_training_that_is_stopped_goes_on_bitwise_and_leaves_the_tower_alone(folder, compiled):
+    recipe = replace(TINY, compiled=compiled)
     net, features = tower(), folder / "features"
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    training.train(net, features, folder / "whole", TINY)
+    training.train(net, features, folder / "whole", recipe)
     for stop in (1, 3):
-        training.train(net, features, folder / "parts", TINY, stop_after=stop)
+        training.train(net, features, folder / "parts", recipe, stop_after=stop)
     with pytest.raises(ValueError, match="holds a run with seed=0, not 1"):
-        training.train(net, features, folder / "parts", replace(TINY, seed=1))
-    training.train(net, features, folder / "parts", TINY)
+        training.train(net, features, folder / "parts", replace(recipe, seed=1))
+    training.train(net, features, folder / "parts", recipe)
     files = [(folder / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
     assert files[0] == files[1] and b"vision_tower" not in files[0]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    training.train(net, features, folder / "other", replace(TINY, seed=1))
+    training.train(net, features, folder / "other", replace(recipe, seed=1))
     assert (folder / "other" / "model.safetensors").read_bytes() != files[0]
 
 

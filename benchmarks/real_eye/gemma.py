@@ -52,7 +52,7 @@ TEMPLATE = (
     "{% else %}\nQuestion: {{ item['text'] }}\nAnswer:{% endif %}{% endfor %}{% endfor %}"
 )
 """A base model reads no roles: it goes on after "Answer:"."""
-RECIPE = training.Recipe(batch=4, warm=1000, steps=10_000, lr=5e-4)
+RECIPE = training.Recipe(batch=4, warm=1000, steps=10_000, lr=5e-4, compiled=False)
 SHARPNESS = 20.0
 """By what cosines to words are multiplied, where patches are named."""
 

@@ -71,6 +71,8 @@ class Recipe:
     width: int = 160
     layers: int = 4
     heads: int = 4
+    compiled: bool = True
+    """Whether torch compiles the decoder, which is a fifth faster on CPUs."""
 
     def learning_rate(self, step: int) -> float:
         """At a step of either stage."""
@@ -309,19 +311,14 @@ def train(
         learner.load_state_dict(state["masters"], strict=False)
         optimizer.load_state_dict(state["optimizers"])
     learner.train()
+    if recipe.compiled:
+        learner.decoder.set_attn_implementation("eager")  # SDPA's backward is slow in bfloat16
+        learner.decoder.compile(dynamic=True)
+        # What is compiled depends on what is seen first: let that be the same in every run.
+        _losses(learner, data, recipe, recipe.warm, device)[1].backward()
     for step in tqdm(range(first, recipe.warm + recipe.steps), desc=f"seed {recipe.seed}"):
-        rng, warm = random.Random(f"{recipe.seed} {step}"), step < recipe.warm
-        rows = [data[i] for i in rng.sample(range(recipe.scenes), recipe.batch)]
-        seen = torch.stack([row[0] for row in rows]).to(device).float()  # (B, P, d)
-        labels = torch.stack([row[1] for row in rows]).to(device)  # (B, P)
-        with torch.autocast(device.type, torch.bfloat16):  # a quarter faster
-            visual = learner.projector(seen)  # (B, P, D)
-            named = learner.naming(visual, labels)
-            loss, answered = named, None
-            if not warm:
-                asked = [rng.sample(row[2], len(row[2])) for row in rows]
-                answered = learner.answering(visual, asked)
-                loss = answered + recipe.dense_weight * named
+        named, answered = _losses(learner, data, recipe, step, device)
+        loss = named if answered is None else answered + recipe.dense_weight * named
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate(step)
         optimizer.zero_grad()
@@ -330,7 +327,7 @@ def train(
         optimizer.step()
         done = step + 1
         if done % 50 == 0:
-            log.append([done, named.item(), float("nan") if warm else answered.item()])
+            log.append([done, named.item(), float("nan") if answered is None else answered.item()])
         if done % save_every == 0 or done == stop_after:
             _save(
                 checkpoint,
@@ -347,6 +344,24 @@ def train(
     save_file({name: p.detach() for name, p in _learned(net)}, out / "model.safetensors")
     (out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
     np.savetxt(out / "log.csv", log, "%.6g", ",", header="step,named,answered", comments="")
+
+
+def _losses(
+    learner: Student, data: Features, recipe: Recipe, step: int, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """How badly patches are named at a step, and how badly answers are known where they are
+    learned."""
+    rng = random.Random(f"{recipe.seed} {step}")
+    rows = [data[i] for i in rng.sample(range(recipe.scenes), recipe.batch)]
+    seen = torch.stack([row[0] for row in rows]).to(device).float()  # (B, P, d)
+    labels = torch.stack([row[1] for row in rows]).to(device)  # (B, P)
+    with torch.autocast(device.type, torch.bfloat16):  # a quarter faster
+        visual = learner.projector(seen)  # (B, P, D)
+        named = learner.naming(visual, labels)
+        if step < recipe.warm:
+            return named, None
+        asked = [rng.sample(row[2], len(row[2])) for row in rows]
+        return named, learner.answering(visual, asked)
 
 
 def _learned(net: LlavaForConditionalGeneration) -> list[tuple[str, nn.Parameter]]:
