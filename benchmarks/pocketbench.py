@@ -29,10 +29,11 @@ from fopru.picking import owners
 from fopru.pruned import Merged
 from fopru.pruner import POSITIONS, WEIGHTS
 
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from making.score import TRAININGS
+
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 STORE = Path("~/.cache/fopru/pocketbench").expanduser()
-TRAININGS = ("pocket", "pocket-1", "pocket-2")
-"""The folders under `data/` of the weights that differ in the seed of their training only."""
 
 RANGE = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
 FOUR = (0.5, 0.25, 0.1, 0.05)
