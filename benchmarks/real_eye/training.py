@@ -13,9 +13,9 @@ import random
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -193,9 +193,6 @@ class Features:
         return features[i], labels[i], asked[i]
 
 
-Assemble = Callable[[Dinov2Model, Recipe], tuple[LlavaForConditionalGeneration, LlavaProcessor]]
-
-
 class Student(nn.Module):
     """The model without its tower, and what names patches and is thrown away."""
 
@@ -212,6 +209,7 @@ class Student(nn.Module):
         before, _, asked = text.partition(processor.image_token)
         self.before = self.words(before).input_ids
         self.around = asked.split("?")  # what stands before and after a question
+        self.encoded = cache(self._encoded)  # questions repeat: they are few
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
@@ -253,18 +251,35 @@ class Student(nn.Module):
         logits = self.head(hidden[:, prefix - 1 : -1])  # (B, T, V): each predicts the next
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
 
+    def _encoded(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """The tokens of a question in its prompt, and those of its answer that are learned."""
+        prompt = question.join(self.around)
+        (say,) = answer_ids(self.processor, prompt, answer)
+        ask = self.words(prompt, add_special_tokens=False).input_ids
+        return ask, say if self.ends else say[:-1]
+
     def _packed(self, asked: list[tuple[str, str]]) -> tuple[list[int], ...]:
         text, segments, offsets, labels = [], [], [], []
         for i, (question, answer) in enumerate(asked, start=1):
-            prompt = question.join(self.around)
-            (say,) = answer_ids(self.processor, prompt, answer)
-            say = say if self.ends else say[:-1]
-            ids = [*self.words(prompt, add_special_tokens=False).input_ids, *say]
+            ask, say = self.encoded(question, answer)
+            ids = [*ask, *say]
             text += ids
             segments += [i] * len(ids)
             offsets += range(len(ids))
             labels += [IGNORE] * (len(ids) - len(say)) + say
         return text, segments, offsets, labels
+
+
+class Decoder(NamedTuple):
+    """A language model behind the tower, and how it is taught."""
+
+    recipe: Recipe
+    assemble: Callable[[Dinov2Model, Recipe], tuple[LlavaForConditionalGeneration, LlavaProcessor]]
+    """Makes the untrained model."""
+    student: type[Student]
+
+
+OURS = Decoder(Recipe(), model, Student)
 
 
 def train(
@@ -275,8 +290,7 @@ def train(
     save_every: int = 250,
     stop_after: int | None = None,
     device: str | torch.device = "cpu",
-    assemble: Assemble = model,
-    student: type[Student] = Student,
+    decoder: Decoder = OURS,
 ) -> None:
     """Train, and write `model.safetensors` (what learned), `recipe.json` and `log.csv`.
 
@@ -286,7 +300,7 @@ def train(
         save_every: steps between checkpoints.
         stop_after: leave after this step, to go on later; for tests.
         device: where to train.
-        assemble, student: what makes the untrained model, and what learns.
+        decoder: what makes the untrained model, and what learns.
 
     Raises:
         ValueError: `out` holds a run of another recipe, or a damaged checkpoint; both stay.
@@ -294,10 +308,10 @@ def train(
     device = torch.device(device)
     data = Features(tower, features, recipe.state, recipe.scenes)
     data.make()
-    net, words = assemble(tower, recipe)
+    net, words = decoder.assemble(tower, recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        learner = student(net, words)
+        learner = decoder.student(net, words)
         some = range(0, recipe.scenes, max(1, recipe.scenes // 100))
         learner.standardise(torch.cat([data[i][0] for i in some]).float())
     learner.to(device)
@@ -369,12 +383,12 @@ def _learned(net: LlavaForConditionalGeneration) -> list[tuple[str, nn.Parameter
 
 
 def load(
-    tower: Dinov2Model, out: Path, assemble: Assemble = model
+    tower: Dinov2Model, out: Path, decoder: Decoder = OURS
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """The model that `train` wrote, on its tower."""
     if not (out / "recipe.json").exists():
         raise FileNotFoundError(f"there is no trained model in {out}: run `real_eye train` first.")
-    net, words = assemble(tower, Recipe(**json.loads((out / "recipe.json").read_text())))
+    net, words = decoder.assemble(tower, Recipe(**json.loads((out / "recipe.json").read_text())))
     state = load_file(out / "model.safetensors")
     _, unexpected = net.load_state_dict(state, strict=False)
     if unexpected or any(name not in state for name, _ in _learned(net)):

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlavaProcessor
 
 from fopru.evaluation import chat
-from fopru.pocket import objects, papers, scenes
+from fopru.pocket import diagrams, objects, papers, scenes
 from fopru.pocket.drawing import COLORS, SIZE, Question, Scene
 from making.build import DIGITS
 from making.recipe import Recipe
@@ -22,14 +22,14 @@ ONES = tuple(f"##{digit}" for digit in DIGITS)
 SLOTS: dict[str, tuple[str, ...]] = {
     "name": (
         *("nothing", *objects.SHAPES, *DIGITS, *ONES),
-        *(*papers.ITEMS, *papers.LETTERS, "bar", "arrow", "point"),
+        *(*papers.ITEMS, *diagrams.LETTERS, "bar", "arrow", "point"),
     ),
     "color": tuple(COLORS),
     "row": ("top", "center", "bottom"),
     "column": ("left", "center", "right"),
     "tens": DIGITS,
     "ones": ONES,
-    "to": (*papers.ITEMS, *papers.LETTERS),
+    "to": (*papers.ITEMS, *diagrams.LETTERS),
 }
 """The words that a patch may be given, tokens of the vocabulary. "tens" and "ones" spell the number
 that belongs to what is there (on its sign, in its row, of its bar); "to" is where it leads: an

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fopru.pocket import objects, papers, second
+from fopru.pocket import diagrams, objects, papers, second
+from fopru.pocket.diagrams import Diagram
 from fopru.pocket.drawing import Question, Scene
 from fopru.pocket.objects import Crowd, Objects
-from fopru.pocket.papers import Chart, Diagram, Receipt
+from fopru.pocket.papers import Chart, Receipt
 
 
 class World(NamedTuple):
@@ -39,7 +40,7 @@ WORLDS = {
             "counting": (Objects, objects.counting),
             "reading": (Objects, objects.reading),
             "documents": (Receipt, papers.documents),
-            "diagrams": (Diagram, papers.diagrams),
+            "diagrams": (Diagram, diagrams.diagrams),
             "charts": (Chart, papers.charts),
             "knowledge": (Objects, objects.knowledge),
         },
@@ -53,7 +54,7 @@ WORLDS = {
             "counting": (second.Busy, objects.counting),
             "reading": (second.Busy, second.reading),
             "documents": (second.Bill, papers.documents),
-            "diagrams": (second.Plan, papers.diagrams),
+            "diagrams": (second.Plan, diagrams.diagrams),
             "charts": (second.Bars, papers.charts),
             "knowledge": (second.Busy, objects.knowledge),
         },
@@ -84,7 +85,7 @@ UNTRAINED = ("likely",)
 """Variants of question that no training asks."""
 
 CAPTION = "what is in the picture?"
-WORDS = sorted({*objects.WORDS, *papers.WORDS, "nothing"})
+WORDS = sorted({*objects.WORDS, *papers.WORDS, *diagrams.WORDS, "nothing"})
 
 
 def scene(

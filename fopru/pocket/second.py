@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 from PIL import ImageDraw
 
+from fopru.pocket.diagrams import Diagram
 from fopru.pocket.drawing import (
     COLORS,
     PAPERS,
@@ -30,7 +31,7 @@ from fopru.pocket.drawing import (
     write,
 )
 from fopru.pocket.objects import FREQUENCY, PAIRS, SHAPES, Thing, add_things
-from fopru.pocket.papers import Chart, Diagram, Receipt, charts
+from fopru.pocket.papers import Chart, Receipt, charts
 
 NEW_PAIRS = frozenset(
     ([*COLORS][(i + step) % len(COLORS)], shape)

@@ -6,9 +6,10 @@ import pytest
 
 import fopru
 from fopru.pocket import scenes
+from fopru.pocket.diagrams import Diagram
 from fopru.pocket.drawing import COLORS, SIZE
 from fopru.pocket.objects import FACTS, POPULAR, SHAPES, Objects
-from fopru.pocket.papers import Chart, Diagram, Receipt
+from fopru.pocket.papers import Chart, Receipt
 from fopru.pocket.second import Busy
 
 KINDS = [kind for world in scenes.WORLDS.values() for kind in world.kinds]
