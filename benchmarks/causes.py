@@ -31,7 +31,7 @@ from making.recipe import FIRST, Recipe  # noqa: E402
 from making.train import train  # noqa: E402
 
 FOLDER = Path("~/.cache/fopru/causes").expanduser()
-BASE = Recipe(world="first", layers=4, compiled=True).shortened(4)
+BASE = Recipe(stages=FIRST.stages, world="first", layers=4, compiled=True).shortened(4)
 CELLS = {
     f"{'captions' if captions else 'answers'}-{dense}": replace(
         BASE, captions=captions, dense=dense

@@ -86,6 +86,11 @@ class Recipe:
 
 
 FIRST = Recipe(
+    stages=(
+        Stage("tower", 4000, 32, 2e-3, decay=0.35),
+        Stage("answers", 1200, 16, 2e-3, few=0.7),
+        Stage("answers", 2300, 32, 2e-3, warmup=0, few=0.15, decay=0.5),
+    ),
     world="first",
     slots=("name", "color", "row", "column", "tens", "ones", "to"),
     dense="output",

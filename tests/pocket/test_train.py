@@ -10,7 +10,7 @@ import pytest
 import torch
 from making import build
 from making import train as training
-from making.recipe import Recipe, Stage
+from making.recipe import FIRST, Recipe, Stage
 from making.targets import IGNORE, SLOTS, Batches, isolated, patch_labels
 from making.train import Student, train
 from safetensors.torch import load_file
@@ -243,6 +243,11 @@ def test_the_decoder_sees_every_visual_token_in_training():
     assert embeds.shape[1] == before + 256 + TINY.text_tokens
     found = student.model.get_image_features(data[2].pixels, return_dict=True).pooler_output
     torch.testing.assert_close(embeds[:, before : before + 256], torch.stack([*found]))
+
+
+def test_the_recipe_of_the_first_weights_stays_what_their_card_says():
+    assert len(FIRST.schedule) == 7500
+    assert sum(stage.steps * stage.batch for stage in FIRST.stages) == 220_800
 
 
 def test_recipes_without_dense_labels_learn_from_captions(tmp_path):
