@@ -29,10 +29,11 @@ from fopru.picking import owners
 from fopru.pruned import Merged
 from fopru.pruner import POSITIONS, WEIGHTS
 
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from making.score import TRAININGS
+
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 STORE = Path("~/.cache/fopru/pocketbench").expanduser()
-TRAININGS = ("pocket", "pocket-1", "pocket-2")
-"""The folders under `data/` of the weights that differ in the seed of their training only."""
 
 RANGE = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
 FOUR = (0.5, 0.25, 0.1, 0.05)
@@ -89,10 +90,10 @@ FOPRU = fopru.FoPru()
 WEIGHTED = [w for w in product(POSITIONS, WEIGHTS) if w[1] != "none"]
 """Position ids, and the weights of kept tokens."""
 PICKS = {"cells": fopru.Cells(), "mmr": fopru.MMR(), "halves": fopru.Halves()}
-SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
-"""What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
-in the mean over the four layers of the shipped decoder: as many, before it. A decoder of another
-depth has other means."""
+SAME_MEAN = tuple(k / 256 for k in (83, 99, 112, 125))
+"""What FastV at 10 and 25 % (83, 112) and PyramidDrop at 5 and 15 % (99, 125) keep of 256 tokens in
+the mean over the eight layers of the decoder: as many, before it. A decoder of another depth has
+other means."""
 PARTS = {
     # the main methods and the controls over the whole range
     "curves": [
