@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fopru.evaluation import statistics, trainings
+from fopru.evaluation import rows, statistics, trainings
 
 COLUMNS = ["id", "image", "task", "method", "retention", "seed", "exact", "choice"]
 FULL, ONE, OTHER = ("full", 1.0), ("one", 0.25), ("other", 0.25)
@@ -12,12 +12,12 @@ FULL, ONE, OTHER = ("full", 1.0), ("one", 0.25), ("other", 0.25)
 
 def asked(right, training=None):
     """Answers of settings -> the questions of 40, one a picture, that each gets right."""
-    rows = [
+    answers = [
         (f"q{i}", f"p{i}", "t", *setting, 0, i in there, i in there)
         for setting, there in right.items()
         for i in range(40)
     ]
-    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = pd.DataFrame(answers, columns=COLUMNS)
     return table if training is None else table.assign(training=training)
 
 
@@ -61,10 +61,25 @@ def test_a_ranking_needs_every_training():
         assert not trainings.ranks(trainings.compared(joined, ONE, OTHER))
 
 
+def test_each_training_is_compared_with_its_own_full_model():
+    """Two trainings that know two halves: neither loses anything, and neither is filtered by the
+    other."""
+    first = asked({FULL: range(20), ("smaller", 0.25): [], ("fopru", 0.25): range(20)}, 0)
+    second = asked({FULL: range(20, 40), ("smaller", 0.25): [], ("fopru", 0.25): range(20, 40)}, 1)
+    both = pd.concat([first, second]).assign(prediction="", loglik=0.0)
+    flips = statistics.flips(both).set_index("method").loc["fopru"]
+    assert flips[["lost", "gained"]].tolist() == [0, 0]
+    found = rows.needing(both)
+    assert found[found.method == "fopru"].groupby("training").id.agg(set).tolist() == [
+        {f"q{i}" for i in range(20)},
+        {f"q{i}" for i in range(20, 40)},
+    ]
+
+
 def test_questions_that_a_smaller_picture_answers_are_left_out():
     right = {FULL: range(10, 40), ("smaller", 0.25): range(20), ("smaller", 0.1): range(12)}
     right |= {("fopru", 0.25): range(30), ("fopru", 0.1): range(30)}
-    found = statistics.needing(asked(right))
+    found = rows.needing(asked(right))
     ids = found.groupby(["method", "retention"])["id"].agg(set)
     for retention, first in ((0.25, 20), (0.1, 12)):
         wanted = {f"q{i}" for i in range(first, 40)}
@@ -73,4 +88,4 @@ def test_questions_that_a_smaller_picture_answers_are_left_out():
     assert table["smaller", 0.25] == 0 and table["full", 0.1] == 1
     assert table["fopru", 0.25] == 0.5
     with pytest.raises(ValueError, match="no method 'smaller'"):
-        statistics.needing(asked({FULL: range(40)}))
+        rows.needing(asked({FULL: range(40)}))

@@ -57,19 +57,19 @@ def key(variable: str | None) -> str | None:
 
 def show(results: pd.DataFrame) -> None:
     """Print a line for each task and retention: what is said, and how long it takes."""
-    from fopru.evaluation import statistics
+    from fopru.evaluation import rows, statistics
 
     keys = ["task", "retention"]
-    answered = statistics.answered(results).groupby(keys, sort=False, dropna=False)
+    answered = rows.answered(results).groupby(keys, sort=False, dropna=False)
     judged = statistics.scores(results).groupby(keys, sort=False, dropna=False)
     said = statistics.accuracy(results).groupby(keys, sort=False, dropna=False)
     names = ("task", "retention", "prompt", "said", "own metric", "p50", "p95")
     lines = Table(*(Column(name, no_wrap=True) for name in names), box=box.SIMPLE)
     lines.title = "percent, 95 % intervals over pictures; p50 and p95 in seconds"
-    for (key, rows), (_, scores), (_, cell) in zip(answered, judged, said, strict=True):
+    for (key, part), (_, scores), (_, cell) in zip(answered, judged, said, strict=True):
         task, share = key
-        seconds = (f"{rows.seconds.quantile(q):.3f}" for q in (0.5, 0.95))
-        prompt = rows.prompt_tokens.mean()
+        seconds = (f"{part.seconds.quantile(q):.3f}" for q in (0.5, 0.95))
+        prompt = part.prompt_tokens.mean()
         lines.add_row(
             task,
             "as it is" if share != share else f"{share:g}",

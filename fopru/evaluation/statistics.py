@@ -9,37 +9,10 @@ import pandas as pd
 from scipy.stats import binomtest, bootstrap
 
 from fopru.evaluation.metrics import METRICS
+from fopru.evaluation.rows import answered, trainings_of
 
 RESAMPLES = 2000
 """How often a bootstrap draws the pictures anew."""
-
-
-def answered(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of questions that could be asked, of one way of asking for each method.
-
-    Every function of this module that takes the table of `fopru.evaluate` uses only these rows.
-
-    Raises:
-        ValueError: No question was answered, or a method has rows with two kinds of position ids or
-            of attention, or at one retention with and without a number of tokens: they would be
-            averaged as if they were seeds.
-    """
-    if "error" in results:
-        results = results[results["error"].isna()]
-    if results.empty:
-        raise ValueError("results: no question was answered.")
-    kinds = {"positions": ["method"], "attention": ["method"], "budget": ["method", "retention"]}
-    for column, cell in kinds.items():
-        if column not in results:
-            continue
-        for (method, *_), values in results.groupby(cell, sort=False, dropna=False)[column]:
-            found = values.unique().tolist()
-            if len(found) > 1:
-                raise ValueError(
-                    f"results: method {method!r} has rows with {column} "
-                    f"{' and '.join(map(repr, found))}: take those of one."
-                )
-    return results
 
 
 def interval(
@@ -249,7 +222,7 @@ def retained(results: pd.DataFrame, blind: str = "grey", value: str = "exact") -
 
 
 def scores(results: pd.DataFrame) -> pd.DataFrame:
-    """Return the benchmarks' own metrics, the mean over seeds.
+    """Return the benchmarks' own metrics, the mean over seeds and trainings.
 
     Returns:
         Per task, method and retention: metric (a name of `fopru.evaluation.metrics.METRICS`) and
@@ -258,67 +231,35 @@ def scores(results: pd.DataFrame) -> pd.DataFrame:
     rows = []
     keys = ["task", "method", "retention", "metric"]
     for key, cell in answered(results).groupby(keys, sort=False, dropna=False):
-        score = np.mean([METRICS[key[-1]].over(part) for _, part in cell.groupby("seed")])
+        runs = (part for each in trainings_of(cell) for _, part in each.groupby("seed"))
+        score = np.mean([METRICS[key[-1]].over(run) for run in runs])
         rows.append(dict(zip(keys, key, strict=True)) | {"score": score})
     return pd.DataFrame(rows)
 
 
 def flips(results: pd.DataFrame) -> pd.DataFrame:
-    """Return how far each setting follows the full model, as shares of the questions.
+    """Return how far each setting follows the full model of its training, as shares of the
+    questions.
 
     Returns:
         Per task, method and retention: agrees (same answer), lost (right became wrong), gained
         (wrong became right), and nats (mean fall of the right answer's log-likelihood).
     """
-    results = answered(results)
-    full = results[results.method == "full"].drop_duplicates("id").set_index("id")
-    others = results[~results.method.isin(["full"])]
-    before = full.loc[others["id"]]
-    right, was_right = others["exact"].to_numpy(bool), before["exact"].to_numpy(bool)
-    table = others[["task", "method", "retention"]].assign(
-        agrees=others["prediction"].to_numpy() == before["prediction"].to_numpy(),
-        lost=was_right & ~right,
-        gained=~was_right & right,
-        nats=before["loglik"].to_numpy() - others["loglik"].to_numpy(),
-    )
-    return table.groupby(["task", "method", "retention"], sort=False).mean().reset_index()
-
-
-def needing(
-    results: pd.DataFrame, downsampled: str = "smaller", value: str = "choice"
-) -> pd.DataFrame:
-    """Return the rows of questions that a smaller picture does not answer and the full one does.
-
-    A question that a smaller picture answers says nothing about how tokens are chosen. Leaving such
-    questions out is the filter of VTC-Bench (arXiv 2510.07143). It is applied anew at each
-    retention.
-
-    Args:
-        results: The table of `fopru.evaluate`, with the control `downsampled` among the methods.
-        downsampled: The method whose right answers take a question out.
-        value: The reading that decides what is answered.
-
-    Returns:
-        The rows of all methods at the retentions that `downsampled` was asked at; those of "full"
-        are repeated for each of them.
-
-    Raises:
-        ValueError: `downsampled` or "full" is not among the methods.
-    """
-    results = answered(results)
-    for name in (downsampled, "full"):
-        if not results["method"].eq(name).any():
-            raise ValueError(f"results: have no method {name!r}, which says what is easy.")
-    whole = results[results["method"] == "full"]
-    seen = set(whole.loc[whole[value] > 0.5, "id"])
     parts = []
-    for retention, small in results[results["method"] == downsampled].groupby("retention"):
-        right = small.groupby("id")[value].mean()
-        wanted = seen & set(right.index[right <= 0.5])
-        here = results[(results["retention"] == retention) & (results["method"] != "full")]
-        here = pd.concat([here, whole.assign(retention=retention)])
-        parts.append(here[here["id"].isin(wanted)])
-    return pd.concat(parts, ignore_index=True)
+    for part in trainings_of(answered(results)):
+        full = part[part.method == "full"].drop_duplicates("id").set_index("id")
+        others = part[~part.method.isin(["full"])]
+        before = full.loc[others["id"]]
+        right, was_right = others["exact"].to_numpy(bool), before["exact"].to_numpy(bool)
+        table = others[["task", "method", "retention"]].assign(
+            agrees=others["prediction"].to_numpy() == before["prediction"].to_numpy(),
+            lost=was_right & ~right,
+            gained=~was_right & right,
+            nats=before["loglik"].to_numpy() - others["loglik"].to_numpy(),
+        )
+        parts.append(table)
+    cells = pd.concat(parts).groupby(["task", "method", "retention"], sort=False)
+    return cells.mean().reset_index()
 
 
 def area(results: pd.DataFrame, value: str = "exact") -> pd.DataFrame:
