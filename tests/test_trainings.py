@@ -54,11 +54,13 @@ def test_a_ranking_needs_every_training():
     level = asked({ONE: range(20), OTHER: range(1, 21)}, 3)
     table = trainings.compared(pd.concat(ahead), ONE, OTHER)
     assert table["difference"].tolist() == [0.5] * 3 and trainings.ranks(table)
+    mean, low, high = trainings.envelope(table)
+    assert (mean, low, high) == (0.5, table["low"].min(), table["high"].max()) and 0 < low < 0.5
     assert not trainings.ranks(trainings.compared(pd.concat(ahead), OTHER, ONE))
     assert not trainings.ranks(trainings.compared(pd.concat(ahead[:2]), ONE, OTHER))
     for last in (behind, level):
-        joined = pd.concat([*ahead, last])
-        assert not trainings.ranks(trainings.compared(joined, ONE, OTHER))
+        joined = trainings.compared(pd.concat([*ahead, last]), ONE, OTHER)
+        assert not trainings.ranks(joined) and trainings.envelope(joined)[1] < 0
 
 
 def test_each_training_is_compared_with_its_own_full_model():

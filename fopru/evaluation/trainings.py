@@ -79,6 +79,23 @@ def compared(
     return pd.DataFrame(rows).set_index("training")
 
 
+def envelope(comparison: pd.DataFrame) -> tuple[float, float, float]:
+    """Return the mean difference over trainings, and the lowest and the highest end of their
+    intervals.
+
+    The two ends are on one side of 0 exactly where all trainings agree on who is ahead, each by
+    more than other pictures would explain.
+
+    Args:
+        comparison: What `compared` returned.
+
+    Returns:
+        (mean, low, high), in the units of the column that was compared.
+    """
+    means = comparison["difference"].mean(), comparison["low"].min(), comparison["high"].max()
+    return tuple(map(float, means))
+
+
 def ranks(comparison: pd.DataFrame) -> bool:
     """Return whether the first of two settings may be called better than the other on this model.
 
