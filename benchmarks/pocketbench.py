@@ -48,6 +48,7 @@ BEFORE = tuple(
 MAIN = ("fopru", "fopru-row", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
 OTHERS = tuple(name for name in BEFORE if name not in (*MAIN, "random"))
 TUNED = (*MAIN, "cluster-mean", "random")
+CHOSEN_FROM = ("fopru", "divprune", "dpp", "uniform")
 
 
 class Constant(DivPrune):
@@ -107,10 +108,17 @@ PARTS = {
         *(Part(("random",), FOUR, positions, (0, 1, 2)) for positions in POSITIONS),
         *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in POSITIONS),
     ],
-    # kept tokens that count as those they stand for
+    # kept tokens that count as those they stand for; what chapter 9 chooses from at four budgets
     "weights": [
-        Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, every=2)
-        for positions, weights in WEIGHTED
+        *(
+            Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, every=2)
+            for positions, weights in WEIGHTED
+        ),
+        *(
+            Part(weighted(CHOSEN_FROM, weights), (0.5, 0.05), positions, every=2)
+            for positions, weights in WEIGHTED
+            if weights == "mass"
+        ),
     ],
     # what the published text leaves open
     "readings": [
