@@ -36,6 +36,7 @@ STAGES = (
     Stage("tower", 4000, 32, 2e-3, decay=0.35),
     Stage("answers", 2200, 16, 2e-3, few=0.7),
     Stage("answers", 2500, 32, 2e-3, warmup=0, few=0.15, decay=0.5),
+    Stage("answers", 1200, 32, 2e-3, decay=0.8),
 )
 
 
