@@ -18,7 +18,7 @@ from fopru.pocket import folder, sample, scenes
 
 METHODS = ("fopru", "fopru-row", "cls", "divprune", "random", "uniform", "oracle")
 RETENTIONS = (0.5, 0.25, 0.1, 0.05)
-TRAININGS = ("pocket", "pocket-1", "pocket-2")
+TRAININGS = ("pocket", "pocket-0", "pocket-2")
 """The folders under `data/` of the weights that differ in the seed of their training only."""
 TITLES = {"choice": "Known (forced choice)", "exact": "Said (exact match)"}
 
