@@ -114,12 +114,12 @@ class Known:
     def __init__(self, choices: Sequence[Choices], last: Tensor):
         """Begin with the (B, V) log-probabilities of what follows the prompts."""
         self.choices = choices
-        self.after: list[dict[Tokens, Tensor]] = [{(): log} for log in last]
-        """For each question: a beginning -> (V,) log-probabilities of the next token."""
+        self.after: list[dict[Tokens, list[float]]] = [{(): log} for log in last.tolist()]
+        """For each question: a beginning -> the V log-probabilities of the next token."""
 
     def learn(self, row: int, tokens: Tokens, log: Tensor) -> None:
         """Take (T, V) log-probabilities of what follows the first 1 to T of these tokens."""
-        for i, values in enumerate(log):
+        for i, values in enumerate(log.tolist()):
             self.after[row].setdefault(tokens[: i + 1], values)
 
     def bound(self, row: int, tokens: Tokens) -> tuple[float, Tokens | None]:
@@ -129,7 +129,7 @@ class Known:
         for i, token in enumerate(tokens):
             if (log := self.after[row].get(tokens[:i])) is None:
                 return total, tokens[:i]
-            total += float(log[token])
+            total += log[token]
         return total, None
 
     def margin(self, row: int) -> tuple[float | None, set[Tokens]]:
