@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from fopru.evaluation import rows, statistics, trainings
+from fopru.evaluation.metrics import METRICS
 
 COLUMNS = ["id", "image", "task", "method", "retention", "seed", "exact", "choice"]
 FULL, ONE, OTHER = ("full", 1.0), ("one", 0.25), ("other", 0.25)
@@ -56,6 +57,8 @@ def test_a_ranking_needs_every_training():
     assert table["difference"].tolist() == [0.5] * 3 and trainings.ranks(table)
     mean, low, high = trainings.envelope(table)
     assert (mean, low, high) == (0.5, table["low"].min(), table["high"].max()) and 0 < low < 0.5
+    lone = table.assign(low=[*table["low"][:2], np.nan])  # one picture, which has no interval
+    assert np.isnan(trainings.envelope(lone)[1]) and not trainings.ranks(lone)
     assert not trainings.ranks(trainings.compared(pd.concat(ahead), OTHER, ONE))
     assert not trainings.ranks(trainings.compared(pd.concat(ahead[:2]), ONE, OTHER))
     for last in (behind, level):
@@ -69,13 +72,26 @@ def test_each_training_is_compared_with_its_own_full_model():
     first = asked({FULL: range(20), ("smaller", 0.25): [], ("fopru", 0.25): range(20)}, 0)
     second = asked({FULL: range(20, 40), ("smaller", 0.25): [], ("fopru", 0.25): range(20, 40)}, 1)
     both = pd.concat([first, second]).assign(prediction="", loglik=0.0)
-    flips = statistics.flips(both).set_index("method").loc["fopru"]
-    assert flips[["lost", "gained"]].tolist() == [0, 0]
+    one_unnamed = both.assign(training=both["training"].replace(1, np.nan))
+    for table in (both, one_unnamed):
+        flips = statistics.flips(table).set_index("method").loc["fopru"]
+        assert flips[["lost", "gained"]].tolist() == [0, 0]
+        assert rows.needing(table).method.eq("fopru").sum() == 40
     found = rows.needing(both)
     assert found[found.method == "fopru"].groupby("training").id.agg(set).tolist() == [
         {f"q{i}" for i in range(20)},
         {f"q{i}" for i in range(20, 40)},
     ]
+
+
+def test_metrics_are_counted_for_each_training_and_then_averaged():
+    """F1 of answers that are joined is not the mean of F1."""
+    right = asked({FULL: range(40)}, 0).assign(answer="yes", prediction="yes")
+    wrong = asked({FULL: ()}, 1).assign(answer=["yes", "no"] * 20, prediction="yes")
+    table = pd.concat([right, wrong]).assign(metric="f1")
+    (found,) = statistics.scores(table)["score"]
+    assert found == pytest.approx((1 + 2 / 3) / 2)
+    assert METRICS["f1"].over(table) == pytest.approx(6 / 7) != found
 
 
 def test_questions_that_a_smaller_picture_answers_are_left_out():

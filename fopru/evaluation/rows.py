@@ -38,7 +38,7 @@ def trainings_of(results: pd.DataFrame) -> list[pd.DataFrame]:
     """Return the rows of each training; a table without the column is of one."""
     if "training" not in results:
         return [results]
-    return [part for _, part in results.groupby("training", sort=False)]
+    return [part for _, part in results.groupby("training", sort=False, dropna=False)]
 
 
 def needing(

@@ -248,7 +248,7 @@ def flips(results: pd.DataFrame) -> pd.DataFrame:
     parts = []
     for part in trainings_of(answered(results)):
         full = part[part.method == "full"].drop_duplicates("id").set_index("id")
-        others = part[~part.method.isin(["full"])]
+        others = part[part.method != "full"]
         before = full.loc[others["id"]]
         right, was_right = others["exact"].to_numpy(bool), before["exact"].to_numpy(bool)
         table = others[["task", "method", "retention"]].assign(

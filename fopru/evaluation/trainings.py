@@ -90,10 +90,11 @@ def envelope(comparison: pd.DataFrame) -> tuple[float, float, float]:
         comparison: What `compared` returned.
 
     Returns:
-        (mean, low, high), in the units of the column that was compared.
+        (mean, low, high), in the units of the column that was compared; an end is NaN where a
+        training has no interval.
     """
-    means = comparison["difference"].mean(), comparison["low"].min(), comparison["high"].max()
-    return tuple(map(float, means))
+    low, high = comparison["low"].min(skipna=False), comparison["high"].max(skipna=False)
+    return float(comparison["difference"].mean()), float(low), float(high)
 
 
 def ranks(comparison: pd.DataFrame) -> bool:
