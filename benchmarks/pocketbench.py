@@ -99,8 +99,9 @@ other means."""
 PARTS = {
     # the main methods and the controls over the whole range
     "curves": [
-        Part((*MAIN, *INSIDE, *CONTROLS), RANGE, "reindex", blind=(*BLIND,)),
-        Part(("random",), RANGE, "reindex", (0, 1, 2)),
+        Part((*MAIN, *INSIDE, *CONTROLS), RANGE, "reindex", every=4),
+        Part(("random",), RANGE, "reindex", (0, 1, 2), every=4),
+        Part(("uniform",), FOUR, "reindex", blind=(*BLIND,)),
     ],
     # all methods, with both kinds of position ids
     "methods": [
@@ -168,7 +169,7 @@ PARTS = {
     "beyond": [
         *(
             Part((*MAIN, "random", "oracle"), TWO, positions, (0,), (*BLIND,), split, every)
-            for split, every in (("combinations", 2), ("hallucination", 1))
+            for split, every in (("combinations", 4), ("hallucination", 1))
             for positions in POSITIONS
         ),
         *(
@@ -178,7 +179,7 @@ PARTS = {
     ],
     # what to recommend is chosen on the validation split
     "validation": [
-        Part(weighted(TUNED, weights), TWO, positions, split="validation")
+        Part(weighted(TUNED, weights), TWO, positions, split="validation", every=4)
         for positions, weights in product(POSITIONS, WEIGHTS)
     ],
 }
