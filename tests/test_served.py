@@ -83,7 +83,7 @@ def test_without_shares_the_server_is_asked_as_it_is():
 
 def test_as_many_are_asked_at_a_time_as_wanted():
     asked = questions(8)
-    known = stub(asked, tricks={e.question: 0.02 for e in asked})
+    known = stub(asked, tricks={e.question: 0.2 for e in asked})
     with serving(known) as url:
         fopru.evaluate_server(url, asked, concurrency=3)
     assert known.most == 3

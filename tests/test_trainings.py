@@ -49,6 +49,15 @@ def test_without_the_column_no_number_is_given():
         trainings.compared(asked({ONE: range(10), OTHER: range(5)}), ONE, OTHER)
 
 
+def test_rows_without_a_training_are_not_left_out_in_silence():
+    rows = asked({ONE: range(10), OTHER: range(5)}, "seed 0")
+    rows.loc[rows.index[:3], "training"] = None
+    with pytest.raises(ValueError, match=f"3 of {len(rows)} rows name no training"):
+        trainings.over_trainings(rows)
+    with pytest.raises(ValueError, match="name no training"):
+        trainings.compared(rows, ONE, OTHER)
+
+
 def test_a_ranking_needs_every_training():
     ahead = [asked({ONE: range(30), OTHER: range(10)}, seed) for seed in range(3)]
     behind = asked({ONE: range(10), OTHER: range(30)}, 3)

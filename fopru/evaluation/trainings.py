@@ -32,7 +32,7 @@ def over_trainings(
         training. All three are NaN where there is one training.
 
     Raises:
-        ValueError: there is no column "training".
+        ValueError: there is no column "training", or it is empty in some rows.
     """
     _check(results)
     keys = [*by, "method", "retention"]
@@ -69,7 +69,8 @@ def compared(
         Per training: difference, low and high, the 95 % interval over pictures.
 
     Raises:
-        ValueError: there is no column "training", or a training lacks one of the settings.
+        ValueError: there is no column "training", it is empty in some rows, or a training lacks one
+            of the settings.
     """
     _check(results)
     rows = []
@@ -114,4 +115,9 @@ def _check(results: pd.DataFrame) -> None:
         raise ValueError(
             'results: have no column "training", which says what weights gave each answer; add it '
             "to each table before they are joined: table.assign(training=...)."
+        )
+    if lost := int(results["training"].isna().sum()):
+        raise ValueError(
+            f"results: {lost} of {len(results)} rows name no training, and would be left out: give "
+            'each a value in the column "training", or leave them out yourself.'
         )
