@@ -30,8 +30,7 @@ class ClusterMean(Pruner, name="cluster-mean"):
         points = unit(image.features)  # (N, d)
         centres = spread(points, loneliest(points), k)  # (k,)
         owner = owners(image.features, centres)  # (N,)
-        sums = points.new_zeros(k, points.shape[1]).index_add_(
-            0, owner, image.features.to(points.device).double()
-        )  # (k, d)
+        old = image.features.to(owner.device).double()
+        sums = old.new_zeros(k, old.shape[1]).index_add_(0, owner, old)  # (k, d)
         means = sums / owner.bincount(minlength=k)[:, None]
         return Merged(centres, means.to(image.features), owner)

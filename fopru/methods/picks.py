@@ -110,8 +110,7 @@ class Halves(Pick):
         best = top(image.significance, floor_share(k, self.share))
         if len(best) == k:
             return best
-        points = unit(image.features)
-        return spread(points, best.to(points.device), k)
+        return spread(unit(image.features), best, k)
 
 
 @dataclass(frozen=True)
@@ -136,10 +135,9 @@ class MMR(Pick):
     def select(self, image: EncodedImage, k: int) -> Tensor:
         if self.balance == 1:
             return top(image.significance, k)
-        points = unit(image.features)
-        best = top(image.significance, 1).to(points.device)
+        best = top(image.significance, 1)
         scores = image.significance.double()  # (N,)
         low, high = scores.aminmax()
         width = (high - low).where(high - low > RELATIVE * high.abs().maximum(low.abs()), torch.inf)
-        worth = self.balance * ((scores - low) / width).to(points.device)
-        return spread(points, best, k, worth, 1 - self.balance)
+        worth = self.balance * (scores - low) / width
+        return spread(unit(image.features), best, k, worth, 1 - self.balance)
