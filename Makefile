@@ -1,5 +1,5 @@
 # Each target does all of its own set-up; what is done already is not done again.
-.PHONY: help test slow fuzz oldest newest lmms vllm vllm-slow notebooks prose book serve lint clean
+.PHONY: help test slow fuzz oldest newest lmms vllm vllm-slow prose book serve lint clean
 .DEFAULT_GOAL := help
 
 BIN := .venv/bin
@@ -17,13 +17,12 @@ QUICK := $(SPREAD) -m "not slow"
 transformers = $$(basename $(1)/transformers-*.dist-info)
 
 help:
-	@echo "make test   quick tests        make book   build the site into book/_build/html"
+	@echo "make test   quick tests        make book   run every page, build the site: book/_build/html"
 	@echo "make slow   the other tests    make serve  serve it on http://127.0.0.1:$(PORT)"
 	@echo "make lint   ruff               make clean  remove what the targets made"
 	@echo "make oldest the quick tests with the oldest transformers that is supported (.venv-oldest)"
 	@echo "make newest the same with the newest (.venv-newest)"
 	@echo "make fuzz   300 drawn ways of asking, against a masked run (FOPRU_FUZZ_DRAWS, FOPRU_FUZZ_SEED)"
-	@echo "make notebooks  every notebook from top to bottom, by nbmake"
 	@echo "make prose  the numbers of the book's prose, counted again from data/results/"
 	@echo "make lmms   the tests with lmms-eval, in an environment of their own (.venv-lmms)"
 	@echo "make vllm   the tests inside vLLM, on the CPU, in an environment of their own (.venv-vllm);"
@@ -56,9 +55,6 @@ vllm: .venv-vllm/.ready
 
 vllm-slow: .venv-vllm/.ready
 	OMP_NUM_THREADS=1 $(VLLM)/pytest -q -m slow tests/test_vllm.py
-
-notebooks: $(READY)
-	$(SPREAD) --nbmake --nbmake-timeout=900 notebooks
 
 prose: $(READY)
 	$(BIN)/python benchmarks/prose.py
