@@ -120,13 +120,6 @@ CLAIMS = [
         lambda: [bench(method, 0.05).share() for method in ("fopru-mass", "fopru")],
     ),
     (
-        "With original ids {} % of FoPru's answers at a tenth are malformed, with new ones {} %",
-        lambda: [
-            100 - bench("fopru", 0.1, positions).share("formed")
-            for positions in ("preserve", "reindex")
-        ],
-    ),
-    (
         "On *reading* it is {} %, on *attributes* {} %, on *documents* {} %",
         lambda: [shapes(task) for task in ("reading", "attributes", "documents")],
     ),
