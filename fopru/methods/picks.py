@@ -139,5 +139,5 @@ class MMR(Pick):
         scores = image.significance.double()  # (N,)
         low, high = scores.aminmax()
         width = (high - low).where(high - low > RELATIVE * high.abs().maximum(low.abs()), torch.inf)
-        worth = self.balance * (scores - low) / width
+        worth = self.balance * ((scores - low) / width)
         return spread(unit(image.features), best, k, worth, 1 - self.balance)
