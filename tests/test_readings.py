@@ -13,7 +13,7 @@ import torch
 import fopru
 from fopru.evaluation import Example, evaluate
 from fopru.evaluation.asking import answer_ids, inputs_of, prompts
-from fopru.evaluation.readings import begins, legal_answers
+from fopru.evaluation.readings import Choices, Known, begins, legal_answers
 from fopru.pocket.answers import legal
 
 PRUNERS = [fopru.FoPru(0.1), fopru.DivPrune(0.1, weights="mass"), fopru.FastV(0.1)]
@@ -142,6 +142,16 @@ def test_every_question_of_the_benchmark_has_its_legal_answers():
         assert set(e.right) & set(legal_answers(e))
     assert legal("reading", "sign")[:2] == ("10", "11") and len(legal("charts", "value")) == 90
     assert legal("diagrams", "target") is None
+
+
+def test_of_a_vocabulary_only_what_may_follow_is_held(pocket):
+    _, processor = pocket
+    (e,) = fopru.pocket.sample("reading", n=1)
+    choices = Choices(processor, prompts(processor, [e])[0], e)
+    last = torch.randn(1, 100_000).log_softmax(-1)
+    known = Known([choices], last)
+    first = {tokens[0] for tokens in choices.tokens}
+    assert known.after == [{(): {token: last[0, token].item() for token in first}}]
 
 
 def test_without_choices_nothing_is_guessed():

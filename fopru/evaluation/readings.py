@@ -102,6 +102,12 @@ class Choices:
             (whole if name in clash else short)[name]: name.lower() in e.right for name in names
         }
         """The tokens of each legal answer -> whether it is right."""
+        following: dict[Tokens, set[int]] = {}
+        for ids in self.tokens:
+            for i, token in enumerate(ids):
+                following.setdefault(ids[:i], set()).add(token)
+        self.following = {beginning: sorted(some) for beginning, some in following.items()}
+        """Each beginning of a legal answer -> the tokens that may follow it."""
 
 
 class Known:
@@ -114,13 +120,17 @@ class Known:
     def __init__(self, choices: Sequence[Choices], last: Tensor):
         """Begin with the (B, V) log-probabilities of what follows the prompts."""
         self.choices = choices
-        self.after: list[dict[Tokens, list[float]]] = [{(): log} for log in last.tolist()]
-        """For each question: a beginning -> the V log-probabilities of the next token."""
+        self.after: list[dict[Tokens, dict[int, float]]] = [{} for _ in choices]
+        """For each question: a beginning -> the log-probabilities of what may follow it."""
+        for row, log in enumerate(last):
+            self.learn(row, (), log)
 
-    def learn(self, row: int, tokens: Tokens, log: Tensor) -> None:
-        """Take (T, V) log-probabilities of what follows the first 1 to T of these tokens."""
-        for i, values in enumerate(log.tolist()):
-            self.after[row].setdefault(tokens[: i + 1], values)
+    def learn(self, row: int, beginning: Tokens, log: Tensor) -> None:
+        """Take of (V,) log-probabilities those of the tokens that may follow this beginning: a
+        vocabulary has a hundred thousand."""
+        some = self.choices[row].following.get(beginning)
+        if some and beginning not in self.after[row]:
+            self.after[row][beginning] = dict(zip(some, log[some].tolist(), strict=True))
 
     def bound(self, row: int, tokens: Tokens) -> tuple[float, Tokens | None]:
         """Return the log-probability of the longest known beginning of an answer, and the beginning
@@ -206,4 +216,5 @@ def _read(
     }
     log = model(**called, use_cache=True).logits.float().log_softmax(-1)  # (R, T, V)
     for (row, tokens), values in zip(some, log, strict=True):
-        known.learn(row, tokens, values[: len(tokens)])
+        for i in range(len(tokens)):
+            known.learn(row, tokens[: i + 1], values[i])
