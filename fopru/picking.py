@@ -271,7 +271,7 @@ def spread(
     """
     taken, worth = taken.cpu(), None if worth is None else worth.cpu()
     row_of, waiting, kept = cosines_of(points), list(taken[:, None]), []
-    alike = taken.new_full((len(points),), -torch.inf, dtype=points.dtype)
+    alike = torch.full((len(points),), -torch.inf, dtype=points.dtype)
     alike[taken] = torch.inf  # (N,) largest cosine to those taken
     for _ in range(k):
         values = -alike if worth is None else worth - unlike * alike  # (N,)

@@ -36,6 +36,15 @@ class Merged(NamedTuple):
     """(N,) int64: which of the k new tokens each old one went into, -1 for none. None if each new
     token is the old one that stood at its place."""
 
+    @classmethod
+    def means(cls, kept: Tensor, features: Tensor, owner: Tensor) -> Merged:
+        """Make each new token the mean of the features (N, d) of the old ones that go into it; each
+        of the (N,) old ones goes into one."""
+        old = features.to(owner.device).double()
+        sums = old.new_zeros(len(kept), old.shape[1]).index_add_(0, owner, old)  # (k, d)
+        means = sums / owner.bincount(minlength=len(kept))[:, None]
+        return cls(kept, means.to(features), owner)
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PrunedImage:

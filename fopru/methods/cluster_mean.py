@@ -29,8 +29,4 @@ class ClusterMean(Pruner, name="cluster-mean"):
     def merge(self, image: EncodedImage, k: int) -> Merged:
         points = unit(image.features)  # (N, d)
         centres = spread(points, loneliest(points), k)  # (k,)
-        owner = owners(image.features, centres)  # (N,)
-        old = image.features.to(owner.device).double()
-        sums = old.new_zeros(k, old.shape[1]).index_add_(0, owner, old)  # (k, d)
-        means = sums / owner.bincount(minlength=k)[:, None]
-        return Merged(centres, means.to(image.features), owner)
+        return Merged.means(centres, image.features, owners(image.features, centres))

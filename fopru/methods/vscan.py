@@ -78,11 +78,7 @@ class VScan(CLS, name="vscan"):
         rest = remaining(local, n)
         best = rest[top(image.significance[rest], k - len(local))]
         kept = torch.cat([local, best]).sort().values
-        owner = owners(image.features, kept)  # (N,)
-        old = image.features.to(owner.device).double()
-        sums = old.new_zeros(k, old.shape[1]).index_add_(0, owner, old)
-        means = sums / owner.bincount(minlength=k)[:, None]
-        return Merged(kept, means.to(image.features), owner)
+        return Merged.means(kept, image.features, owners(image.features, kept))
 
     def _local(self, scores: Tensor, view: View, count: int) -> Tensor:
         """Places of `count` tokens of largest score, so many from each window."""
