@@ -6,9 +6,9 @@
 # 1. times and memory of true shapes with random weights   $OUT/h200.parquet, h200.json
 #    A short prefill waits for Python, so nothing else may run beside it.
 # 2. a training of the pocket model for each of $SEEDS     $OUT/seed3.tar (model, log)
-#    An H200 needs a minute or two to compile it, and takes 22 steps a second, of 9,900; two beside
-#    each other slow each other down. What is not done in $TRAIN seconds leaves its checkpoint in
-#    pieces: cat seed3.pt.* > checkpoint.pt, and it goes on on any machine.
+#    An H200 needs a minute or two to compile it, and takes 22 steps a second, of 9,900. What is not
+#    done in $TRAIN seconds leaves its checkpoint in pieces: cat seed3.pt.* > checkpoint.pt, and it
+#    goes on on any machine.
 #
 # transformers has to be that of pyproject.toml: carry its wheel where no registry is reached.
 set -u

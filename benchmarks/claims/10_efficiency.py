@@ -1,7 +1,6 @@
 import re
 
-import pandas as pd
-from prose import ROOT
+from prose import ROOT, table
 
 PAGE = "notebooks/10_efficiency.ipynb"
 FOLDER = ROOT / "data" / "results"
@@ -25,13 +24,15 @@ def over_plain(way: str) -> list[float]:
     return [min(map(float, found)), max(map(float, found))]
 
 
-GPU = pd.read_parquet(FOLDER / "efficiency" / "h200.parquet")
+FULL_FOPRU = ("full", "fopru")
+SEVEN = "llava-1.5-7b"
+MANY = ((SEVEN, 32), ("llava-next-7b", 8))
 
 
 def gpu(model: str, batch: int, method: str, stage: str, column: str = "seconds") -> float:
     """A number of the run on a GPU; seconds in ms."""
-    of = (GPU.model == model) & (GPU.batch == batch) & (GPU.method == method)
-    (value,) = GPU[of & (GPU.stage == stage)][column]
+    rows = table("efficiency/h200").set_index(["model", "batch", "method", "stage"]).sort_index()
+    value = rows.loc[(model, batch, method, stage), column]
     return 1000 * value if column == "seconds" else value
 
 
@@ -45,28 +46,20 @@ def first(model: str, batch: int) -> float:
     return read[0] / (read[1] + own(model, batch, "fopru"))
 
 
-def faster(model: str, batch: int, stage: str) -> float:
-    full, kept = (gpu(model, batch, m, stage) for m in FULL_FOPRU)
+def less(model: str, batch: int, column: str = "seconds") -> float:
+    """How many times less FoPru's prefill takes: seconds, or tokens."""
+    full, kept = (gpu(model, batch, m, "prefill", column) for m in FULL_FOPRU)
     return full / kept
 
-
-def shorter(model: str, batch: int) -> float:
-    full, kept = (gpu(model, batch, m, "prefill", "tokens") for m in FULL_FOPRU)
-    return full / kept
-
-
-FULL_FOPRU = ("full", "fopru")
-SEVEN = "llava-1.5-7b"
-MANY = ((SEVEN, 32), ("llava-next-7b", 8))
 
 CLAIMS = [
-    ("with one prompt it is {} times faster, and", lambda: faster(SEVEN, 1, "prefill")),
+    ("with one prompt it is {} times faster, and", lambda: less(SEVEN, 1)),
     (
         "The prefill of {} tokens takes {} ms, that of {} tokens {} ms, and each step",
         lambda: [
-            f(SEVEN, 1, m, "prefill", *c)
-            for m in FULL_FOPRU
-            for f, c in ((gpu, ["tokens"]), (gpu, []))
+            gpu(SEVEN, 1, method, "prefill", column)
+            for method in FULL_FOPRU
+            for column in ("tokens", "seconds")
         ],
     ),
     (
@@ -77,8 +70,11 @@ CLAIMS = [
         "or with 8 pictures of {} tokens, the GPU is full",
         lambda: gpu("llava-next-7b", 8, "full", "prefill", "visual"),
     ),
-    ("The prefill is {} and {} times faster", lambda: [faster(*one, "prefill") for one in MANY]),
-    ("where the prompts are {} and {} times shorter", lambda: [shorter(*one) for one in MANY]),
+    ("The prefill is {} and {} times faster", lambda: [less(*one) for one in MANY]),
+    (
+        "where the prompts are {} and {} times shorter",
+        lambda: [less(*one, "tokens") for one in MANY],
+    ),
     (
         "the first token comes {} and {} times earlier",
         lambda: [first(*one) for one in MANY],
@@ -95,7 +91,7 @@ CLAIMS = [
         "Its scoring takes {} ms, more than half",
         lambda: gpu(SEVEN, 32, "fopru", "scoring"),
     ),
-    ("2.1 times faster, where Table 10.3 has {}", lambda: faster(SEVEN, 1, "prefill")),
+    ("2.1 times faster, where Table 10.3 has {}", lambda: less(SEVEN, 1)),
     ("prefill and decoding change by less than {} % with weights", cost_of_weights),
     (
         "with FoPru's scoring took between {} and {} times as long as the plain tower",

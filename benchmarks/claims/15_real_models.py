@@ -1,15 +1,14 @@
-import pandas as pd
-from prose import ROOT
+from prose import Rows, table
 
 PAGE = "notebooks/15_real_models.ipynb"
-GPU = pd.read_parquet(ROOT / "data" / "results" / "efficiency" / "h200.parquet")
-PLAIN = GPU[(GPU.model == "llava-1.5-7b") & (GPU.batch == 1) & (GPU.method == "full")]
+ONE = Rows(table("efficiency/h200")).where(model="llava-1.5-7b", batch=1, method="full")
+VISION = ONE.where(stage="vision").rows
 
 CLAIMS = [
-    ("an H200 reads {} tokens", lambda: PLAIN.tokens.iloc[0]),
+    ("an H200 reads {} tokens", lambda: VISION.tokens.item()),
     (
         "beside a tower that takes {} ms",
-        lambda: 1000 * PLAIN[PLAIN.stage == "vision"].seconds.item(),
+        lambda: 1000 * VISION.seconds.item(),
     ),
 ]
 
