@@ -26,6 +26,7 @@ from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
 from fopru.in_llm import InLLMPruner
 from fopru.methods.divprune import DivPrune
 from fopru.picking import owners
+from fopru.pocket import scenes
 from fopru.pruned import Merged
 from fopru.pruner import POSITIONS, WEIGHTS
 
@@ -48,6 +49,7 @@ BEFORE = tuple(
 MAIN = ("fopru", "fopru-row", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
 OTHERS = tuple(name for name in BEFORE if name not in (*MAIN, "random"))
 TUNED = (*MAIN, "cluster-mean", "random")
+FIVE = ("knowledge", "diagrams")
 CHOSEN_FROM = ("fopru", "divprune", "dpp", "uniform")
 
 
@@ -82,6 +84,7 @@ class Part:
     """One in so many pictures of each kind is asked about, the first ones: all questions under all
     settings, three times over, would take two cores a night. (Not every second one: variants of a
     question take turns from one picture to the next.)"""
+    tasks: tuple[str, ...] = scenes.TASKS
 
 
 def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
@@ -135,6 +138,11 @@ PARTS = {
             TWO,
             "reindex",
         ),
+    ],
+    # one token and five, of a benchmark that hardly looks and of one that does
+    "five tokens": [
+        Part(methods, (0.02, 1 / 256), "reindex", seeds, (*BLIND,), "test", 1, FIVE)
+        for methods, seeds in ((("fopru", "oracle"), (0,)), (("random",), (0, 1, 2)))
     ],
     # rank and row at the same number of tokens
     "rows": [Part(("fopru", "fopru-row"), ROWS, positions) for positions in POSITIONS],
@@ -207,7 +215,7 @@ def ask(training: int, name: str) -> pd.DataFrame:
         rows = fopru.evaluate(
             model,
             processor,
-            [e for e in questions if e.scene["image_id"] in some],
+            [e for e in questions if e.scene["image_id"] in some and e.task in part.tasks],
             part.methods,
             part.retentions,
             part.positions,
