@@ -84,7 +84,7 @@ class Part:
     """One in so many pictures of each kind is asked about, the first ones: all questions under all
     settings, three times over, would take two cores a night. (Not every second one: variants of a
     question take turns from one picture to the next.)"""
-    tasks: tuple[str, ...] = scenes.TASKS
+    tasks: tuple[str, ...] = tuple(scenes.TASKS)
 
 
 def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
