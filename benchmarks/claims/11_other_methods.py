@@ -1,13 +1,14 @@
 """Other methods."""
 
-from prose import Rows, bench, lead, table
+from prose import Rows, bench, half, lead, over, table
 
 PAGE = "notebooks/11_other_methods.ipynb"
 
 
-def reach(one, other, retention, column="choice"):
-    """Points between two methods, with the ends of the interval."""
-    return lead(bench(one, retention), bench(other, retention), column)
+def reach(one, other, retention):
+    """Points between two methods on the questions that all were asked: the mean over trainings, and
+    the ends of all intervals."""
+    return over(half(bench(one, retention)), half(bench(other, retention)))
 
 
 def captions(one, other, retention=0.25):
