@@ -26,7 +26,8 @@ CLAIMS = [
         lambda: [mixed(ids, 0.25) for ids in ("preserve", "reindex")],
     ),
     (
-        "With new ids *documents* lose {} points and *reading* {}; with own ids they lose {} and {}",
+        "With new ids *documents* lose {} points and *reading* {}; with own ids they lose {} and "
+        "{}",
         lambda: [
             mixed(ids, 0.25, task=task)
             for ids in ("reindex", "preserve")

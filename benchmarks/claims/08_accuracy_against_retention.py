@@ -85,7 +85,8 @@ CLAIMS = [
         lambda: [left(m) for m in ("divprune", "fopru", "random")],
     ),
     (
-        "FoPru minus DivPrune is {} points [{}, {}] at a quarter, and {} points [{}, {}] at a tenth",
+        "FoPru minus DivPrune is {} points [{}, {}] at a quarter, and {} points [{}, {}] at a "
+        "tenth",
         lambda: [
             *reach(("fopru", 0.25), ("divprune", 0.25)),
             *reach(("fopru", 0.1), ("divprune", 0.1)),
