@@ -23,6 +23,12 @@ def mistaken(method, answer):
     return 100 - bench(method, 0.1, task="presence", answer=answer).share("choice")
 
 
+def affirmed(method, variant="likely"):
+    """Absent things that are affirmed at a tenth, in percent."""
+    rows = Rows(table("beyond")).where(split="hallucination", method=method, variant=variant)
+    return 100 - rows.where(positions="reindex").at(0.1).share("choice")
+
+
 CLAIMS = [
     (
         "FoPru minus DivPrune is {} points [{}, {}]",
@@ -42,6 +48,10 @@ CLAIMS = [
     (
         "random tokens deny {} % of what is there",
         lambda: mistaken("random", "yes"),
+    ),
+    (
+        "With the tokens of CLS it affirms {} % of the likely things",
+        lambda: affirmed("cls"),
     ),
     (
         "Halves know {} points [{}, {}] more than FoPru at a tenth, and {} points [{}, {}] more "
