@@ -29,6 +29,12 @@ def cause(model: str, method: str = "fopru", retention: float = 0.1) -> Rows:
     return at(retention, "pocket/causes", **part)
 
 
+def combined() -> list[float]:
+    """Known with all tokens: on new combinations, and on familiar ones of the same tasks."""
+    new = Rows(table("beyond")).where(split="combinations", method="full", positions="reindex")
+    return [new.share(), bench("full", task=list(new.rows["task"].unique())).share()]
+
+
 CLAIMS = [
     (
         "the smallest of the four ({} %) or the largest ({} %)",
@@ -45,6 +51,10 @@ CLAIMS = [
     (
         "a standard deviation of at most {} points",
         lambda: max(spread(m, r) for m in ("cls", "divprune", "random") for r in (0.25, 0.1)),
+    ),
+    (
+        "knows {} % of the answers on new combinations, and {} % on familiar ones",
+        combined,
     ),
     (
         "the guesser gets {} % of counting, and {} % of knowledge",
