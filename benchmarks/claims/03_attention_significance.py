@@ -20,10 +20,10 @@ PAGE = "notebooks/03_attention_significance.ipynb"
 CLAIMS = [
     (
         "With 64 tokens the criterion on logits costs {} points of what is known; *received* on "
-        "logits costs {}.",
+        "logits changes it by {}, which",
         lambda: [
             cost("fopru, scores=logits"),
-            cost("fopru, axis=received, scores=logits"),
+            -cost("fopru, axis=received, scores=logits"),
         ],
     ),
     (
