@@ -32,7 +32,7 @@ CLAIMS = [
         "With one token of 256 the model knows {} % of the *knowledge* answers",
         lambda: on("fopru", ONE, **KNOWLEDGE),
     ),
-    ("As many: {} %", lambda: on("guess", **KNOWLEDGE)),
+    ("Nearly as many: {} %", lambda: on("swapped", **KNOWLEDGE)),
     (
         "FoPru's one token knows {} % of the answers. That is",
         lambda: on("fopru", ONE, **KNOWLEDGE),
@@ -61,7 +61,7 @@ CLAIMS = [
         ],
     ),
     ('are "{} % of full" in the usual', relative),
-    ("here it makes {} % of a third", relative),
+    ("here it turns next to nothing into {} %", relative),
     ("One token of 256 gives {} % of the full model's accuracy", relative),
 ]
 
