@@ -133,7 +133,7 @@ CLAIMS = [
         ],
     ),
     (
-        "wrong tokens harm: {} % known at a tenth, against {} % with the right ones",
+        "wrong tokens harm more: {} % known at a tenth, against {} % with the right ones",
         lambda: [fewer("divprune-dealt", 0.1), fewer("divprune-mass", 0.1)],
     ),
     (
