@@ -23,7 +23,7 @@ ASIDE = [  # asserted by cells of the page, or reported
     "at most three points below",
     "For *knowledge* 12 tokens are enough",
     "on LLaVA-1.5-7B at 64 tokens",
-    "renumbered ids keep 92.2 % of the full model's average, original ids alone 90.6 %, a "
-    "logarithmic weight alone 91.0 %, and merging, weight and original ids together 96.5 % "
+    "renumbered ids keep 92.2 % of the full model's average, own ids alone 90.6 %, a "
+    "logarithmic weight alone 91.0 %, and merging, weight and own ids together 96.5 % "
     "(reported",
 ]
