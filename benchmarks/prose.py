@@ -56,6 +56,10 @@ class Rows:
         """Those of one retention."""
         return Rows(self.rows[np.isclose(self.rows["retention"], retention)])
 
+    def apart(self) -> list["Rows"]:
+        """Those of each training."""
+        return [Rows(rows) for _, rows in self.rows.groupby("training")]
+
     def each(self, column: str) -> pd.Series:
         """Question -> its value, seeds averaged."""
         if column == "malformed":
@@ -102,11 +106,8 @@ def lead(one: Rows, other: Rows, column: str = "choice") -> list[float]:
 
 def over(one: Rows, other: Rows, column: str = "choice") -> list[float]:
     """The mean of `gap` over trainings, and the outermost of their `ends`."""
-    each = [
-        lead(one.where(training=n), other.where(training=n), column)
-        for n in sorted(one.rows["training"].unique())
-    ]
-    means, lows, highs = zip(*each, strict=True)
+    pairs = zip(one.apart(), other.apart(), strict=True)
+    means, lows, highs = zip(*(lead(*pair, column) for pair in pairs), strict=True)
     return [float(np.mean(means)), min(lows), max(highs)]
 
 

@@ -52,7 +52,7 @@ def against(other, retention, column):
 def later(column, method="fopru"):
     """Of each new training, at a tenth."""
     rows = Rows(table("pocketbench")).where(method=method, positions="reindex").at(0.1)
-    return [rows.where(training=n).share(column) for n in range(3)]
+    return [one.share(column) for one in rows.apart()]
 
 
 def apart():

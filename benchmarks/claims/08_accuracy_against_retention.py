@@ -1,7 +1,7 @@
 """Accuracy against retention."""
 
 import numpy as np
-from prose import bench, gap, half, over, table
+from prose import bench, gap, half, over
 
 PAGE = "notebooks/08_accuracy_against_retention.ipynb"
 
@@ -34,11 +34,11 @@ def left(method, retention=0.1):
 
 def filtered(method, retention=0.1):
     """Known, of the questions that the full picture answers and a smaller one does not."""
+    settings = bench("full"), bench("smaller", retention), bench(method, retention)
     shares = []
-    for n in sorted(table("pocketbench")["training"].unique()):
-        full, small = bench("full", training=n), bench("smaller", retention, training=n)
+    for full, small, some in zip(*(rows.apart() for rows in settings), strict=True):
         hard = full.each("choice").gt(0) & small.each("choice").eq(0)
-        shares.append(known(method, retention, training=n, id=list(hard[hard].index)))
+        shares.append(some.where(id=list(hard[hard].index)).share())
     return float(np.mean(shares))
 
 
@@ -61,8 +61,7 @@ def without(switch):
 
 def trained(method, retention):
     """Known in the training that knows least, and in that which knows most."""
-    every = sorted(table("pocketbench")["training"].unique())
-    shares = [known(method, retention, training=n) for n in every]
+    shares = [rows.share() for rows in bench(method, retention).apart()]
     return [min(shares), max(shares)]
 
 

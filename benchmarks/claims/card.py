@@ -15,8 +15,7 @@ def card(method: str, retention: float | None = None, **equal) -> Rows:
 
 def each(column: str, *setting, **equal) -> list[float]:
     """Percent, training by training."""
-    trained = sorted(table("pocket/score")["training"].unique())
-    return [card(*setting, training=n, **equal).share(column) for n in trained]
+    return [rows.share(column) for rows in card(*setting, **equal).apart()]
 
 
 def known(method: str, retention: float | None = None, **equal) -> float:

@@ -18,9 +18,8 @@ def half(model: str, method: str, retention: float = 1.0) -> Rows:
 
 def spread(other: str, retention: float) -> float:
     """Standard deviation over trainings of FoPru minus another method in what is known."""
-    pair = bench("fopru", retention), bench(other, retention)
-    trained = sorted(table("pocketbench")["training"].unique())
-    return float(np.std([gap(*(m.where(training=n) for m in pair)) for n in trained], ddof=1))
+    pairs = zip(bench("fopru", retention).apart(), bench(other, retention).apart(), strict=True)
+    return float(np.std([gap(*pair) for pair in pairs], ddof=1))
 
 
 def cause(model: str, method: str = "fopru", retention: float = 0.1) -> Rows:
