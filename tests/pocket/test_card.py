@@ -32,6 +32,12 @@ def shares(results, method):
     return table.set_index("task")["mean"]
 
 
+def malformed(results):
+    """The share of FoPru's answers at a tenth that are no legal ones."""
+    rows = results[(results.method == "fopru") & (results.retention == 0.1)]
+    return 1 - rows.formed.astype(float).mean()
+
+
 def far(n):
     """Four standard errors of the difference of n and 200 questions, at a share of one half."""
     return 4 * 0.5 * (1 / n + 1 / 200) ** 0.5
@@ -50,15 +56,18 @@ def test_each_training_answers_fresh_questions_as_the_card_says(training):
     for method, retention in (("full", 1.0), ("fopru", 0.1)):
         here, there = (shares(rows[rows.retention == retention], method) for rows in (fresh, card))
         assert ((here - there).abs() < far(200)).all(), (method, here - there)
-    formed = [
-        rows[(rows.method == "fopru") & (rows.retention == 0.1)].formed.astype(float).mean()
-        for rows in (fresh, card)
-    ]
-    assert abs(formed[0] - formed[1]) < 0.05
+    here, there = (malformed(rows) for rows in (fresh, card))
+    assert abs(here - there) < 0.05
     full = shares(fresh, "full")
     for blind in BLIND:
         lost = full - shares(fresh, blind)
         assert (lost.drop("knowledge") > 0.15).all(), (blind, lost)
+
+
+@pytest.mark.xfail(strict=True, reason="the goal is missed: the card says by how much")
+@pytest.mark.parametrize("training", TRAININGS)
+def test_few_answers_are_malformed_at_a_tenth(training):
+    assert malformed(told(training)) < 0.05
 
 
 def test_weights_are_small_and_safe():
