@@ -49,7 +49,6 @@ BEFORE = tuple(
 MAIN = ("fopru", "fopru-row", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
 OTHERS = tuple(name for name in BEFORE if name not in (*MAIN, "random"))
 TUNED = (*MAIN, "cluster-mean", "random")
-FIVE = ("knowledge", "diagrams")
 CHOSEN_FROM = ("fopru", "divprune", "dpp", "uniform")
 
 
@@ -141,7 +140,15 @@ PARTS = {
     ],
     # one token and five, of a benchmark that hardly looks and of one that does
     "five tokens": [
-        Part(methods, (0.02, 1 / 256), "reindex", seeds, (*BLIND,), "test", 1, FIVE)
+        Part(
+            methods,
+            (0.02, 1 / 256),
+            "reindex",
+            seeds,
+            (*BLIND,),
+            one_in=1,
+            tasks=("knowledge", "diagrams"),
+        )
         for methods, seeds in ((("fopru", "oracle"), (0,)), (("random",), (0, 1, 2)))
     ],
     # rank and row at the same number of tokens
