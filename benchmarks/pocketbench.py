@@ -26,13 +26,15 @@ from fopru.evaluation.controls import BLIND, CONTROLS, Later, Shuffled
 from fopru.in_llm import InLLMPruner
 from fopru.methods.divprune import DivPrune
 from fopru.picking import owners
+from fopru.pocket import scenes
 from fopru.pruned import Merged
 from fopru.pruner import POSITIONS, WEIGHTS
 
+sys.path.append(str(Path(__file__).parents[1] / "data"))
+from making.score import TRAININGS
+
 RESULTS = Path(__file__).parents[1] / "data" / "results"
 STORE = Path("~/.cache/fopru/pocketbench").expanduser()
-TRAININGS = ("pocket", "pocket-1", "pocket-2")
-"""The folders under `data/` of the weights that differ in the seed of their training only."""
 
 RANGE = (0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.05, 0.02, 1 / 256)
 FOUR = (0.5, 0.25, 0.1, 0.05)
@@ -47,6 +49,7 @@ BEFORE = tuple(
 MAIN = ("fopru", "fopru-row", "cls", "divprune", "dpp", "vispruner", "tome", "uniform")
 OTHERS = tuple(name for name in BEFORE if name not in (*MAIN, "random"))
 TUNED = (*MAIN, "cluster-mean", "random")
+CHOSEN_FROM = ("fopru", "divprune", "dpp", "uniform")
 
 
 class Constant(DivPrune):
@@ -76,8 +79,11 @@ class Part:
     seeds: tuple[int, ...] = (0,)
     blind: tuple[str, ...] = ()
     split: str = "test"
-    every: int = 1
-    """1 asks about all pictures, 2 about every second one."""
+    one_in: int = 2
+    """One in so many pictures of each kind is asked about, the first ones: all questions under all
+    settings, three times over, would take two cores a night. (Not every second one: variants of a
+    question take turns from one picture to the next.)"""
+    tasks: tuple[str, ...] = tuple(scenes.TASKS)
 
 
 def weighted(names: tuple[str, ...], weights: str) -> tuple[fopru.Pruner, ...]:
@@ -89,27 +95,35 @@ FOPRU = fopru.FoPru()
 WEIGHTED = [w for w in product(POSITIONS, WEIGHTS) if w[1] != "none"]
 """Position ids, and the weights of kept tokens."""
 PICKS = {"cells": fopru.Cells(), "mmr": fopru.MMR(), "halves": fopru.Halves()}
-SAME_MEAN = tuple(k / 256 for k in (99, 125, 141, 160))
-"""What PyramidDrop at 5 and 15 % (99, 125) and FastV at 10 and 25 % (141, 160) keep of 256 tokens
-in the mean over the four layers of the shipped decoder: as many, before it. A decoder of another
-depth has other means."""
+SAME_MEAN = tuple(k / 256 for k in (83, 99, 112, 125))
+"""What FastV at 10 and 25 % (83, 112) and PyramidDrop at 5 and 15 % (99, 125) keep of 256 tokens in
+the mean over the eight layers of the decoder: as many, before it. A decoder of another depth has
+other means."""
 PARTS = {
     # the main methods and the controls over the whole range
     "curves": [
-        Part((*MAIN, *INSIDE, *CONTROLS), RANGE, "reindex", blind=(*BLIND,)),
-        Part(("random",), RANGE, "reindex", (0, 1, 2)),
+        Part((*MAIN, *INSIDE, *CONTROLS), RANGE, "reindex", one_in=4),
+        Part(("random",), RANGE, "reindex", (0, 1, 2), one_in=4),
+        Part(("uniform",), FOUR, "reindex", blind=(*BLIND,)),
     ],
     # all methods, with both kinds of position ids
     "methods": [
         *(Part((*MAIN, *INSIDE, *CONTROLS), FOUR, positions) for positions in POSITIONS),
-        *(Part(OTHERS, FOUR, positions, every=2) for positions in POSITIONS),
+        *(Part(OTHERS, FOUR, positions, one_in=4) for positions in POSITIONS),
         *(Part(("random",), FOUR, positions, (0, 1, 2)) for positions in POSITIONS),
         *(Part((Shuffled(FOPRU),), FOUR, positions) for positions in POSITIONS),
     ],
-    # kept tokens that count as those they stand for
+    # kept tokens that count as those they stand for; what chapter 9 chooses from at four budgets
     "weights": [
-        Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, every=2)
-        for positions, weights in WEIGHTED
+        *(
+            Part(weighted((*BEFORE, "oracle"), weights), TWO, positions, one_in=4)
+            for positions, weights in WEIGHTED
+        ),
+        *(
+            Part(weighted(CHOSEN_FROM, weights), (0.5, 0.05), positions, one_in=4)
+            for positions, weights in WEIGHTED
+            if weights == "mass"
+        ),
     ],
     # what the published text leaves open
     "readings": [
@@ -124,6 +138,19 @@ PARTS = {
             "reindex",
         ),
     ],
+    # one token and five, of a benchmark that hardly looks and of one that does
+    "five tokens": [
+        Part(
+            methods,
+            (0.02, 1 / 256),
+            "reindex",
+            seeds,
+            (*BLIND,),
+            one_in=1,
+            tasks=("knowledge", "diagrams"),
+        )
+        for methods, seeds in ((("fopru", "oracle"), (0,)), (("random",), (0, 1, 2)))
+    ],
     # rank and row at the same number of tokens
     "rows": [Part(("fopru", "fopru-row"), ROWS, positions) for positions in POSITIONS],
     # as many tokens as the methods inside the language model keep in the mean over its layers
@@ -137,7 +164,6 @@ PARTS = {
             },
             TWO,
             "reindex",
-            every=2,
         )
     ],
     # FoPru's score under other selectors
@@ -158,23 +184,31 @@ PARTS = {
     # what training never showed together, and what is likely and absent
     "beyond": [
         *(
-            Part((*MAIN, "random", "oracle"), TWO, positions, blind=(*BLIND,), split=split)
-            for split in ("combinations", "hallucination")
+            Part((*MAIN, "random", "oracle"), TWO, positions, (0,), (*BLIND,), split, one_in)
+            for split, one_in in (("combinations", 4), ("hallucination", 1))
             for positions in POSITIONS
         ),
         *(
-            Part(weighted((*MAIN, "random"), weights), TWO, positions, split="hallucination")
+            Part(weighted((*MAIN, "random"), weights), TWO, positions, (0,), (), "hallucination", 1)
             for positions, weights in WEIGHTED
         ),
     ],
     # what to recommend is chosen on the validation split
     "validation": [
-        Part(weighted(TUNED, weights), TWO, positions, split="validation")
+        Part(weighted(TUNED, weights), TWO, positions, split="validation", one_in=4)
         for positions, weights in product(POSITIONS, WEIGHTS)
     ],
 }
 APART = ("beyond", "validation")
 """The parts that have a table of their own, beside `pocketbench.parquet`."""
+
+
+def chosen(questions: list[Example], one_in: int) -> set[str]:
+    """The first pictures of each kind, one in so many."""
+    kinds = defaultdict(list)
+    for name in dict.fromkeys(e.scene["image_id"] for e in questions):
+        kinds[name.rpartition("-")[0]].append(name)
+    return {name for names in kinds.values() for name in names[: len(names) // one_in]}
 
 
 def ask(training: int, name: str) -> pd.DataFrame:
@@ -184,12 +218,11 @@ def ask(training: int, name: str) -> pd.DataFrame:
     parts = []
     for part in PARTS[name]:
         questions = fopru.pocket.benchmark(part.split)
-        pictures = list(dict.fromkeys(e.scene["image_id"] for e in questions))
-        some = set(pictures[:: part.every])
+        some = chosen(questions, part.one_in)
         rows = fopru.evaluate(
             model,
             processor,
-            [e for e in questions if e.scene["image_id"] in some],
+            [e for e in questions if e.scene["image_id"] in some and e.task in part.tasks],
             part.methods,
             part.retentions,
             part.positions,

@@ -56,6 +56,10 @@ class Rows:
         """Those of one retention."""
         return Rows(self.rows[np.isclose(self.rows["retention"], retention)])
 
+    def apart(self) -> list["Rows"]:
+        """Those of each training."""
+        return [Rows(rows) for _, rows in self.rows.groupby("training")]
+
     def each(self, column: str) -> pd.Series:
         """Question -> its value, seeds averaged."""
         if column == "malformed":
@@ -100,14 +104,26 @@ def lead(one: Rows, other: Rows, column: str = "choice") -> list[float]:
     return [gap(one, other, column), *ends(one, other, column)]
 
 
+def over(one: Rows, other: Rows, column: str = "choice") -> list[float]:
+    """The mean of `gap` over trainings, and the outermost of their `ends`."""
+    pairs = zip(one.apart(), other.apart(), strict=True)
+    means, lows, highs = zip(*(lead(*pair, column) for pair in pairs), strict=True)
+    return [float(np.mean(means)), min(lows), max(highs)]
+
+
 def bench(method: str, retention: float = 1.0, positions: str = "reindex", **equal) -> Rows:
-    """Rows of `pocketbench.parquet`, or else of `newer.parquet`; what has no retention is found
-    without one."""
-    there = table("pocketbench")["method"].eq(method).any()
-    rows = Rows(table("pocketbench" if there else "newer")).where(method=method, **equal)
+    """Rows of `pocketbench.parquet`, of all trainings; what has no retention is found without
+    one."""
+    rows = Rows(table("pocketbench")).where(method=method, **equal)
     if method in ("none", "grey", "swapped", "guess", "full"):
-        return Rows(rows.rows.drop_duplicates("id"))
+        return Rows(rows.rows.drop_duplicates(["training", "id"]))
     return rows.at(retention).where(positions=positions)
+
+
+def half(rows: Rows) -> Rows:
+    """Those on the pictures that every method and switch was asked about."""
+    some = table("pocketbench").query("method == 'scope'")["id"].unique()
+    return rows.where(id=list(some))
 
 
 def prose(page: Path) -> str:

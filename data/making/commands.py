@@ -41,12 +41,14 @@ def train(
 
 @app.command()
 def score(
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Folders that train wrote; else the shipped ones.")
+    ] = None,
     n: Annotated[int, typer.Option(min=4, help="Questions per task.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the questions.")] = 1,
-    model: Annotated[str, typer.Option(help="pocket, or a folder that train wrote.")] = "pocket",
     world: Annotated[
-        str, typer.Option(help="first, as the shipped weights were trained on, or second.")
-    ] = "first",
+        str, typer.Option(help="second, or first, which data/pocket-first was trained on.")
+    ] = "second",
     out: Annotated[
         Path | None, typer.Option(help="Write answers to this .parquet, provenance beside it.")
     ] = None,
@@ -55,8 +57,7 @@ def score(
     with one_sentence():
         if out is not None:
             check_parquet(out)
-        results = scoring.score(n, seed, model, world=world)
+        results = scoring.score(models or scoring.shipped(), n, seed, world=world)
         if out is not None:
             keep(results, out)
-        stands_out = scoring.sinks(n, seed, model, world)
-    typer.echo(scoring.report(results, stands_out))
+    typer.echo(scoring.report(results))

@@ -78,10 +78,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions per task.")] = None,
     split: Annotated[
         str,
-        typer.Option(
-            help="Of PocketBench: test, validation, test-2, validation-2, combinations or "
-            "hallucination."
-        ),
+        typer.Option(help="Of PocketBench: test, validation, combinations or hallucination."),
     ] = "test",
     batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 64,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 8,

@@ -30,7 +30,7 @@ class Split(NamedTuple):
     """First entry of its scenes' seeds."""
     n: int
     """Questions per task."""
-    world: str = "first"
+    world: str = "second"
     tasks: tuple[str, ...] = tuple(scenes.TASKS)
     variants: tuple[str, ...] | None = None
     """The variants of question that are asked; None asks all."""
@@ -39,8 +39,6 @@ class Split(NamedTuple):
 SPLITS = {
     "test": Split(scenes.TEST, 200),
     "validation": Split(scenes.VALIDATION, 100),
-    "test-2": Split(scenes.TEST_2, 200, "second"),
-    "validation-2": Split(scenes.VALIDATION_2, 100, "second"),
     "combinations": Split(
         scenes.COMBINATIONS, 200, "combinations", tuple(scenes.WORLDS["combinations"].tasks)
     ),
@@ -48,7 +46,6 @@ SPLITS = {
         scenes.HALLUCINATION, 200, "second", ("presence",), ("likely", "random")
     ),
 }
-"""The first two are what the shipped weights are asked; the others wait for the next ones."""
 
 SCHEMA = pa.schema(
     {
@@ -68,10 +65,10 @@ def benchmark(split: str = "test", task: str | None = None) -> list[Example]:
     """The questions of PocketBench: at least 200 per task to test on.
 
     Args:
-        split: "test", or "validation" for whatever is to be tuned. Of the second, harder world:
-            "test-2", "validation-2"; "combinations" of what its training never shows together;
-            "hallucination", where the answer is always no: is there what often stands beside
-            something that is there (variant "likely"), and is there any other thing ("random")?
+        split: "test", or "validation" for whatever is to be tuned; "combinations" of what training
+            never shows together; "hallucination", where the answer is always no: is there what
+            often stands beside something that is there (variant "likely"), and is there any other
+            thing ("random")?
         task: one of the split's tasks; None for all.
 
     Raises:

@@ -33,7 +33,7 @@ def folder(name: str = "pocket") -> Path:
 
 
 def sample(
-    task: str | None = None, n: int = 100, seed: int = 0, world: str = "first"
+    task: str | None = None, n: int = 100, seed: int = 0, world: str = "second"
 ) -> list[Example]:
     """Questions on fresh scenes, none of them seen in training or in PocketBench.
 
@@ -42,8 +42,9 @@ def sample(
             counting, no diagrams and no knowledge.
         n: number of questions; up to `QUESTIONS_PER_IMAGE` share a picture.
         seed: the same seed gives the same questions, and a larger n more of them.
-        world: "first", the scenes that the shipped weights know; "second", harder ones;
-            "combinations", scenes with things that are never together in the training on "second".
+        world: "second", the scenes that the pocket model knows; "combinations", scenes with things
+            that are never together in its training; "first", easier ones, which the weights in
+            `data/pocket-first` know.
 
     Raises:
         ValueError: an unknown world or task, or n or seed that is no integer of at least 0.

@@ -5,20 +5,26 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from making.score import TRAININGS
 
 import fopru
 from fopru.evaluation.controls import BLIND
-from fopru.evaluation.statistics import accuracy, difference
+from fopru.evaluation.statistics import accuracy
 from fopru.pocket import scenes
 
 RESULTS = Path(__file__).parents[2] / "data" / "results" / "pocket"
-SCENES = ("presence", "attributes", "counting", "reading")
 
 
-def ask(n, seed, tasks=tuple(scenes.TASKS), **arguments):
-    model, processor = fopru.load("pocket")
+def ask(n, seed, tasks=tuple(scenes.TASKS), training="pocket", **arguments):
+    model, processor = fopru.load(fopru.pocket.folder(training))
     examples = [e for task in tasks for e in fopru.pocket.sample(task, n, seed)]
     return fopru.evaluate(model, processor, examples, **{"methods": (), **arguments})
+
+
+def told(training):
+    """The rows that the card's tables were made of."""
+    card = pd.read_parquet(RESULTS / "score.parquet")
+    return card[card.training == TRAININGS.index(training)]
 
 
 def shares(results, method):
@@ -26,38 +32,42 @@ def shares(results, method):
     return table.set_index("task")["mean"]
 
 
+def malformed(results):
+    """The share of FoPru's answers at a tenth that are no legal ones."""
+    rows = results[(results.method == "fopru") & (results.retention == 0.1)]
+    return 1 - rows.formed.astype(float).mean()
+
+
+def far(n):
+    """Four standard errors of the difference of n and 200 questions, at a share of one half."""
+    return 4 * 0.5 * (1 / n + 1 / 200) ** 0.5
+
+
 def test_forty_questions_a_task_agree_with_the_card():
-    card = pd.read_parquet(RESULTS / "score.parquet")
-    card = card[card.positions == "reindex"]
-    here, there = (shares(results, "full") for results in (ask(40, seed=77), card))
-    # four standard errors of the difference of 40 and 200 questions, at a share of one half
-    assert ((here - there).abs() < 4 * 0.5 * (1 / 40 + 1 / 200) ** 0.5).all(), here - there
+    here, there = (shares(results, "full") for results in (ask(40, seed=77), told("pocket")))
+    assert ((here - there).abs() < far(40)).all(), here - there
 
 
 @pytest.mark.slow
-def test_the_model_answers_and_needs_the_picture():
-    results = ask(200, seed=78, blind=tuple(BLIND))
-    full = shares(results, "full")
-    assert full[list(SCENES)].mean() >= 0.9
-    assert (full[["documents", "charts"]] >= 0.75).all()
-    assert full["diagrams"] >= 0.45  # short of its 0.6: the card says why
+@pytest.mark.parametrize("training", TRAININGS)
+def test_each_training_answers_fresh_questions_as_the_card_says(training):
+    asked = {"methods": ("fopru",), "retentions": (0.1,), "blind": tuple(BLIND)}
+    fresh, card = ask(200, 78, training=training, **asked), told(training)
+    for method, retention in (("full", 1.0), ("fopru", 0.1)):
+        here, there = (shares(rows[rows.retention == retention], method) for rows in (fresh, card))
+        assert ((here - there).abs() < far(200)).all(), (method, here - there)
+    here, there = (malformed(rows) for rows in (fresh, card))
+    assert abs(here - there) < 0.05
+    full = shares(fresh, "full")
     for blind in BLIND:
-        lost = full - shares(results, blind)
-        assert (lost.drop("knowledge") > 0.15).all(), lost
-    assert shares(results, "grey")["reading"] < 0.05
+        lost = full - shares(fresh, blind)
+        assert (lost.drop("knowledge") > 0.15).all(), (blind, lost)
 
 
-@pytest.mark.slow
-def test_on_reading_significance_finds_what_random_tokens_lose():
-    results = ask(
-        200, 79, ("reading",), methods=("fopru", "random"), retentions=(0.25,), positions="preserve"
-    )
-    lost, _, _ = difference(results, ("full", 1.0), ("fopru", 0.25))
-    assert lost <= 0.05
-    _, low, _ = difference(results, ("fopru", 0.25), ("random", 0.25))
-    assert low > 0.2
-    found = accuracy(results, by=[], value="found").set_index("method")["mean"]
-    assert found["fopru"] > 2 * found["random"]
+@pytest.mark.xfail(strict=True, reason="the goal is missed: the card says by how much")
+@pytest.mark.parametrize("training", TRAININGS)
+def test_few_answers_are_malformed_at_a_tenth(training):
+    assert malformed(told(training)) < 0.05
 
 
 def test_weights_are_small_and_safe():

@@ -11,6 +11,8 @@ from hatchling.builders.wheel import WheelBuilder
 from making.commands import app
 from typer.testing import CliRunner
 
+import fopru
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -49,7 +51,7 @@ def refused(*arguments):
 
 
 def test_bad_input_ends_in_a_sentence(tmp_path):
-    assert "Did you mean 'pocket'?" in refused("score", "--n", 4, "--model", "poket")
+    assert "Did you mean 'pocket'?" in refused("score", "--n", 4, "poket")
     assert "world='third'" in refused("score", "--n", 4, "--world", "third")
     assert "must end in .parquet" in refused("score", "--out", tmp_path / "out.csv")
     assert "device='cuda:77'" in refused("train", tmp_path, "--device", "cuda:77")
@@ -59,7 +61,8 @@ def test_bad_input_ends_in_a_sentence(tmp_path):
 @pytest.mark.slow
 def test_the_card_of_a_few_questions_leaves_out_what_they_do_not_hold(tmp_path):
     out = tmp_path / "scores.parquet"
-    result = CliRunner().invoke(app, ["score", "--n", "4", "--out", str(out)])
+    two = [str(fopru.pocket.folder()), "pocket"]
+    result = CliRunner().invoke(app, ["score", *two, "--n", "4", "--out", str(out)])
     assert result.exit_code == 0, result.output
-    assert "| 5-16 |" in result.stdout and "nan" not in result.stdout
-    assert len(pd.read_parquet(out)) > 100
+    assert "| training 1 |" in result.stdout and "nan" not in result.stdout
+    assert set(pd.read_parquet(out).training) == {0, 1}

@@ -28,9 +28,7 @@ def test_each_task_has_its_questions_and_each_answer_its_evidence(split, task):
             assert bool(e.evidence) == seen, e
 
 
-@pytest.mark.parametrize(
-    "split, more", [("test", ()), ("test-2", ("likely",)), ("combinations", ())]
-)
+@pytest.mark.parametrize("split, more", [("test", ("likely",)), ("combinations", ())])
 def test_presence_is_balanced_and_its_negatives_are_of_several_kinds(split, more):
     examples = fopru.pocket.benchmark(split, "presence")
     assert Counter(e.answer for e in examples) == {"yes": 100, "no": 100}
@@ -64,7 +62,7 @@ def test_splits_share_no_picture_with_each_other_or_with_other_scenes():
     assert all(not (a & b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("split", ["validation", "validation-2", "combinations", "hallucination"])
+@pytest.mark.parametrize("split", ["validation", "combinations", "hallucination"])
 def test_the_frozen_file_is_what_make_draws(split):
     """Questions to the letter; pictures up to WebP's loss."""
     drawn, frozen = pocketbench.make(split), fopru.pocket.benchmark(split)
