@@ -1,4 +1,5 @@
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,17 @@ def test_little_code_is_open(cells):
     folded = {"hide-input", "hide-cell"}
     shown = [c for c in code(cells) if not folded & set(c["metadata"].get("tags", []))]
     assert sum(bool(line.strip()) for cell in shown for line in cell["source"]) <= 60
+
+
+def test_folded_code_says_what_it_is_the_code_of(cells):
+    """What is folded has a name; one that names a table or a figure names the next one."""
+    texts = ["".join(cell["source"]) for cell in cells]
+    for i, cell in enumerate(cells):
+        if "hide-input" in cell["metadata"].get("tags", []):
+            name = cell["metadata"]["mystnb"]["code_prompt_show"]
+            following = re.search(r'"((?:Table|Figure) \w+\.\d+)\. ', "".join(texts[i:]))
+            if name.startswith(("Code of Table", "Code of Figure")):
+                assert name.removesuffix(", continued") == f"Code of {following[1]}"
 
 
 def test_the_first_code_cell_installs_this_repository_where_it_is_absent(cells):
