@@ -147,24 +147,22 @@ def test_the_explorer_works_without_a_kernel(visit):
     slider = page.get_by_role("slider", name="retention")
     slider.wait_for(timeout=20_000)
     caption = page.locator(".fopru-explorer figcaption").first
-    assert "FoPru, rank: 64 of 256 patches stay, 2 of 4 of the evidence" in caption.inner_text()
+    assert "FoPru, rank: 64 of 256 patches stay, 3 of 3 of the evidence" in caption.inner_text()
     kept = page.locator(".fopru-explorer canvas").first
     page.wait_for_function(
         "document.querySelector('.fopru-explorer canvas').getContext('2d')"
-        ".getImageData(168, 168, 1, 1).data[3] === 255"
+        ".getImageData(0, 0, 224, 224).data.some((x, i) => i % 4 === 3 && x === 255)"
     )
     before = kept.evaluate("canvas => canvas.toDataURL()")
-    assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
-    slider.press("ArrowLeft")
     answer = page.locator(".fopru-explorer .answer")
-    assert ": begins right, runs on. It knows the answer" in answer.inner_text()
-    for _ in range(2):
+    assert "“294”: right. It knows the answer" in answer.inner_text()
+    for _ in range(4):
         slider.press("ArrowLeft")
-    assert "FoPru, rank: 32 of 256 patches stay" in caption.inner_text()
+    assert "FoPru, rank: 25 of 256 patches stay" in caption.inner_text()
     assert kept.evaluate("canvas => canvas.toDataURL()") != before
-    assert "“63”" not in page.locator(".fopru-explorer .answer").inner_text()
+    assert "“226”" in answer.inner_text()
     page.get_by_role("radio", name="divprune").check()
-    assert "“63”" in page.locator(".fopru-explorer .answer").inner_text()
+    assert "“294”" in answer.inner_text()
     page.get_by_role("combobox").first.select_option("4")
     assert "bar" in page.locator(".fopru-explorer .question").inner_text()
 
@@ -179,7 +177,7 @@ def test_the_explorer_runs_the_model_when_asked(visit):
     run.click()
     page.wait_for_selector(".fopru-explorer .bar.right", timeout=60_000)
     assert {"ort-wasm-simd-threaded.wasm", "eye.onnx", "mouth.onnx"} <= set(loaded)
-    assert "63" in page.locator(".fopru-explorer .bar.right").inner_text()
+    assert "294" in page.locator(".fopru-explorer .bar.right").inner_text()
 
 
 def test_the_colab_button_opens_the_notebook(visit):
