@@ -24,6 +24,7 @@ ASIDE = [
     "16, 32, 48 or 64 of the 256 tokens",
     "among 64 kept tokens",
     "with 16 tokens the two readings",
+    "but for what is said with 16 tokens",
     "With 64 tokens numbered anew",
     "With rank's 16 tokens",
 ]
