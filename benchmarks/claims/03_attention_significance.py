@@ -41,8 +41,8 @@ CLAIMS = [
         short_cut,
     ),
     (
-        "In the two others FoPru's quarter holds {} and {} % of the evidence of *charts*, and {} and "
-        "{} % of that of *diagrams*",
+        "In the two others FoPru's quarter holds {} and {} % of the evidence of *charts*, and {} "
+        "and {} % of that of *diagrams*",
         lambda: [
             rows.share("found")
             for task in ("charts", "diagrams")

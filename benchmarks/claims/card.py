@@ -88,6 +88,7 @@ ASIDE = [
     "a vocabulary of 151 tokens",
     "two trainings knew 61 and 89 % of documents and 57 and 60 % of diagrams",
     "as many tokens as the others at 50 and 25 %, fewer at 10 % (16 against 25), more at 5 % (16",
-    "95 % on presence, attributes, counting, reading and charts, 90 % on documents, 80 % on diagrams",
+    "95 % on presence, attributes, counting, reading and charts, 90 % on documents, 80 % on "
+    "diagrams",
     "at most 5 % of FoPru's answers",
 ]
