@@ -96,17 +96,6 @@ def model(
     return net, made
 
 
-class Words(nn.Module):
-    """Names visual tokens (..., D) by the words whose embeddings they resemble."""
-
-    def __init__(self, rows: Tensor):
-        super().__init__()
-        self.register_buffer("rows", F.normalize(rows, dim=1), persistent=False)  # (labels, D)
-
-    def forward(self, visual: Tensor) -> Tensor:
-        return SHARPNESS * F.normalize(visual, dim=-1) @ self.rows.T
-
-
 class Reader(training.Student):
     """Names patches by Gemma's own words. It learns no ends of answers: Gemma, which is frozen,
     decides where it stops."""
@@ -117,8 +106,12 @@ class Reader(training.Student):
         super().__init__(net, processor)
         ids = [self.words(f" {word}", add_special_tokens=False).input_ids for word in world.LABELS]
         (ids,) = zip(*ids, strict=True)  # each is one token
-        self.rows = net.get_input_embeddings()(torch.tensor(ids))
-        self.named = Words(self.rows)
+        rows = net.get_input_embeddings()(torch.tensor(ids))  # (labels, D)
+        self.register_buffer("rows", rows, persistent=False)
+
+    def named(self, visual: Tensor) -> Tensor:
+        """Visual tokens (..., D) by the words whose embeddings they resemble."""
+        return SHARPNESS * F.normalize(visual, dim=-1) @ F.normalize(self.rows, dim=1).T
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:

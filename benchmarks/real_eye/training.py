@@ -59,7 +59,7 @@ class Recipe:
     scenes: int = 8000
     """How many scenes there are to learn from; the same for all seeds."""
     warm: int = 800
-    """Steps in which only the projector learns: to name what is under each patch."""
+    """Steps in which only the projector and the words learn: to name what is under each patch."""
     steps: int = 6000
     """Steps in which projector and decoder learn to answer."""
     batch: int = 16
@@ -194,7 +194,7 @@ class Features:
 
 
 class Student(nn.Module):
-    """The model without its tower, and what names patches and is thrown away."""
+    """The model without its tower."""
 
     ends = True
     """Whether it learns where answers end."""
@@ -204,7 +204,7 @@ class Student(nn.Module):
         core = model.model
         self.projector, self.decoder = core.multi_modal_projector, core.language_model
         self.head, self.processor, self.words = model.lm_head, processor, processor.tokenizer
-        self.named = nn.Linear(core.language_model.config.hidden_size, len(world.LABELS))
+        self.labels = self.words.convert_tokens_to_ids(list(world.LABELS))
         text = processor.apply_chat_template(chat("?"), add_generation_prompt=True)
         before, _, asked = text.partition(processor.image_token)
         self.before = self.words(before).input_ids
@@ -219,6 +219,11 @@ class Student(nn.Module):
         first.weight.div_(std)
         first.bias.copy_(-first.weight @ mean)
         nn.init.normal_(self.projector.linear_2.weight, std=first.out_features**-0.5)
+
+    def named(self, visual: Tensor) -> Tensor:
+        """Visual tokens (..., D), read as the decoder reads its own output: logits (..., labels).
+        So the projector makes each visual token the word for what it shows."""
+        return self.head(self.decoder.norm(visual))[..., self.labels]
 
     def naming(self, visual: Tensor, labels: Tensor) -> Tensor:
         """How badly visual tokens (B, P, D) name what is under them: labels (B, P)."""

@@ -69,7 +69,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 WORDS = tuple(
     dict.fromkeys(
         (
-            *(*KINDS, *NUMBERS, *PRINTED, "yes", "no", "left", "right", "top", "bottom", "where"),
+            *(*KINDS, *NUMBERS, *PRINTED, "nothing", "yes", "no", "left", "right", "top", "bottom", "where"),
             *("is", "there", "a", "how", "many", "things", "are", "what", "on", "at", "the"),
             *("written",),
         )
@@ -163,7 +163,7 @@ def _label(labels: np.ndarray, share: np.ndarray, label: int) -> None:
 def _print(rng: random.Random, image: Image.Image, word: str, font: str) -> tuple[Image.Image, Box]:
     """The picture with a word on a plate, dark on light or light on dark."""
     file = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{font}.ttf")
-    face = ImageFont.truetype(file, rng.randint(22, 32))
+    face = ImageFont.truetype(file, rng.randint(36, 46))
     text = word.upper() if rng.random() < 0.5 else word
     left, top, right, bottom = face.getbbox(text)
     w, h = right - left + rng.randint(8, 16), bottom - top + rng.randint(8, 14)
