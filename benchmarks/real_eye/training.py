@@ -204,7 +204,6 @@ class Student(nn.Module):
         core = model.model
         self.projector, self.decoder = core.multi_modal_projector, core.language_model
         self.head, self.processor, self.words = model.lm_head, processor, processor.tokenizer
-        self.labels = self.words.convert_tokens_to_ids(list(world.LABELS))
         text = processor.apply_chat_template(chat("?"), add_generation_prompt=True)
         before, _, asked = text.partition(processor.image_token)
         self.before = self.words(before).input_ids
@@ -223,7 +222,8 @@ class Student(nn.Module):
     def named(self, visual: Tensor) -> Tensor:
         """Visual tokens (..., D), read as the decoder reads its own output: logits (..., labels).
         So the projector makes each visual token the word for what it shows."""
-        return self.head(self.decoder.norm(visual))[..., self.labels]
+        labels = self.words.convert_tokens_to_ids(list(world.LABELS))
+        return self.head(self.decoder.norm(visual))[..., labels]
 
     def naming(self, visual: Tensor, labels: Tensor) -> Tensor:
         """How badly visual tokens (B, P, D) name what is under them: labels (B, P)."""

@@ -69,7 +69,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 WORDS = tuple(
     dict.fromkeys(
         (
-            *(*KINDS, *NUMBERS, *PRINTED, "nothing", "yes", "no", "left", "right", "top", "bottom", "where"),
+            *(*LABELS, *NUMBERS, "yes", "no", "left", "right", "top", "bottom", "where"),
             *("is", "there", "a", "how", "many", "things", "are", "what", "on", "at", "the"),
             *("written",),
         )
