@@ -24,7 +24,8 @@ def swap(path, pairs):
     for c in nb['cells']:
         s=''.join(c['source'])
         for a,b in pairs:
-            if a in s: s=s.replace(a,b); left.pop(a,None)
+            if a not in s and s.endswith(a.rstrip('\n')): s+='\n'; s=s.replace(a,b).rstrip('\n'); left.pop(a,None)
+            elif a in s: s=s.replace(a,b); left.pop(a,None)
         c['source']=lines(s)
     assert not left, list(left)
     save(path,nb)
