@@ -151,7 +151,7 @@ def test_the_explorer_works_without_a_kernel(visit):
     kept = page.locator(".fopru-explorer canvas").first
     page.wait_for_function(
         "document.querySelector('.fopru-explorer canvas').getContext('2d')"
-        ".getImageData(0, 0, 224, 224).data.some((x, i) => i % 4 === 3 && x === 255)"
+        ".getImageData(168, 168, 1, 1).data[3] === 255"
     )
     before = kept.evaluate("canvas => canvas.toDataURL()")
     answer = page.locator(".fopru-explorer .answer")
@@ -160,9 +160,14 @@ def test_the_explorer_works_without_a_kernel(visit):
         slider.press("ArrowLeft")
     assert "FoPru, rank: 25 of 256 patches stay" in caption.inner_text()
     assert kept.evaluate("canvas => canvas.toDataURL()") != before
-    assert "“226”" in answer.inner_text()
+    assert "“226”" in answer.inner_text() and "“294”" not in answer.inner_text()
     page.get_by_role("radio", name="divprune").check()
     assert "“294”" in answer.inner_text()
+    page.get_by_role("radio", name="FoPru, rank").check()
+    page.get_by_role("combobox").first.select_option("2")
+    for _ in range(5):
+        slider.press("ArrowLeft")
+    assert ": begins right, runs on. It knows the answer" in answer.inner_text()
     page.get_by_role("combobox").first.select_option("4")
     assert "bar" in page.locator(".fopru-explorer .question").inner_text()
 
