@@ -120,7 +120,7 @@ def bench(method: str, retention: float = 1.0, positions: str = "reindex", **equ
     return rows.at(retention).where(positions=positions)
 
 
-def half(rows: Rows) -> Rows:
+def shared(rows: Rows) -> Rows:
     """Those on the pictures that every method and switch was asked about."""
     some = table("pocketbench").query("method == 'scope'")["id"].unique()
     return rows.where(id=list(some))

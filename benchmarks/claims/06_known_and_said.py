@@ -1,5 +1,6 @@
 """Numbers of "What it knows and what it says"."""
 
+import prose
 from prose import Rows, ends, gap, table
 
 PAGE = "notebooks/06_known_and_said.ipynb"
@@ -49,10 +50,9 @@ def against(other, retention, column):
     return [gap(one, two, column), *ends(one, two, column)]
 
 
-def later(column, method="fopru"):
-    """Of each new training, at a tenth."""
-    rows = Rows(table("pocketbench")).where(method=method, positions="reindex").at(0.1)
-    return [one.share(column) for one in rows.apart()]
+def later(column):
+    """Of FoPru at a tenth, in each new training."""
+    return [one.share(column) for one in prose.bench("fopru", 0.1).apart()]
 
 
 def apart():

@@ -1,7 +1,7 @@
 """Accuracy against retention."""
 
 import numpy as np
-from prose import bench, gap, half, over
+from prose import bench, gap, over, shared
 
 PAGE = "notebooks/08_accuracy_against_retention.ipynb"
 
@@ -14,7 +14,7 @@ def known(method, retention=1.0, **equal):
 
 def fewer(method, retention=1.0, **equal):
     """Known, on the questions that all methods were asked."""
-    return half(bench(method, retention, **equal)).share()
+    return shared(bench(method, retention, **equal)).share()
 
 
 def reach(one, other, column="choice", **equal):
@@ -126,7 +126,7 @@ CLAIMS = [
         "at a tenth FoPru's malformed answers fall from {} % to {} %, and DivPrune's from {} % to "
         "{} %",
         lambda: [
-            half(bench(f"{m}{w}", 0.1)).share("malformed")
+            shared(bench(f"{m}{w}", 0.1)).share("malformed")
             for m in ("fopru", "divprune")
             for w in ("", "-mass")
         ],

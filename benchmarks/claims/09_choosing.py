@@ -1,11 +1,11 @@
-from prose import bench, gap, half
+from prose import bench, gap, shared
 
 PAGE = "notebooks/09_choosing.ipynb"
 
 
 def lost(method: str, positions: str) -> float:
     """Points that a method says less at a tenth than the model with all tokens."""
-    return gap(half(bench("full")), half(bench(method, 0.1, positions)), "exact")
+    return gap(shared(bench("full")), shared(bench(method, 0.1, positions)), "exact")
 
 
 CLAIMS = [
@@ -16,7 +16,7 @@ CLAIMS = [
     ),
     (
         "chosen and measured on the same {} questions",
-        lambda: half(bench("full", task="reading")).rows.id.nunique(),
+        lambda: shared(bench("full", task="reading")).rows.id.nunique(),
     ),
 ]
 ASIDE = [  # asserted by cells of the page, or reported

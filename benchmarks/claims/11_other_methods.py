@@ -1,6 +1,6 @@
 """Other methods."""
 
-from prose import Rows, bench, half, lead, over, table
+from prose import Rows, bench, lead, over, shared, table
 
 PAGE = "notebooks/11_other_methods.ipynb"
 
@@ -8,7 +8,7 @@ PAGE = "notebooks/11_other_methods.ipynb"
 def reach(one, other, retention):
     """Points between two methods on the questions that all were asked: the mean over trainings, and
     the ends of all intervals."""
-    return over(half(bench(one, retention)), half(bench(other, retention)))
+    return over(shared(bench(one, retention)), shared(bench(other, retention)))
 
 
 def captions(one, other, retention=0.25):

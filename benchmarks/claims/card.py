@@ -67,12 +67,16 @@ CLAIMS = [
         lambda: [card("fopru", 0.1).share(column) for column in ("choice", "exact")],
     ),
     *(
-        (f"{name} {{}} [{{}}, {{}}] at a quarter and {{}} [{{}}, {{}}] at a tenth", pair, 0.5)
-        for name, pair in {
-            "random tokens": lambda: [*less("random", 0.25), *less("random", 0.1)],
-            "uniform ones": lambda: [*less("uniform", 0.25), *less("uniform", 0.1)],
-            "CLS": lambda: [*less("cls", 0.25), *less("cls", 0.1)],
-            "DivPrune": lambda: [*less("divprune", 0.25), *less("divprune", 0.1)],
+        (
+            f"{name} {{}} [{{}}, {{}}] at a quarter and {{}} [{{}}, {{}}] at a tenth",
+            lambda other=other: [*less(other, 0.25), *less(other, 0.1)],
+            0.5,
+        )
+        for name, other in {
+            "random tokens": "random",
+            "uniform ones": "uniform",
+            "CLS": "cls",
+            "DivPrune": "divprune",
         }.items()
     ),
     (

@@ -2,4 +2,4 @@
 
 PAGE = "notebooks/explorer.ipynb"
 CLAIMS: list = []
-ASIDE: list = []
+ASIDE = []
