@@ -31,6 +31,20 @@ def called(pruner):
     return f"{pruner.name}-{pruner.weights}"
 
 
+WHOLE = ("llava", "gemma3", "qwen2_5_vl", "qwen3_5")
+"""Types on which the quick tests ask with every pruner: towers with and without a CLS token, layers
+that see a window, positions of three axes, linear attention. On the others they ask with one pruner
+before the language model and with one inside it; the slow tests with every one."""
+
+
+def everywhere(pruners):
+    for family in zoo.FAMILIES:
+        for pruner in pruners:
+            quick = family in WHOLE or pruner in (PLAIN, INSIDE[0])
+            told = {"id": f"{family}-{called(pruner)}", "marks": () if quick else pytest.mark.slow}
+            yield pytest.param(family, pruner, **told)
+
+
 def asked(family, seed=0, text=TEXT):
     return zoo.inputs(family, [tiny.image(60, 44, seed=seed)], text)
 
@@ -47,8 +61,7 @@ def logits(model, inputs, **options):
 # Loops of one's own
 
 
-@pytest.mark.parametrize("pruner", [*ALL, replace(PLAIN, positions="preserve")], ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere([*ALL, replace(PLAIN, positions="preserve")]))
 def test_a_loop_of_forwards_goes_on_where_the_pruned_prompt_ended(family, pruner):
     """Whatever mask the caller keeps, position ids left out, one row of the prompt padded."""
     model, inputs = zoo.model(family), pair(family)
@@ -76,8 +89,7 @@ def test_a_loop_of_forwards_goes_on_where_the_pruned_prompt_ended(family, pruner
             )
 
 
-@pytest.mark.parametrize("pruner", ALL, ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere(ALL))
 def test_conversations_take_turns(family, pruner):
     """A's steps are as without B, whose prompt came between, be the cache A's own or a copy."""
     model = zoo.model(family)
@@ -150,8 +162,7 @@ def test_guidance_leaves_the_conditional_logits_as_they_are(family):
     torch.testing.assert_close(found.log_softmax(-1), alone.log_softmax(-1), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pruner", [PLAIN, MASS], ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere([PLAIN, MASS]))
 def test_drafted_tokens_change_nothing(family, pruner):
     """Prompt lookup past Gemma 3's window; another model, and the model itself, as assistant."""
     words = torch.randperm(53, generator=torch.Generator().manual_seed(0)).tolist()
@@ -197,8 +208,7 @@ def test_a_prefill_in_chunks_is_that_in_one_piece(family):
     torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pruner", ALL, ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere(ALL))
 def test_a_mask_that_is_left_out_is_inferred_as_without_pruning(family, pruner):
     model, inputs = zoo.model(family), pair(family)
     without = {name: value for name, value in inputs.items() if name != "attention_mask"}
@@ -498,8 +508,7 @@ def test_an_interrupt_leaves_no_trace(pruner, place):
         model.generate(**inputs, max_new_tokens=2)
 
 
-@pytest.mark.parametrize("pruner", ALL, ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere(ALL))
 def test_names_and_places_of_arguments_do_not_matter(family, pruner):
     model, inputs = zoo.model(family), asked(family)
     others = {name: value for name, value in inputs.items() if name != "input_ids"}
@@ -576,8 +585,7 @@ def test_what_does_not_go_with_dropping_tokens_between_layers(pruner, options, r
         model.generate(**asked("llava"), max_new_tokens=2, **options)
 
 
-@pytest.mark.parametrize("pruner", ALL, ids=called)
-@pytest.mark.parametrize("family", zoo.FAMILIES)
+@pytest.mark.parametrize("family, pruner", everywhere(ALL))
 def test_embeddings_in_place_of_ids_are_refused_with_pictures(family, pruner):
     model, inputs = zoo.model(family), dict(asked(family))
     embeddings = model.get_input_embeddings()(inputs.pop("input_ids"))

@@ -175,7 +175,7 @@ def test_fastv_keeps_what_the_last_token_looks_at_in_the_layer_before():
         assert run.layer_weighted == [(64 * k_layer + 16 * (5 - k_layer)) / 5]
 
 
-def test_scores_are_capped_where_the_model_caps_its_logits(monkeypatch):
+def test_scores_are_capped_where_the_model_caps_its_logits():
     """PaliGemma 2, whose language model is Gemma 2."""
     inputs = zoo.inputs("paligemma", [tiny.image(60, 44)], "<image> w1 w2 w3")
     config = zoo.config("paligemma")
@@ -185,8 +185,7 @@ def test_scores_are_capped_where_the_model_caps_its_logits(monkeypatch):
     config.text_config = Gemma2Config(
         **text, attn_logit_softcapping=0.5, query_pre_attn_scalar=text["head_dim"]
     )
-    monkeypatch.setattr(zoo, "config", lambda family: config)
-    net = zoo.model("paligemma", "eager")
+    net = zoo.built(config, "eager")
     with torch.no_grad(), FastV(0.25)(net) as run:
         net(**inputs)
     with torch.no_grad():

@@ -141,16 +141,15 @@ def test_later_layers_of_both_kinds_get_the_shorter_sequence(family, pruner, pad
     [(FASTV, ["full", "linear"], [3]), (PYRAMID, ["linear", "full"], [3, 5, 7])],
     ids=["fastv", "pyramiddrop"],
 )
-def test_tokens_leave_where_stages_were_moved_to(pruner, kinds, moved, monkeypatch):
+def test_tokens_leave_where_stages_were_moved_to(pruner, kinds, moved):
     config = zoo.config("qwen3_5")
     config.text_config.layer_types = [f"{kind}_attention" for kind in kinds * 4]
-    monkeypatch.setattr(zoo, "config", lambda family: config)
-    model, inputs = zoo.model("qwen3_5"), batch("qwen3_5")
+    model, inputs = zoo.built(config), batch("qwen3_5")
     with pytest.warns(UserWarning, match="in place of"), pruner(model) as run, torch.no_grad():
         logits = model(**inputs).logits
     counts = [layer[0] for layer in run.visual_counts]
     assert [i for i in range(1, 8) if counts[i] < counts[i - 1]] == moved
-    want, _ = layer_by_layer(zoo.model("qwen3_5", "eager"), inputs, run, 1)
+    want, _ = layer_by_layer(zoo.built(config, "eager"), inputs, run, 1)
     torch.testing.assert_close(logits[1, -1], want, **NEAR)
 
 

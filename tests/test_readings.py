@@ -26,25 +26,32 @@ def pocket():
 
 @torch.no_grad()
 def margin(model, processor, e, pruner):
-    """By how much the right answer leads, each legal answer read out alone and whole."""
+    """By how much the right answer leads, each legal answer whole in a row of its own behind the
+    prompt."""
     text = prompts(processor, [e])
     prompt = inputs_of(processor, [e], text)
     end = [processor.tokenizer.eos_token_id]
-    ids = {name: answer_ids(processor, text[0], name)[0] for name in e.choices}
-    bare = {name: tokens[:-1] for name, tokens in ids.items()}
-    scores = {}
+    bare = {name: answer_ids(processor, text[0], name)[0][:-1] for name in e.choices}
+    read = {}
+    for name, tokens in bare.items():
+        clash = any(
+            o != name and (t[: len(tokens)] == tokens or tokens[: len(t)] == t)
+            for o, t in bare.items()
+        )
+        read[name] = tokens + end if clash else tokens
+    longest = max(map(len, read.values()))
+    ids = torch.tensor([tokens + end * (longest - len(tokens)) for tokens in read.values()])
     with pruner(model):
-        cache = model(**prompt).past_key_values
-        first = model(**prompt).logits[0, -1].log_softmax(-1)
-        for name, tokens in bare.items():
-            clash = any(
-                o != name and (t[: len(tokens)] == tokens or tokens[: len(t)] == t)
-                for o, t in bare.items()
-            )
-            read = tokens + end if clash else tokens
-            out = model(input_ids=torch.tensor([read]), past_key_values=copy.deepcopy(cache))
-            log = torch.cat([first[None], out.logits[0].log_softmax(-1)])
-            scores[name] = sum(log[i, token].item() for i, token in enumerate(read))
+        out = model(**prompt)
+        first = out.logits[:, -1:].log_softmax(-1).expand(len(ids), -1, -1)  # (N, 1, V)
+        out.past_key_values.batch_repeat_interleave(len(ids))
+        out = model(input_ids=ids, past_key_values=out.past_key_values)
+    log = torch.cat([first, out.logits.log_softmax(-1)], 1)  # (N, 1 + longest, V)
+    each = log[:, :-1].gather(2, ids[..., None])[..., 0]  # (N, longest)
+    scores = {
+        name: row[: len(tokens)].sum().item()
+        for (name, tokens), row in zip(read.items(), each, strict=True)
+    }
     right = max(scores[name] for name in scores if name in e.right)
     return right - max(value for name, value in scores.items() if name not in e.right)
 

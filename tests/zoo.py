@@ -69,16 +69,26 @@ def near(family):
     return 1e-3 if family in LINEAR else 1e-4
 
 
-def model(family, attention="sdpa", dtype=torch.float32):
+def built(config, attention="sdpa", dtype=torch.float32):
     """A model whose attention is far from uniform, so that rankings are not decided by noise."""
     torch.manual_seed(0)
-    net = hf.AutoModelForImageTextToText.from_config(config(family))
+    net = hf.AutoModelForImageTextToText.from_config(config)
     tiny.shake(net)
     net.set_attn_implementation(attention)
     net.generation_config.eos_token_id = None
     net.generation_config.pad_token_id = 0
     net.generation_config.suppress_tokens = [IMAGE_TOKEN_ID, VIDEO_TOKEN_ID]
     return net.to(dtype).eval()
+
+
+@cache
+def _once(family, attention, dtype):
+    return built(config(family), attention, dtype)
+
+
+def model(family, attention="sdpa", dtype=torch.float32):
+    """A copy of a family's model, which is built once."""
+    return deepcopy(_once(family, attention, dtype))
 
 
 def beams(family):
@@ -101,8 +111,9 @@ def inputs(family, images, texts, padding_side="left"):
     if case.runs is not None:
         runs = case.runs(data, rows)
     else:
+        sizes = _once(family, "sdpa", torch.float32).base_model
         with torch.no_grad():
-            output = model(family).base_model.get_image_features(**data, return_dict=True)
+            output = sizes.get_image_features(**data, return_dict=True)
         runs = ["<image> " * len(tokens) for tokens in output.pooler_output]
     left = iter(runs)
     texts = [re.sub("<image>", lambda _: next(left), text) for text in texts]
