@@ -2,13 +2,18 @@
 
 import hashlib
 import html
+import logging
 import os
 import textwrap
 from pathlib import Path
 
 from docutils import nodes
+from jupyter_cache import get_cache
+from jupyter_cache.executors import load_executor
+from myst_nb.core.read import is_myst_markdown_notebook
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.environment import BuildEnvironment
 
 ROOT = Path(__file__).parents[2]
 MATHJAX = "vendor/mathjax/tex-mml-chtml.js"
@@ -45,6 +50,21 @@ def configure(app: Sphinx, config: Config) -> None:
     else:
         # not a warning, which would fail the build
         print("book/_static/vendor is empty: pages load MathJax and widgets from CDNs", flush=True)
+
+
+def run_notebooks(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
+    """Run the notebooks that are not in the cache, side by side on the cores. One that fails is run
+    again when its page is read, and there it is told."""
+    cache = get_cache(app.config.nb_execution_cache_path)
+    for page in pages:
+        path = Path(env.doc2path(page))
+        if path.suffix == ".ipynb":
+            cache.add_nb_to_project(str(path))
+        elif is_myst_markdown_notebook(path.read_text()):
+            cache.add_nb_to_project(str(path), {"type": "plugin", "name": "myst_nb_md"})
+    load_executor("local-parallel", cache, logging.getLogger(__name__)).run_and_cache(
+        timeout=app.config.nb_execution_timeout
+    )
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
@@ -84,5 +104,6 @@ def _is_thebe(file: object) -> bool:
 
 def setup(app: Sphinx) -> dict:
     app.connect("config-inited", configure, priority=900)
+    app.connect("env-before-read-docs", run_notebooks)
     app.connect("html-page-context", page_context, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
