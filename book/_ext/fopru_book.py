@@ -61,7 +61,8 @@ def run_notebooks(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
         if path.suffix == ".ipynb":
             cache.add_nb_to_project(str(path))
         elif is_myst_markdown_notebook(path.read_text()):
-            cache.add_nb_to_project(str(path), {"type": "plugin", "name": "myst_nb_md"})
+            reader = {"type": "plugin", "name": "myst_nb_md"}
+            cache.add_nb_to_project(str(path), read_data=reader)
     load_executor("local-parallel", cache, logging.getLogger(__name__)).run_and_cache(
         timeout=app.config.nb_execution_timeout
     )
