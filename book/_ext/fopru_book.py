@@ -63,9 +63,10 @@ def run_notebooks(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
         elif is_myst_markdown_notebook(path.read_text()):
             reader = {"type": "plugin", "name": "myst_nb_md"}
             cache.add_nb_to_project(str(path), read_data=reader)
-    load_executor("local-parallel", cache, logging.getLogger(__name__)).run_and_cache(
-        timeout=app.config.nb_execution_timeout
-    )
+    told = logging.getLogger(__name__)
+    told.setLevel(logging.WARNING)
+    executor = load_executor("local-parallel", cache, told)
+    executor.run_and_cache(timeout=app.config.nb_execution_timeout)
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
