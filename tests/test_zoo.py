@@ -30,7 +30,14 @@ def batch(family, padding_side="left"):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", pytest.param("eager", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", ["fopru", "fopru-row", "random", "divprune"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "fopru",
+        "divprune",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("fopru-row", "random")),
+    ],
+)
 @pytest.mark.parametrize("family", zoo.NEW)
 def test_retention_one_is_token_identical(family, method, attention):
     model, inputs = zoo.model(family, attention), batch(family)
