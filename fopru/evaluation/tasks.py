@@ -36,7 +36,7 @@ class Example:
     """The question as a user would ask it, without placeholders of the picture."""
     answer: str
     """The right answer. What the model says is compared with it stripped and in lower case."""
-    choices: tuple[str, ...] | None = None
+    choices: tuple[str, ...] | None = field(default=None, repr=False)
     """The legal answers, or None where there is no such list; the reading "known" needs it."""
     evidence: tuple[tuple[int, int, int, int], ...] = ()
     """Boxes (x0, y0, x1, y1) in pixels that hold what the answer rests on, in every frame of a
