@@ -21,8 +21,8 @@ class Stub:
         answers: Question -> answer.
         model: The name of its model.
         tricks: Question -> what happens instead: bytes are sent as they are, a tuple is a status
-            and JSON, a number is seconds of waiting before the answer, a function of the handler
-            does it.
+            and JSON, a number is seconds of waiting before the answer, a barrier is waited at, a
+            function of the handler does it.
         prunes: Whether it keeps the share that a request asks for.
     """
 
@@ -110,7 +110,10 @@ def handler(stub):
             elif isinstance(trick, bytes):
                 self.send(200, trick)
             else:
-                time.sleep(trick or 0)
+                if isinstance(trick, threading.Barrier):
+                    trick.wait(timeout=60)
+                else:
+                    time.sleep(trick or 0)
                 self.send(*stub.completion(request))
 
     return Handler

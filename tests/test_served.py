@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -82,8 +83,9 @@ def test_without_shares_the_server_is_asked_as_it_is():
 
 
 def test_as_many_are_asked_at_a_time_as_wanted():
-    asked = questions(8)
-    known = stub(asked, tricks={e.question: 0.2 for e in asked})
+    """No question is answered before three are asked."""
+    asked, three = questions(9), threading.Barrier(3)
+    known = stub(asked, tricks={e.question: three for e in asked})
     with serving(known) as url:
         fopru.evaluate_server(url, asked, concurrency=3)
     assert known.most == 3
