@@ -449,7 +449,9 @@ def test_a_trained_model_is_asked_under_every_setting(folder, monkeypatch):
     rows = asking.ask(model, processor, folder / "a.sqlite", scenes, ("fopru", "fastv"), (0.25,))
     counts = rows.groupby(["part", "method", "positions", "weights"]).id.nunique().unstack(0)
     n = {part: len(world.examples(part, seeds)) for part, seeds in scenes.items()}
-    assert (counts.fillna(-1).to_numpy() == [n["known"], n["unseen"]]).all()
+    assert (counts["known"] == n["known"]).all()
+    assert (counts["unseen"].dropna() == n["unseen"]).all()
+    assert {cell[2] for cell in counts.index[counts["unseen"].notna()]} == {"none"}
     settings = {cell[1:] for cell in counts.index if cell[0] == "fopru"}
     assert settings == {(p, w) for p in ("reindex", "preserve") for w in fopru.pruner.WEIGHTS}
     assert set(rows[rows.task == "presence"].variant) == {"yes", "no"}
