@@ -1,6 +1,7 @@
 """`evaluate` on every family: several questions on a picture are each question by itself."""
 
 from dataclasses import replace
+from functools import cache
 
 import folders
 import numpy as np
@@ -83,19 +84,13 @@ def by_hand(model, processor, pruner, e):
 @pytest.fixture(scope="module")
 def tables(loaded):
     """Of a family: the rows of all questions asked together, and of each asked by itself."""
-    made = {}
 
+    @cache
     def of(family):
-        if family not in made:
-            told = {**METHODS}
-            del told["full"]  # is in every table
-            if family.startswith("qwen3_vl"):
-                del told["tome"]
-            asked = [examples(), *([e] for e in examples())]
-            made[family] = [
-                evaluate(*loaded(family), some, told, (0.3,), max_new_tokens=3) for some in asked
-            ]
-        return made[family]
+        told = {name: p for name, p in METHODS.items() if not zoo.undefined(p.name, family)}
+        del told["full"]  # is in every table
+        asked = [examples(), *([e] for e in examples())]
+        return [evaluate(*loaded(family), some, told, (0.3,), max_new_tokens=3) for some in asked]
 
     return of
 
@@ -105,8 +100,8 @@ def tables(loaded):
 def test_questions_on_one_picture_are_each_by_itself(family, method, loaded, tables):
     model, processor = loaded(family)
     pruner, asked = METHODS[method], examples()
-    if family.startswith("qwen3_vl") and method == "tome":
-        with pytest.raises(fopru.UnsupportedModelError):
+    if reason := zoo.undefined(pruner.name, family):
+        with pytest.raises(fopru.UnsupportedModelError, match=reason):
             evaluate(model, processor, asked, {method: pruner}, (0.3,), max_new_tokens=3)
         return
     found, *singly = tables(family)

@@ -456,7 +456,7 @@ def test_the_last_bit_picks_nothing(monkeypatch, method, dtype, constant):
     attention = {Tap(b, a) for b in range(4) for a in ("received", "given", "cls", "cls_wide")}
     threads = torch.get_num_threads()
     try:
-        for number, block, held in ((2, 2**22, 2**24), (1, 5000, 0), (1, 577, 2**24)):
+        for number, block, held in ((2, 2**22, 2**24), (1, 5000, 0), (2, 577, 2**24)):
             torch.set_num_threads(number)
             monkeypatch.setattr(picking, "BLOCK_ELEMENTS", block)
             monkeypatch.setattr(picking, "HELD_ELEMENTS", held)

@@ -127,7 +127,7 @@ def inputs(family, images, texts, padding_side="left"):
 
 def video(family, frames=4):
     """One video and a prompt with it."""
-    net = model(family)
+    net = _once(family, "sdpa", torch.float32)
     pictures = [tiny.image(64, 48, seed=seed) for seed in range(frames)]
     rng = np.random.default_rng(0)
     found = image_processor(family)(images=pictures, return_tensors="pt")

@@ -55,18 +55,19 @@ def configure(app: Sphinx, config: Config) -> None:
 def run_notebooks(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> None:
     """Run the notebooks that are not in the cache, side by side on the cores. One that fails is run
     again when its page is read, and there it is told."""
-    cache = get_cache(app.config.nb_execution_cache_path)
+    cache, uris = get_cache(app.config.nb_execution_cache_path), []
     for page in pages:
         path = Path(env.doc2path(page))
         if path.suffix == ".ipynb":
-            cache.add_nb_to_project(str(path))
+            uris.append(cache.add_nb_to_project(str(path)).uri)
         elif is_myst_markdown_notebook(path.read_text()):
             reader = {"type": "plugin", "name": "myst_nb_md"}
-            cache.add_nb_to_project(str(path), read_data=reader)
-    told = logging.getLogger(__name__)
-    told.setLevel(logging.WARNING)
-    executor = load_executor("local-parallel", cache, told)
-    executor.run_and_cache(timeout=app.config.nb_execution_timeout)
+            uris.append(cache.add_nb_to_project(str(path), read_data=reader).uri)
+    if uris:
+        told = logging.getLogger(__name__)
+        told.setLevel(logging.WARNING)
+        executor = load_executor("local-parallel", cache, told)
+        executor.run_and_cache(filter_uris=uris, timeout=app.config.nb_execution_timeout)
 
 
 def page_context(app: Sphinx, page: str, template: str, context: dict, doctree) -> None:
