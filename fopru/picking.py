@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,8 +31,7 @@ BLOCK_ELEMENTS = 2**22
 """How many products of two tokens are made at a time: 32 MiB of float64."""
 
 LIKELY = 64
-"""The number of tokens whose products with all others are made ahead, where there are too many to
-hold."""
+"""The number of tokens whose products with all others are made ahead, if not all can be held."""
 
 HELD_ELEMENTS = 2**24
 """How many products of two tokens may be held: 128 MiB of float64, all pairs of 4,096 tokens."""
@@ -72,8 +72,7 @@ def spaced(n: int, k: int) -> Tensor:
 
 
 def lattice(height: int, width: int, k: int) -> tuple[int, int]:
-    """Return rows and columns of a lattice of at most k points, in about the proportion of the
-    grid."""
+    """Return rows and columns of a lattice of at most k points, in about the grid's proportion."""
     high = min(height, max(1, round((k * height / width) ** 0.5)))
     high = min(high, k)
     return high, min(width, k // high)
@@ -91,8 +90,7 @@ def remaining(chosen: Tensor, n: int) -> Tensor:
 
 
 def top(values: Tensor, k: int) -> Tensor:
-    """Return the places of the k largest values, in their original order; ties go to the lower
-    index.
+    """Return the places of the k largest values in their order; ties go to the lower index.
 
     Args:
         values: (N,) float32 or float64; infinity always comes first.
@@ -168,8 +166,7 @@ def wide(features: Tensor) -> Tensor:
 
 
 def products(rows: Tensor, columns: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Make rows @ columns.T, (n, d) and (m, d) -> (n, m), some rows at a time and never all at
-    once.
+    """Make rows @ columns.T, (n, d) and (m, d) -> (n, m), some rows at a time, never all at once.
 
     Yields:
         The place of the first row, and (b, m).
@@ -328,6 +325,9 @@ def greedy_cover(columns: Callable[[Tensor], Tensor], k: int, weights: Tensor) -
         go to the lower index.
     """
     n, places = len(weights), torch.arange(len(weights), device=weights.device)
+    if len(columns(places[:1])) * n <= HELD_ELEMENTS:
+        table = torch.cat([columns(part) for part in places.split(LIKELY)], 1)  # (things, n)
+        columns = partial(table.index_select, 1)
     bounds = torch.cat([columns(part).sum(0) for part in places.split(LIKELY)]) * weights  # (N,)
     covered, kept = columns(places[:1]).new_zeros(()), []
     while True:

@@ -81,9 +81,7 @@ def train(
 
 @app.command()
 def ask(
-    seed: Annotated[
-        list[int] | None, typer.Option(min=0, help="Of a model that train made.")
-    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of a model that train made.")] = 0,
     tower: Tower = None,
     gemma: Gemma = False,
     device: Device = "cpu",
@@ -91,16 +89,12 @@ def ask(
 ) -> None:
     """Ask every question under every method; a run that was stopped goes on."""
     with one_sentence():
-        out = out or RESULTS / f"ask{'-gemma' if gemma else ''}.parquet"
+        out = out or RESULTS / f"ask-{'gemma-' if gemma else ''}{seed}.parquet"
         check_parquet(out)
-        parts = []
-        for each in seed or [0]:
-            folder = learned(tower, each, gemma)
-            model, processor = training.load(eye(tower), folder, decoder(gemma))
-            model.to(device_of(device))
-            rows = asking.ask(model, processor, folder / "answers.sqlite")
-            parts.append(rows.assign(training=each))
-        found = pd.concat(parts, ignore_index=True)
+        folder = learned(tower, seed, gemma)
+        model, processor = training.load(eye(tower), folder, decoder(gemma))
+        model.to(device_of(device))
+        found = asking.ask(model, processor, folder / "answers.sqlite").assign(training=seed)
         seeds = {part: [*asked][:: len(asked) - 1] for part, asked in asking.SCENES.items()}
         written(found, out, tower, seeds, looking.CAVEAT)
     typer.echo(asking.report(found))
