@@ -163,8 +163,9 @@ def difference(
     table = per_question(results, value)
     for setting in (one, other):
         if setting not in table.columns:
-            names = ", ".join(map(str, table.columns))
-            raise ValueError(f"setting {setting} is not among the results: {names}.")
+            of_it = [share for method, share in table.columns if method == setting[0]]
+            there = f"this method at {of_it}" if of_it else sorted({m for m, _ in table.columns})
+            raise ValueError(f"setting {setting} is not among the results, which hold {there}.")
     gap = (table[one] - table[other]).dropna()
     return interval(gap, gap.index.get_level_values("image").to_series())
 
