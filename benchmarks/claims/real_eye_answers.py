@@ -171,7 +171,7 @@ CLAIMS = [
         lambda: known("dpp", 0.25),
     ),
     (
-        "here it knows {} % at a tenth, with own ids.",
+        "leads here: it knows {} % at a tenth, with own ids.",
         lambda: known("fastv", 0.1, "preserve"),
     ),
     (
