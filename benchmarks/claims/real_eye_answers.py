@@ -121,8 +121,8 @@ CLAIMS = [
         lambda: [known("fopru", 0.25, i, task="place") for i in ("preserve", "reindex")],
     ),
     (
-        "All tokens say a right *no* to {} % of these questions. FoPru with new ids is the lowest "
-        "of all methods, {} %; with own ids it is at {} %.",
+        "All tokens know that a thing is not there in {} % of these questions, FoPru with new ids "
+        "in {} %, and with own ids in {} %.",
         lambda: [
             known("full", task="presence", variant="no"),
             known("fopru", 0.25, task="presence", variant="no"),
