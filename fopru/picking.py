@@ -329,7 +329,7 @@ def greedy_cover(columns: Callable[[Tensor], Tensor], k: int, weights: Tensor) -
         table = torch.cat([columns(part) for part in places.split(LIKELY)], 1)  # (things, n)
         columns = partial(table.index_select, 1)
     bounds = torch.cat([columns(part).sum(0) for part in places.split(LIKELY)]) * weights  # (N,)
-    covered, kept = columns(places[:1]).new_zeros(()), []
+    covered, kept = weights.new_zeros(()), []
     while True:
         fresh = bounds <= 0  # who adds nothing will never do
         while True:
