@@ -8,6 +8,7 @@ from prose import Rows, bench, over, table
 
 PAGE = "notebooks/real_eye_answers.ipynb"
 
+BOOTSTRAPS = 3  # pairs that two bootstraps see on two sides of zero
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
@@ -48,10 +49,9 @@ def too_many(method, weights="none") -> float:
     return extra(eye(method, 0.25, "preserve", weights), NUMBERS.get)
 
 
-def ahead(rows: pd.DataFrame, names: list[str], draws: int = 2000) -> np.ndarray:
-    """(M, M): which method knows more than which in every training, at a tenth and with own ids, by
-    more than other pictures would explain."""
-    rows = Rows(rows).where(method=names, positions="preserve").at(0.1)
+def ahead(rows: Rows, names: list[str], draws: int = 2000) -> np.ndarray:
+    """(M, M): which method knows more than which in every training, by more than other pictures
+    would explain."""
     rng, found = np.random.default_rng(20261128), np.ones((len(names), len(names)), bool)
     for part in rows.apart():
         wide = pd.DataFrame({m: part.where(method=m).each("choice") for m in names}).dropna()
@@ -68,16 +68,19 @@ def drawn(rng: np.random.Generator, of: np.ndarray, draws: int) -> np.ndarray:
     return rng.integers(0, of.max() + 1, (draws, of.max() + 1))
 
 
-def rankings() -> list[int]:
+def rankings(retention: float, positions: str) -> list[int]:
     """All pairs of methods before the language model; of these ranked by the pocket model, and of
     these ranked alike and turned round here."""
     eyes, bench = answers(), table("pocketbench")
     eyes = eyes[(eyes["part"] == "known") & (eyes["weights"] == "none")]
-    inside = {"fastv", "pyramiddrop", "sparsevlm", "oracle", "smaller", "full", "none", "grey"}
-    names = sorted({*eyes["method"]} & {*bench["method"]} - inside - {"swapped"})
-    first, second = ahead(bench, names), ahead(eyes, names)
+    inside = {"fastv", "pyramiddrop", "sparsevlm", "oracle", "smaller", "full", "none"}
+    names = sorted({*eyes["method"]} & {*bench["method"]} - inside - {"grey", "swapped"})
+    first, second = (
+        ahead(Rows(rows).where(method=names, positions=positions).at(retention), names)
+        for rows in (bench, eyes)
+    )
     pairs = len(names) * (len(names) - 1) // 2
-    return [first.sum(), pairs, (first & second).sum(), (first & second.T).sum()]
+    return [pairs, first.sum(), (first & second).sum(), (first & second.T).sum()]
 
 
 def pocket(method) -> Rows:
@@ -179,14 +182,31 @@ CLAIMS = [
         lambda: known("dpp", 0.25),
     ),
     (
+        "knows {} points [{}, {}] more at a tenth here, SCOPE {} points [{}, {}].",
+        lambda: [
+            *lead(("cdpruner", 0.1, "preserve"), ("fopru", 0.1, "preserve")),
+            *lead(("scope", 0.1, "preserve"), ("fopru", 0.1, "preserve")),
+        ],
+        0.2,
+    ),
+    (
         "leads here: it knows {} % at a tenth, with own ids.",
         lambda: known("fastv", 0.1, "preserve"),
     ),
     (
-        "the pocket model ranks {} of the {} pairs. Of these {} are ranked alike here, {} the "
-        "other way round",
-        rankings,
-        3,  # pairs that two bootstraps see on two sides of zero
+        "the pocket model ranks {} of the {} pairs in all three trainings. Of these {} are ranked "
+        "alike here",
+        lambda: [rankings(0.1, "preserve")[which] for which in (1, 0, 2)],
+        BOOTSTRAPS,
+    ),
+    (
+        "With new ids {} of {} are ranked alike.",
+        lambda: [rankings(0.1, "reindex")[which] for which in (2, 1)],
+        BOOTSTRAPS,
+    ),
+    (
+        "and {} turn round: with own ids",
+        lambda: rankings(0.25, "preserve")[3],
     ),
     (
         "which makes {} of 256 tokens a layer. FoPru with half of the tokens, 128 in each layer, "
