@@ -9,6 +9,9 @@ from prose import Rows, bench, over, table
 PAGE = "notebooks/real_eye_answers.ipynb"
 
 BOOTSTRAPS = 3  # pairs that two bootstraps see on two sides of zero
+INSIDE = {"fastv", "pyramiddrop", "sparsevlm"}
+CONTROLS = {"full", "grey", "none", "oracle", "smaller", "swapped"}
+TWO = ("fopru", "fopru-mass")
 NUMBERS = {"one": 1, "two": 2, "three": 3, "four": 4}
 
 
@@ -25,13 +28,13 @@ def eye(method, retention=1.0, positions="reindex", weights="none", part="known"
     return rows.at(retention).where(positions=positions, weights=weights)
 
 
-def known(*setting, **equal) -> float:
+def average(rows: Rows, column: str = "choice") -> float:
     """Percent, the mean of the trainings."""
-    return float(np.mean([rows.share() for rows in eye(*setting, **equal).apart()]))
+    return float(np.mean([part.share(column) for part in rows.apart()]))
 
 
-def said(*setting, **equal) -> float:
-    return float(np.mean([rows.share("exact") for rows in eye(*setting, **equal).apart()]))
+def known(*setting, **equal) -> float:
+    return average(eye(*setting, **equal))
 
 
 def lead(one, other) -> list[float]:
@@ -55,26 +58,21 @@ def ahead(rows: Rows, names: list[str], draws: int = 2000) -> np.ndarray:
     rng, found = np.random.default_rng(20261128), np.ones((len(names), len(names)), bool)
     for part in rows.apart():
         wide = pd.DataFrame({m: part.where(method=m).each("choice") for m in names}).dropna()
-        _, of = np.unique(part.pictures().reindex(wide.index), return_inverse=True)
-        times = np.stack([np.bincount(d, minlength=of.max() + 1) for d in drawn(rng, of, draws)])
-        weights = times[:, of].astype(float)  # (draws, questions)
-        means = weights @ wide.to_numpy() / weights.sum(1, keepdims=True)
+        by_picture = wide.groupby(part.pictures().reindex(wide.index))
+        sums, sizes = by_picture.sum().to_numpy(), by_picture.size().to_numpy()
+        drawn = rng.integers(0, len(sums), (draws, len(sums)))
+        means = sums[drawn].sum(1) / sizes[drawn].sum(1, keepdims=True)  # (draws, methods)
         found &= np.quantile(means[:, :, None] - means[:, None, :], 0.025, axis=0) > 0
     return found
 
 
-def drawn(rng: np.random.Generator, of: np.ndarray, draws: int) -> np.ndarray:
-    """Pictures drawn again."""
-    return rng.integers(0, of.max() + 1, (draws, of.max() + 1))
-
-
+@cache
 def rankings(retention: float, positions: str) -> list[int]:
     """All pairs of methods before the language model; of these ranked by the pocket model, and of
     these ranked alike and turned round here."""
     eyes, bench = answers(), table("pocketbench")
     eyes = eyes[(eyes["part"] == "known") & (eyes["weights"] == "none")]
-    inside = {"fastv", "pyramiddrop", "sparsevlm", "oracle", "smaller", "full", "none"}
-    names = sorted({*eyes["method"]} & {*bench["method"]} - inside - {"grey", "swapped"})
+    names = sorted({*eyes["method"]} & {*bench["method"]} - INSIDE - CONTROLS)
     first, second = (
         ahead(Rows(rows).where(method=names, positions=positions).at(retention), names)
         for rows in (bench, eyes)
@@ -125,7 +123,7 @@ CLAIMS = [
     ),
     (
         "with own ids CLS knows {} % and says {} %.",
-        lambda: [known("cls", 0.1, "preserve"), said("cls", 0.1, "preserve")],
+        lambda: [average(eye("cls", 0.1, "preserve"), column) for column in ("choice", "exact")],
     ),
     (
         "New ids take *place* away: FoPru falls from {} % to {} %.",
@@ -162,7 +160,7 @@ CLAIMS = [
         "*counting* without them and {} % with them",
         lambda: [
             *(extra(pocket(m), lambda n: float(n) if n.isdigit() else np.nan) for m in TWO),
-            *(float(np.mean([r.share() for r in pocket(m).apart()])) for m in TWO),
+            *(average(pocket(m)) for m in TWO),
         ],
     ),
     (
@@ -217,7 +215,6 @@ CLAIMS = [
         ],
     ),
 ]
-TWO = ("fopru", "fopru-mass")
 ASIDE = [
     "85 % of what is asked about known things, and 65 % about unseen ones",  # the goals
     "of 256 tokens a layer",  # 224 pixels, patches of 14
